@@ -1,0 +1,113 @@
+"""A published checkpoint, read lazily: a tensor is touched only when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.engines.safetensors import SafetensorsFile
+from edge.errors import CheckpointError
+from edge.model.spec import ModelSpec, model_spec
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+RESTORE = "download the checkpoint again, complete"
+
+
+class Checkpoint:
+    """A directory in the published layout: configuration files and safetensors shards."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open `folder`; shards are mapped when first used.
+
+        Raises:
+            CheckpointError: a file is missing or is not what its name says.
+        """
+        self.folder = folder
+        if not folder.is_dir():
+            raise CheckpointError(folder, "is not a directory", "give a checkpoint's folder")
+        self.config = self.json("config.json")
+        self.spec: ModelSpec = model_spec(self.config, self.json("generation_config.json"))
+        self._files: dict[str, SafetensorsFile] = {}
+        self._shard_of = self._shards()
+
+    def _shards(self) -> dict[str, str]:
+        if (self.folder / INDEX).exists():
+            weight_map = self.json(INDEX).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(self.folder / INDEX, "has no weight_map", RESTORE)
+            return weight_map
+        return dict.fromkeys(self._file(SINGLE).names(), SINGLE)
+
+    def _file(self, shard: str) -> SafetensorsFile:
+        if shard not in self._files:
+            self._files[shard] = SafetensorsFile(self.folder / shard)
+        return self._files[shard]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """One of the checkpoint's JSON files.
+
+        Raises:
+            CheckpointError: it is absent or not a JSON object.
+        """
+        try:
+            values = json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            raise CheckpointError(self.folder / name, "is missing", RESTORE) from None
+        except ValueError as error:
+            raise CheckpointError(self.folder / name, f"is not JSON ({error})", RESTORE) from None
+        if not isinstance(values, dict):
+            raise CheckpointError(self.folder / name, "is not a JSON object", RESTORE)
+        return values
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._shard_of)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """One tensor in the file's own dtype, as a view of the mapped shard.
+
+        Args:
+            shape: what the configuration says it must be.
+        Raises:
+            CheckpointError: it is missing or has another shape.
+        """
+        shard = self._shard_of.get(name)
+        if shard is None or name not in self._file(shard).names():
+            raise CheckpointError(name, f"is missing from {self.folder}", RESTORE)
+        file = self._file(shard)
+        if file.shape(name) != shape:
+            raise CheckpointError(
+                name,
+                f"has shape {file.shape(name)}, but config.json means {shape}",
+                "use the config.json that belongs to these weights",
+            )
+        return file.tensor(name)
+
+    def float32(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """One tensor converted to float32.
+
+        Raises:
+            CheckpointError: as `tensor`, or it holds a NaN or an infinity.
+        """
+        values = self.tensor(name, shape).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise CheckpointError(name, "holds a NaN or an infinity", RESTORE)
+        return values
+
+    def digest(self) -> str:
+        """sha256 over the configuration and every shard's header: the checkpoint's identity.
+
+        Headers name, type and place every tensor; hashing 66 GB of data would take minutes
+        and is done where it counts, on the bundle that is written.
+        """
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for shard in sorted(set(self._shard_of.values())):
+            file = self._file(shard)
+            digest.update(json.dumps([[n, file.shape(n)] for n in file.names()]).encode())
+        return digest.hexdigest()

@@ -1,0 +1,152 @@
+"""The safetensors file format: read by mapping, written tensor by tensor.
+
+Our own reader, because the reference library returns no bfloat16 or float8 to numpy and
+copies what the engine wants to map. Source: the format's specification (8-byte little-endian
+header length, JSON header, raw data).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import CheckpointError
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DATA_ALIGNMENT_BYTES = 64
+"""Writers pad the header so that data starts here; readers accept any start."""
+
+
+class SafetensorsFile:
+    """One mapped file: tensors are views, nothing is read before it is used."""
+
+    def __init__(self, path: Path) -> None:
+        """Map `path` and check its header.
+
+        Raises:
+            CheckpointError: the file is absent, truncated or not safetensors.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(path, f"cannot be read ({error})", "copy it again") from None
+        self._start, self._header = self._read_header()
+
+    def _read_header(self) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(self._map[:8], "little")
+        try:
+            if not 2 <= length <= len(self._map) - 8:
+                raise ValueError
+            header = json.loads(self._map[8 : 8 + length])
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(
+                self.path, "has no safetensors header", "download or copy it again"
+            ) from None
+        if 8 + length + end > len(self._map):
+            raise CheckpointError(
+                self.path,
+                f"is truncated: {len(self._map)} bytes of {8 + length + end}",
+                "download or copy it again",
+            )
+        return 8 + length, header
+
+    def names(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
+        return list(self._header)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without touching its data."""
+        return tuple(self._header[name]["shape"])
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """One tensor as a read-only view of the mapped file, in the file's dtype."""
+        entry = self._header[name]
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(
+                name, f"has the unknown dtype {entry['dtype']!r}", f"known: {', '.join(DTYPES)}"
+            )
+        shape = tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+        if end - start != math.prod(shape) * dtype.itemsize:
+            raise CheckpointError(
+                name, f"has {end - start} bytes for shape {shape} {dtype}", "copy the file again"
+            )
+        view = np.frombuffer(self._map, dtype, math.prod(shape), self._start + start)
+        return view.reshape(shape)
+
+
+class SafetensorsWriter:
+    """Writes one file whose shapes are known beforehand, one tensor at a time, in order."""
+
+    def __init__(
+        self, path: Path, layout: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+    ) -> None:
+        """Create `path`.
+
+        Args:
+            layout: name -> (dtype, shape), in the order in which `write` will be called.
+        """
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, (dtype, shape) in layout.items():
+            end = offset + math.prod(shape) * dtype.itemsize
+            header[name] = {
+                "dtype": NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT_BYTES)
+        self._expected = iter(layout.items())
+        self._file = path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Append the next tensor of the layout."""
+        expected, (dtype, shape) = next(self._expected)
+        if (name, values.dtype, values.shape) != (expected, dtype, shape):
+            raise ValueError(
+                f"expected {expected} {dtype} {shape}, not {name} {values.dtype} {values.shape}"
+            )
+        self._file.write(np.ascontiguousarray(values).tobytes())
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        missing = next(self._expected, None)
+        if kind is None and missing is not None:
+            raise ValueError(f"{self._file.name} was closed without {missing[0]}")

@@ -1,0 +1,74 @@
+"""Every error that Omni Edge raises on purpose, and what follows from it.
+
+    EdgeError
+    ├── ConfigurationError   a setting is wrong                  refuse to start, exit 78
+    ├── BundleError          a bundle cannot be trusted or used  refuse to start, exit 78
+    ├── CheckpointError      a checkpoint cannot be built        stop the build, exit 65
+    ├── MediaError           a recording cannot be played        refuse to start, exit 65
+    ├── SocketError          the socket cannot be had or reached refuse to start, exit 73
+    ├── ProtocolError        a client's request is wrong         HTTP 400, that request only
+    ├── CapacityError        no room for this turn               HTTP 503, that turn only
+    └── EngineError          the engine broke its contract       stop the service, exit 1
+
+An error names the thing, what is wrong with its value, and the remedy, in one line.
+"""
+
+from __future__ import annotations
+
+
+class EdgeError(Exception):
+    """Base of all: `thing: problem; remedy`.
+
+    Args:
+        thing: what the error is about: a path, a tensor name, a setting.
+        problem: what is wrong, with the offending value in it.
+        remedy: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, thing: object, problem: str, remedy: str) -> None:
+        super().__init__(f"{thing}: {problem}; {remedy}")
+        self.thing, self.problem, self.remedy = str(thing), problem, remedy
+
+
+class ConfigurationError(EdgeError):
+    """A setting is unknown or has a bad value."""
+
+    exit_code = 78
+
+
+class BundleError(EdgeError):
+    """A bundle is missing, damaged, too new, or made for something else."""
+
+    exit_code = 78
+
+
+class CheckpointError(EdgeError):
+    """A checkpoint lacks something, or holds something that this builder does not know."""
+
+    exit_code = 65
+
+
+class MediaError(EdgeError):
+    """A recording or an image cannot be decoded or used."""
+
+    exit_code = 65
+
+
+class SocketError(EdgeError):
+    """The local socket cannot be bound or reached."""
+
+    exit_code = 73
+
+
+class ProtocolError(EdgeError):
+    """A client sent a request that cannot be served as it stands."""
+
+
+class CapacityError(EdgeError):
+    """There is no room for this turn now."""
+
+
+class EngineError(EdgeError):
+    """An engine was called outside its contract, or failed."""

@@ -1,0 +1,65 @@
+"""The nouns that travel between the parts: frames, chunks, evidence, segments.
+
+All are immutable values. Times are monotonic nanoseconds of the runtime's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+Int32 = NDArray[np.int32]
+
+Modality = Literal["text", "video", "audio"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One image with its capture time."""
+
+    pixels: UInt8
+    """RGB, shape (height, width, 3)."""
+    capture_ns: int
+    """When the world looked like this."""
+    frame_id: int
+    """Counts the source's frames from 0; a gap is a frame that was not taken."""
+    source: str
+    """Which camera or file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AudioChunk:
+    """A short run of sound, already 16 kHz mono."""
+
+    samples: Float32
+    """Shape (n,), -1..1, 16 kHz."""
+    capture_ns: int
+    """When the first sample was heard."""
+    source: str
+    """Which microphone or file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Where a segment came from."""
+
+    source: str
+    start_ns: int
+    """Capture time of its first sample or frame."""
+    end_ns: int
+    """Capture time of its last sample or frame."""
+    frame_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of one modality, as the ledger keeps it."""
+
+    modality: Modality
+    n_tokens: int
+    evidence: Evidence | None = field(default=None)
