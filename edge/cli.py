@@ -1,0 +1,144 @@
+"""The `edge` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import edge
+from edge.client import Client, Finished, Text
+from edge.config import load_config
+from edge.errors import EdgeError
+
+EXIT_IO_ERROR = 74
+DEFAULT_SOCKET = "/run/edge/edge.sock"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Perceive and answer until stopped (SIGTERM or Ctrl-C)."""
+    # Only this command needs the runtime's packages; a client works without them.
+    from edge import service
+
+    logging.basicConfig(
+        level=logging.WARNING if arguments.quiet else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    changes: dict[str, dict[str, object]] = {}
+    for section, key in (("socket", "path"), ("perception", "fps")):
+        value = getattr(arguments, key if section == "perception" else "socket")
+        if value is not None:
+            changes[section] = {key: value}
+    config = load_config(arguments.config, changes)
+    senses = service.Senses(arguments.video, arguments.audio, sound=not arguments.no_sound)
+    service.run(arguments.bundle, config, senses)
+
+
+def ask(arguments: argparse.Namespace) -> None:
+    """Ask a running service; the answer appears as it is made."""
+    events = Client(arguments.socket or DEFAULT_SOCKET).ask(
+        arguments.question,
+        thinking=arguments.thinking or None,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    content, reasoning = [], []
+    for event in events:
+        if isinstance(event, Text):
+            (reasoning if event.reasoning else content).append(event.text)
+            if not arguments.json:
+                print(event.text, end="", flush=True)
+        elif isinstance(event, Finished) and arguments.json:
+            report = {
+                "content": "".join(content),
+                "reasoning_content": "".join(reasoning),
+                "finish_reason": event.finish_reason,
+                "usage": event.usage,
+                "edge": event.timeline,
+            }
+            print(json.dumps(report))
+    if not arguments.json:
+        print()
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Show what a running service is doing."""
+    health = Client(arguments.socket or DEFAULT_SOCKET).health()
+    if arguments.json:
+        print(json.dumps(health))
+        return
+    for key, value in health.items():
+        if key == "counters":
+            print("  ".join(f"{name} {count}" for name, count in value.items()))
+        elif not isinstance(value, list):
+            print(f"{key:20} {value}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="edge",
+        description="Keep perceiving: camera and microphone in, answers out, one omni model.",
+        epilog='example: edge run ./bundle --video clip.mp4 --socket ./edge.sock, then '
+        'edge ask "What do you see?" --socket ./edge.sock',
+    )
+    top.add_argument("--version", action="version", version=f"edge {edge.__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("run", help="perceive and serve", description=run.__doc__)
+    command.add_argument("bundle", type=Path, help="folder made by `build-engine bundle`")
+    command.add_argument("--video", type=Path, help="recording that stands for the camera")
+    command.add_argument(
+        "--audio", type=Path, help="recording that stands for the microphone (else the video's)"
+    )
+    command.add_argument("--no-sound", action="store_true", help="leave the video's sound out")
+    command.add_argument("--config", type=Path, help="TOML file with settings")
+    command.add_argument("--fps", type=float, help="frames a second to look at (perception.fps)")
+    command.add_argument("--quiet", action="store_true", help="log warnings only")
+    command.set_defaults(call=run)
+
+    command = commands.add_parser("ask", help="ask a running service", description=ask.__doc__)
+    command.add_argument("question")
+    command.add_argument("--thinking", action="store_true", help="reason before answering")
+    command.add_argument("--max-tokens", type=int, help="longest answer")
+    command.add_argument("--temperature", type=float, help="0 is greedy")
+    command.add_argument("--seed", type=int, help="makes sampling repeatable")
+    command.set_defaults(call=ask)
+
+    command = commands.add_parser("status", help="what a service is doing")
+    command.set_defaults(call=status)
+    for name, command in commands.choices.items():
+        command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
+        if name != "run":
+            command.add_argument("--json", action="store_true", help="one JSON line for machines")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; one clear line on failure."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.call(arguments)
+    except EdgeError as error:
+        print(f"edge: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_IO_ERROR
+    except OSError as error:
+        print(f"edge: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_IO_ERROR
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The settings of one run: one TOML file, checked as a whole, then frozen."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from edge.errors import ConfigurationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+class Perception(msgspec.Struct, frozen=True):
+    """[perception]: how much of the world is looked at and listened to."""
+
+    fps: Annotated[float, Meta(gt=0.0, le=60.0)] = 2.0
+    """Frames a second taken from a video source, above 0, at most 60."""
+    audio_window_s: Annotated[float, Meta(ge=0.1, le=30.0)] = 2.0
+    """Seconds of sound that are encoded at a time, 0.1..30."""
+
+
+class Context(msgspec.Struct, frozen=True):
+    """[context]: the live context."""
+
+    system: str = ""
+    """System prompt at its start; empty for none."""
+    max_tokens: PositiveInt = 8192
+    """Tokens at which it is rebuilt."""
+    keep_tokens: PositiveInt = 2048
+    """Newest tokens that are kept when it is rebuilt; below max_tokens."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """[answer]: what a question gets that does not say otherwise."""
+
+    thinking: bool = False
+    """Reason before answering."""
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0
+    """0 is greedy, at most 2."""
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    """Smallest set of tokens whose probability reaches top_p; 0 < top_p <= 1."""
+    max_tokens: PositiveInt = 256
+    """Tokens of an answer, its reasoning included; at most the context's max_tokens."""
+
+
+class Socket(msgspec.Struct, frozen=True):
+    """[socket]: where questions arrive."""
+
+    path: Annotated[str, Meta(min_length=1)] = "/run/edge/edge.sock"
+    """The Unix socket's path, at most 107 bytes."""
+    max_waiting: Annotated[int, Meta(ge=1, le=1024)] = 8
+    """Questions that may wait; one more is refused with HTTP 503."""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """All settings of one run."""
+
+    perception: Perception = Perception()
+    context: Context = Context()
+    answer: Answer = Answer()
+    socket: Socket = Socket()
+
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "perception": Perception,
+    "context": Context,
+    "answer": Answer,
+    "socket": Socket,
+}
+
+
+def load_config(
+    path: Path | None, changes: Mapping[str, Mapping[str, object]] | None = None
+) -> Config:
+    """The settings of a file, with changes from the command line on top.
+
+    Args:
+        path: a TOML file; None for the defaults.
+        changes: section -> key -> value, each of which replaces the file's.
+
+    Returns:
+        Settings that are right one by one and together.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or settings are wrong: all are listed.
+    """
+    read = {} if path is None else _read(path)
+    changes = changes or {}
+    problems: list[str] = []
+    sections: dict[str, msgspec.Struct] = {}
+    for name in dict.fromkeys([*read, *changes]):
+        table = read.get(name, {})
+        if name not in _SECTIONS:
+            problems.append(f"unknown section {_shown(name)}{_meant(name, _SECTIONS)}")
+        elif not isinstance(table, dict):
+            problems.append(f"{name} is {_shown(table)}, expected a section [{name}]")
+        else:
+            changed = changes.get(name, {})
+            sections[name] = _section(name, {**table, **changed}, changed, problems)
+    config = Config(**sections)  # type: ignore[arg-type]
+    if not problems:  # the rules between settings mean something only once each one is right
+        problems = list(_contradictions(config))
+    if problems:
+        raise ConfigurationError(
+            path or "settings",
+            ", ".join(problems),
+            "correct it" if len(problems) == 1 else f"correct these {len(problems)} settings",
+        )
+    return config
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            path, f"cannot be read ({error.strerror})", "give the path of a readable TOML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            path, f"is not UTF-8 at byte {error.start}", "save it as UTF-8"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        # What tomllib quotes may hold line breaks and semicolons; an error is one line.
+        quoted = " ".join(str(error).split()).replace(";", ",")
+        raise ConfigurationError(path, f"is not TOML ({quoted})", "correct that line") from error
+
+
+def _section(
+    name: str,
+    table: Mapping[str, object],
+    changed: Mapping[str, object],
+    problems: list[str],
+) -> msgspec.Struct:
+    """The right settings of one section; what is wrong goes to `problems`."""
+    section = _SECTIONS[name]
+    types = {field.name: field.type for field in msgspec.structs.fields(section)}
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        origin = " (command line)" if key in changed else ""
+        if key not in types:
+            problems.append(f"unknown key {_shown(key)} in [{name}]{origin}{_meant(key, types)}")
+            continue
+        try:
+            values[key] = msgspec.convert(value, types[key])
+        except msgspec.ValidationError as error:
+            expected = str(error).removeprefix("Expected ").replace("`", "")
+            problems.append(f"{name}.{key} is {_shown(value)}{origin}: expected {expected}")
+    return section(**values)
+
+
+def _contradictions(config: Config) -> Iterable[str]:
+    context, answer = config.context, config.answer
+    for name, tokens, fits in (
+        ("context.keep_tokens", context.keep_tokens, context.keep_tokens < context.max_tokens),
+        ("answer.max_tokens", answer.max_tokens, answer.max_tokens <= context.max_tokens),
+    ):
+        if not fits:
+            yield f"{name} is {tokens}: too many for context.max_tokens = {context.max_tokens}"
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _shown(value: object) -> str:
+    """A value as an error quotes it: short, one line, without the separator of an EdgeError."""
+    text = repr(value).replace(";", ",")
+    return text if len(text) <= 60 else f"{text[:57]}..."

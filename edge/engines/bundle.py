@@ -1,0 +1,137 @@
+"""A bundle: what was built, its self-description, and the refusal of anything that disagrees.
+
+A bundle is a folder: manifest.json, tokenizer.json, chat_template.jinja, the decoder's weights
+(decoder.safetensors, mapped, never copied), the encoders, and selfcheck.npz.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.engines.safetensors import SafetensorsFile
+from edge.errors import BundleError
+from edge.model.spec import ModelSpec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DECODER_WEIGHTS = "decoder.safetensors"
+SELF_CHECK = "selfcheck.npz"
+REBUILD = "build it again with `build-engine bundle`"
+HASH_BLOCK_BYTES = 1 << 22
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file of the bundle must be."""
+
+    n_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bundle's description of itself."""
+
+    format: int
+    name: str
+    """The model's name, as clients see it."""
+    target: str
+    """What executes it: cpu."""
+    recipe: str
+    """In which precision the weights are."""
+    spec: ModelSpec
+    checkpoint_sha256: str
+    """Identity of the checkpoint that it was built from."""
+    builder_version: str
+    files: dict[str, FileEntry]
+
+
+class _FormatOnly(msgspec.Struct):
+    """The one field that every format has."""
+
+    format: int
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Measure a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return FileEntry(path.stat().st_size, digest.hexdigest())
+
+
+class Bundle:
+    """An opened, verified bundle."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder `path` and check every byte of it against the manifest.
+
+        Raises:
+            BundleError: it is absent, incomplete, changed, or of a newer format.
+        """
+        self.path = path
+        self.manifest = _read_manifest(path)
+        names = list(self.manifest.files)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for problem in pool.map(self._problem, names):
+                if problem:
+                    raise BundleError(*problem)
+
+    def _problem(self, name: str) -> tuple[Path, str, str] | None:
+        path, expected = self.path / name, self.manifest.files[name]
+        if not path.is_file():
+            return path, "is missing", REBUILD
+        n_bytes = path.stat().st_size
+        if n_bytes != expected.n_bytes:
+            return path, f"has {n_bytes} bytes, the manifest says {expected.n_bytes}", REBUILD
+        sha256 = file_entry(path).sha256
+        if sha256 != expected.sha256:
+            return (
+                path,
+                f"is damaged: sha256 {sha256[:12]}… is not the manifest's {expected.sha256[:12]}…",
+                f"copy the bundle again, or {REBUILD}",
+            )
+        return None
+
+    def decoder_weights(self) -> Mapping[str, NDArray[Any]]:
+        """The decoder's weights by name, as views of the mapped file."""
+        file = SafetensorsFile(self.path / DECODER_WEIGHTS)
+        return {name: file.tensor(name) for name in file.names()}
+
+    def self_check(self) -> Mapping[str, NDArray[Any]]:
+        """Inputs, and what the cpu engine made of them when the bundle was built."""
+        with np.load(self.path / SELF_CHECK, allow_pickle=False) as stored:
+            return dict(stored)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    manifest_path = path / MANIFEST
+    try:
+        text = manifest_path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            path, f"is not a bundle: it has no {MANIFEST}", "make one with `build-engine bundle`"
+        ) from None
+    try:
+        written = msgspec.json.decode(text, type=_FormatOnly).format
+        if written != FORMAT:
+            raise BundleError(
+                manifest_path,
+                f"is of format {written}, this runtime reads format {FORMAT}",
+                "update omni-edge" if written > FORMAT else REBUILD,
+            )
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(manifest_path, f"cannot be read ({error})", REBUILD) from None
+    for name in manifest.files:
+        if Path(name).name != name:
+            raise BundleError(manifest_path, f"names {name!r}, outside the bundle", REBUILD)
+    return manifest

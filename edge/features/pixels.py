@@ -1,0 +1,301 @@
+"""Images and video frames become normalised patches, exactly as the vision encoder was trained.
+
+Source: vLLM 0.15 `processors/nano_nemotron_vl.py` and `multimodal/video.py`, transformers 5.23.0
+`models/nemotron_h_omni/image_processing_nemotron_h_omni.py`, and torch's anti-aliased bicubic
+interpolation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import MediaError
+from edge.model.spec import VisionSpec
+from edge.types import Float32, UInt8
+
+MIN_SIDE_PIXELS = 8
+"""Half a patch: a smaller image would be nearly all interpolation."""
+MAX_PIXELS = 1 << 26
+"""Past this a decoded image alone takes 200 MB."""
+MAX_ASPECT_RATIO = 200
+"""A longer strip does not survive the patch budget: its short side becomes a single patch."""
+
+_MERGE = 2  # pixel shuffle joins 2 x 2 patches into one token, so both sides of a grid are even
+_IMAGE_OVERHEAD_TOKENS = 4  # what the published tiler sets aside beside text and images
+_MAX_SHRINKING_ROUNDS = 10
+_BICUBIC_A = np.float32(-0.5)
+_BAND = 64  # output rows or columns that share one dense weight matrix
+
+Grid = tuple[int, int]
+"""Patches as (rows, columns)."""
+
+
+def image_grid(
+    width: int, height: int, budget_patches: int, min_patches: int, patch_size: int
+) -> Grid:
+    """Grid that an image is resized to: its own size, within the budget, both sides even.
+
+    Args:
+        width, height: of the image, pixels.
+        budget_patches: most patches that the image may take.
+        min_patches: a smaller image is enlarged to about so many patches.
+        patch_size: side of a patch, pixels.
+    Returns:
+        (rows, columns) of patches.
+    Raises:
+        MediaError: the image is too small, too large or too long.
+    Source: transformers `get_patch_grid_size`; `round` is to even on ties, as there.
+    """
+    _check_size(width, height)
+    rows = round(height / patch_size + 0.5)
+    columns = round(width / patch_size + 0.5)
+    shrink = min(math.sqrt(budget_patches / (rows * columns)), 1.0)
+    rows, columns = math.floor(shrink * rows), math.floor(shrink * columns)
+    if budget_patches > min_patches and rows * columns < min_patches:
+        grow = math.sqrt(min_patches / (rows * columns))
+        rows, columns = math.ceil(grow * rows), math.ceil(grow * columns)
+    rows = _even(rows, columns, budget_patches)
+    return rows, _even(columns, rows, budget_patches)
+
+
+def _even(side: int, other: int, budget_patches: int) -> int:
+    """`side` made even: upwards where the budget allows, else downwards."""
+    up = side + side % _MERGE
+    return up if up * other <= budget_patches else max(_MERGE, side - side % _MERGE)
+
+
+def image_grids(
+    sizes: Sequence[tuple[int, int]], spec: VisionSpec, context_tokens: int, text_tokens: int
+) -> list[Grid]:
+    """Grids of all images of one prompt, shrunk together until they fit its context.
+
+    Args:
+        sizes: (width, height) of each image, pixels.
+        spec: the vision encoder.
+        context_tokens: tokens that the context holds.
+        text_tokens: tokens that the prompt's text takes of them.
+    Returns:
+        (rows, columns) of each image. Their sum may pass the budget where even the smallest
+        grids do not fit.
+    Raises:
+        MediaError: an image is too small, too large or too long.
+    Source: vLLM `DynamicResolutionImageTiler.compute_params`.
+    """
+    free_patches = (context_tokens - text_tokens - _IMAGE_OVERHEAD_TOKENS) * _MERGE**2
+    budget = max(free_patches, spec.min_patches * len(sizes))
+    budgets = [max(min(budget, spec.max_patches), spec.min_patches)] * len(sizes)
+    grids: list[Grid] = []
+    for _ in range(_MAX_SHRINKING_ROUNDS):
+        grids = [
+            image_grid(width, height, b, spec.min_patches, spec.patch_size)
+            for (width, height), b in zip(sizes, budgets, strict=True)
+        ]
+        n_patches = [rows * columns for rows, columns in grids]
+        if sum(n_patches) <= budget:
+            break
+        share = budget / sum(n_patches)
+        shrunk = [max(spec.min_patches, int(n * share)) for n in n_patches]
+        some_shrank = any(new < old for new, old in zip(shrunk, budgets, strict=True))
+        budgets = shrunk if some_shrank else [spec.min_patches] * len(sizes)
+    return grids
+
+
+def video_grid(
+    width: int,
+    height: int,
+    target_patches: int,
+    patch_size: int,  # noqa: ARG001
+) -> Grid:
+    """Grid that video frames are resized to: about `target_patches`, aspect kept, sides even.
+
+    Args:
+        width, height: of a frame, pixels.
+        target_patches: patches a frame.
+        patch_size: side of a patch, pixels. The grid does not depend on it: a frame is always
+            resized to the target.
+    Returns:
+        (rows, columns) of patches.
+    Raises:
+        MediaError: the frame is too small, too large or too long.
+    Source: vLLM `_compute_aspect_preserving_size`.
+    """
+    _check_size(width, height)
+    aspect = width / height
+    rows = max(round(math.sqrt(target_patches / aspect)), 1)
+    columns = max(round(math.sqrt(target_patches * aspect)), 1)
+    up_rows, up_columns = rows + rows % _MERGE, columns + columns % _MERGE
+    if up_rows * up_columns <= target_patches:
+        return up_rows, up_columns
+    return max(_MERGE, rows - rows % _MERGE), max(_MERGE, columns - columns % _MERGE)
+
+
+def sample_frames(
+    n_total: int, duration_s: float, fps: float, max_frames: int
+) -> NDArray[np.int64]:
+    """Which frames of a whole recording the model sees.
+
+    Args:
+        n_total: frames in the recording.
+        duration_s: its length.
+        fps: frames to take a second; 0 sets no rate.
+        max_frames: most frames to take; 0 sets no bound.
+    Returns:
+        Ascending frame indices, at least one.
+    Raises:
+        MediaError: the recording has no frames.
+    Source: vLLM `multimodal/video.py`.
+    """
+    if n_total < 1:
+        raise MediaError("video", f"has {n_total} frames", "give a recording with at least one")
+    n = min(max_frames, n_total) if max_frames > 0 else n_total
+    if fps > 0:
+        n = min(n, math.floor(duration_s * fps))
+    n = max(1, n)
+    if n == n_total:
+        return np.arange(n_total)
+    return np.linspace(0, n_total - 1, n, dtype=np.int64)
+
+
+def resize(pixels: UInt8, height: int, width: int) -> Float32:
+    """Anti-aliased bicubic resize; overshoot is kept, as the model was trained with it.
+
+    Args:
+        pixels: RGB image [H, W, 3], uint8.
+        height, width: of the result, pixels.
+    Returns:
+        float32 [height, width, 3], 0..255 and a little beyond at sharp edges.
+    Raises:
+        MediaError: `pixels` is no such image, or is too small, too large or too long.
+    Source: torch `interpolate(mode="bicubic", align_corners=False, antialias=True)`.
+    """
+    return np.ascontiguousarray(_resized_planes(pixels, height, width).transpose(1, 2, 0))
+
+
+def image_patches(pixels: UInt8, grid: Grid, spec: VisionSpec) -> Float32:
+    """One image as normalised patches.
+
+    Args:
+        pixels: RGB image [H, W, 3], uint8.
+        grid: (rows, columns) from `image_grid` or `video_grid`.
+        spec: the vision encoder.
+    Returns:
+        float32 [rows * columns, 3 * p * p], row-major; features ordered (channel, y, x).
+    Raises:
+        MediaError: `pixels` is no such image, or is too small, too large or too long.
+    """
+    rows, columns = grid
+    p = spec.patch_size
+    planes = _resized_planes(pixels, rows * p, columns * p)
+    mean = np.array(spec.norm_mean, np.float32)[:, None, None]
+    std = np.array(spec.norm_std, np.float32)[:, None, None]
+    planes = (planes / np.float32(255) - mean) / std
+    patches = planes.reshape(3, rows, p, columns, p).transpose(1, 3, 0, 2, 4)
+    return np.ascontiguousarray(patches).reshape(rows * columns, 3 * p * p)
+
+
+def tubelet_patches(frames: Sequence[UInt8], grid: Grid, spec: VisionSpec) -> Float32:
+    """Video frames as normalised tubelets of `spec.tubelet_frames` frames each.
+
+    Args:
+        frames: RGB images [H, W, 3], uint8, in time order. The last is repeated to fill the
+            last tubelet.
+        grid: (rows, columns) from `video_grid`.
+        spec: the vision encoder.
+    Returns:
+        float32 [n_tubelets, rows * columns, tubelet_frames * 3 * p * p]; features ordered
+        (time, channel, y, x).
+    Raises:
+        MediaError: there is no frame, or one is no such image.
+    """
+    if not frames:
+        raise MediaError("video", "has 0 frames", "give at least one frame")
+    patches = [image_patches(frame, grid, spec) for frame in frames]
+    patches += [patches[-1]] * (-len(patches) % spec.tubelet_frames)
+    # [n_tubelets, tubelet_frames, rows * columns, 3 * p * p]
+    stacked = np.stack(patches).reshape(-1, spec.tubelet_frames, *patches[0].shape)
+    n_tubelets, _, n_patches, _ = stacked.shape
+    return np.ascontiguousarray(stacked.swapaxes(1, 2)).reshape(n_tubelets, n_patches, -1)
+
+
+def _check_size(width: int, height: int) -> None:
+    size = f"is {width}x{height} pixels"
+    if min(width, height) < MIN_SIDE_PIXELS:
+        raise MediaError(
+            "image", size, f"give one of at least {MIN_SIDE_PIXELS} pixels on each side"
+        )
+    if width * height > MAX_PIXELS:
+        raise MediaError("image", size, f"scale it down to at most {MAX_PIXELS} pixels")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        ratio = max(width, height) / min(width, height)
+        raise MediaError(
+            "image",
+            f"{size}, an aspect ratio of {ratio:.0f}",
+            f"crop it to an aspect ratio of at most {MAX_ASPECT_RATIO}",
+        )
+
+
+def _check_pixels(pixels: UInt8) -> None:
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise MediaError("image", f"has shape {pixels.shape}", "give RGB as (height, width, 3)")
+    if pixels.dtype != np.uint8:
+        raise MediaError("image", f"has dtype {pixels.dtype}", "give uint8 values 0..255")
+    _check_size(pixels.shape[1], pixels.shape[0])
+
+
+def _resized_planes(pixels: UInt8, height: int, width: int) -> Float32:
+    """`resize` with the channels first: float32 [3, height, width]."""
+    _check_pixels(pixels)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+    planes = _resized_last_axis(planes, width)
+    return _resized_last_axis(planes.swapaxes(1, 2), height).swapaxes(1, 2)
+
+
+def _resized_last_axis(planes: Float32, n_out: int) -> Float32:
+    if planes.shape[-1] == n_out:
+        return planes
+    resized = np.empty((*planes.shape[:-1], n_out), np.float32)
+    for outputs, inputs, weights in _bicubic_bands(planes.shape[-1], n_out):
+        np.matmul(planes[..., inputs], weights, out=resized[..., outputs])
+    return resized
+
+
+@lru_cache(maxsize=16)
+def _bicubic_bands(n_in: int, n_out: int) -> list[tuple[slice, slice, Float32]]:
+    """The resize matrix of one axis, as its non-zero bands.
+
+    The whole matrix is nearly empty: an output depends on about 4 * n_in / n_out inputs. Bands of
+    `_BAND` outputs leave dense products that BLAS likes, at a tenth of the arithmetic.
+
+    Returns:
+        (outputs, inputs, weights [n_inputs, n_outputs]): out[outputs] = in[inputs] @ weights.
+    """
+    # float32 where torch has it: a centre near 1000 is rounded by 3e-5, which moves results by
+    # more than 1e-3 of 255.
+    scale = np.float32(n_in) / np.float32(n_out)
+    stretch = max(scale, np.float32(1))
+    support = np.float32(2) * stretch
+    centre = (scale * (np.arange(n_out) + 0.5)).astype(np.float32)
+    first = np.maximum((centre - support + np.float32(0.5)).astype(np.int64), 0)
+    last = np.minimum((centre + support + np.float32(0.5)).astype(np.int64), n_in)
+    bands = []
+    for start in range(0, n_out, _BAND):
+        outputs = slice(start, min(start + _BAND, n_out))
+        inputs = slice(int(first[outputs].min()), int(last[outputs].max()))
+        position = np.arange(inputs.start, inputs.stop)[:, None]
+        weights = _bicubic((position - centre[outputs] + np.float32(0.5)) / stretch)
+        weights[(position < first[outputs]) | (position >= last[outputs])] = 0
+        bands.append((outputs, inputs, (weights / weights.sum(axis=0)).astype(np.float32)))
+    return bands
+
+
+def _bicubic(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Keys' cubic kernel."""
+    x = np.abs(x)
+    near = ((_BICUBIC_A + 2) * x - (_BICUBIC_A + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * _BICUBIC_A - 4 * _BICUBIC_A
+    return np.where(x < 1, near, np.where(x < 2, far, 0))

@@ -1,0 +1,177 @@
+"""The prompt: the checkpoint's chat template, and the text that stands around media.
+
+Source: the published processing (vLLM 0.33 `nano_nemotron_vl`): markers, then their expansion.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from edge.errors import CheckpointError
+from edge.model.tokenizer import AUDIO, AUDIO_END, AUDIO_START, IMAGE, IMAGE_END, IMAGE_START
+
+VIDEO = "<video>"
+"""Plain text to the tokenizer; stands for a clip until `expand`."""
+LIVE = "\u27e6live\u27e7"
+"""Stands for the live context while the template runs; occurs in no chat."""
+
+
+class ChatTemplate:
+    """The checkpoint's chat_template.jinja, run in jinja2's sandbox."""
+
+    def __init__(self, folder: Path) -> None:
+        """Compile `folder`/chat_template.jinja.
+
+        Raises:
+            CheckpointError: it is absent or not a template.
+        """
+        self._path = folder / "chat_template.jinja"
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(self._path.read_text())
+        except (OSError, jinja2.TemplateError) as error:
+            raise CheckpointError(
+                self._path, f"is not a chat template ({error})", "copy the checkpoint's again"
+            ) from None
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, thinking: bool, generate: bool = True
+    ) -> str:
+        """The prompt's text.
+
+        Args:
+            messages: role and content, content as one string (see `flatten`).
+            thinking: whether the answer starts inside <think>.
+            generate: end with the start of the assistant's turn.
+        Raises:
+            CheckpointError: the template refuses the messages.
+        """
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=generate, enable_thinking=thinking
+            )
+        except jinja2.TemplateError as error:
+            raise CheckpointError(
+                self._path, f"failed on these messages ({error})", "change the messages"
+            ) from None
+
+    def around_live(
+        self, messages: Sequence[Mapping[str, Any]], *, thinking: bool
+    ) -> tuple[str, str]:
+        """The text before and after the live context.
+
+        Args:
+            messages: as `render`; one content holds `LIVE` where the live context goes.
+        """
+        before, found, after = self.render(messages, thinking=thinking).partition(LIVE)
+        if not found:
+            raise CheckpointError(
+                self._path, "drops the user's content", "copy the checkpoint's template again"
+            )
+        return before, after
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    # Unlike jinja2's own filter, prompts do not escape HTML or sort keys.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)
+
+
+def flatten(text: str, media: Sequence[str]) -> str:
+    """One content string: the media markers in order, then the text, joined by newlines."""
+    return "\n".join([*media, text] if text else media)
+
+
+def image_text(n_tokens: int) -> str:
+    """An image's place in the prompt."""
+    return f"{IMAGE_START}{IMAGE * n_tokens}{IMAGE_END}"
+
+
+def audio_text(n_tokens: int) -> str:
+    """A clip of sound's place in the prompt."""
+    return f"{AUDIO_START}{AUDIO * n_tokens}{AUDIO_END}"
+
+
+def tubelet_text(first_number: int, times_s: Sequence[float], n_tokens: int) -> str:
+    """One tubelet's place in the prompt.
+
+    Args:
+        first_number: 1-based number of its first frame.
+        times_s: when its frames were taken; the last tubelet of an odd clip has one.
+        n_tokens: embeddings kept of it, possibly 0.
+    """
+    stamps = [f"Frame {first_number} sampled at {times_s[0]:.2f} seconds"]
+    stamps += [
+        f"frame {first_number + i} sampled at {time:.2f} seconds"
+        for i, time in enumerate(times_s[1:], 1)
+    ]
+    return f"{' and '.join(stamps)}: {image_text(n_tokens)}"
+
+
+def frame_times_s(frame_indices: Sequence[int], source_fps: float) -> list[float]:
+    """Times of a clip's frames as the model was trained: whole milliseconds a frame."""
+    frame_ms = int(1000 / source_fps)
+    return [int(index) * frame_ms / 1000 for index in frame_indices]
+
+
+def video_text(times_s: Sequence[float], n_tokens: Sequence[int], tubelet_frames: int = 2) -> str:
+    """A whole clip's place in the prompt: one line a tubelet.
+
+    Args:
+        times_s: of every frame.
+        n_tokens: embeddings kept of each tubelet.
+    """
+    starts = range(0, len(times_s), tubelet_frames)
+    return "\n".join(
+        tubelet_text(start + 1, times_s[start : start + tubelet_frames], n)
+        for start, n in zip(starts, n_tokens, strict=True)
+    )
+
+
+def expand(
+    text: str, images: Sequence[str] = (), videos: Sequence[str] = (), audios: Sequence[str] = ()
+) -> str:
+    """Replace each marker by its media's text, in order.
+
+    Args:
+        images: texts of `image_text`; likewise `videos` and `audios`.
+    Raises:
+        ValueError: a kind has more or fewer markers than media.
+    """
+    # Split at every marker first: the replacements contain markers themselves.
+    waiting = {IMAGE: list(images), VIDEO: list(videos), AUDIO: list(audios)}
+    pieces: list[str] = []
+    rest = text
+    while True:
+        found = [(rest.index(marker), marker) for marker in waiting if marker in rest]
+        if not found:
+            break
+        at, marker = min(found)
+        if not waiting[marker]:
+            raise ValueError(f"more {marker} markers than media")
+        pieces += [rest[:at], waiting[marker].pop(0)]
+        rest = rest[at + len(marker) :]
+    for marker, left in waiting.items():
+        if left:
+            raise ValueError(f"{len(left)} media without a {marker} marker")
+    return "".join([*pieces, rest])

@@ -1,0 +1,153 @@
+"""A media file as a camera and a microphone: it plays at its own pace.
+
+`Recording.open` looks through the whole file, so that whatever is wrong with it is said before
+anything starts. Video and sound are then two sources for two threads; each opens the file for
+itself and shares nothing with the other but the clock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from edge.clock import NS_PER_MS, NS_PER_S, Clock
+from edge.model.spec import SAMPLE_RATE_HZ
+from edge.senses import media
+from edge.types import AudioChunk, Float32, Frame
+
+CHUNK_SAMPLES = 1600
+"""100 ms: what one chunk of sound holds."""
+
+_NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
+_GRAIN_NS = NS_PER_MS  # Matroska rounds times to 1 ms: a frame that much early is on time
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A file that has been found playable, and its sources."""
+
+    path: Path
+    duration_ns: int
+    """From the first frame or sample to the end of the last."""
+    video: RecordedVideo | None
+    """None where the file has no video track."""
+    sound: RecordedSound | None
+    """None where the file has no sound track."""
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        clock: Clock,
+        *,
+        fps: float,
+        start_ns: int,
+        need: Collection[media.Track] = (),
+    ) -> Recording:
+        """Check a file and make its sources.
+
+        Args:
+            path: any media file that FFmpeg decodes: MP4, Matroska, WAV, FLAC and others.
+            clock: what the sources sleep on.
+            fps: most frames to give a second, above 0.
+            start_ns: the file's time 0 on the clock, ns.
+            need: tracks that the file must have.
+        Raises:
+            MediaError: the file cannot be read or decoded, is cut short, lacks a needed track,
+                or is a sound file without usable sound.
+            ValueError: `fps` is not above 0.
+        """
+        if not fps > 0:
+            raise ValueError(f"fps is {fps}; it must be above 0")
+        contents = media.check(path, need)
+        zero_s = contents.zero_s
+        has_video, has_sound = "video" in contents.tracks, "sound" in contents.tracks
+        return cls(
+            path=path,
+            duration_ns=round((contents.end_s - zero_s) * NS_PER_S),
+            video=RecordedVideo(path, clock, start_ns, zero_s, fps) if has_video else None,
+            sound=RecordedSound(path, clock, start_ns, zero_s) if has_sound else None,
+        )
+
+
+class RecordedVideo:
+    """The frames of a file: a `FrameSource`. Made by `Recording.open`."""
+
+    def __init__(
+        self, path: Path, clock: Clock, start_ns: int, zero_s: Fraction, fps: float
+    ) -> None:
+        self._path, self._clock, self._start_ns, self._zero_s = path, clock, start_ns, zero_s
+        self._fps = fps
+        self._closed = threading.Event()
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames at their capture times, upright, at most `fps` a second: the first at or after
+        each 1/fps instant. Frame ids count all frames of the file.
+
+        Raises:
+            MediaError: while iterating, when the file cannot be decoded any further.
+        """
+        next_instant = 0
+        for frame_id, (time_s, frame) in enumerate(media.video_frames(self._path)):
+            since_zero_ns = round((time_s - self._zero_s) * NS_PER_S)
+            instant = (since_zero_ns + _GRAIN_NS) * self._fps / NS_PER_S
+            taken = instant >= next_instant
+            # Converted before the wait, to be ready on time. Frames that are not taken are waited
+            # for too: that spreads the decoding, and lets `close` act within one frame.
+            pixels = media.upright_rgb(frame) if taken else None
+            capture_ns = self._start_ns + since_zero_ns
+            self._clock.sleep_until(capture_ns)
+            if self._closed.is_set():
+                return
+            if pixels is not None:
+                next_instant = int(instant) + 1
+                yield Frame(pixels, capture_ns, frame_id, self._path.name)
+
+    def close(self) -> None:
+        """Let the iterator end at the file's next frame."""
+        self._closed.set()
+
+
+class RecordedSound:
+    """The sound of a file as 16 kHz mono: an `AudioSource`. Made by `Recording.open`."""
+
+    def __init__(self, path: Path, clock: Clock, start_ns: int, zero_s: Fraction) -> None:
+        self._path, self._clock, self._start_ns, self._zero_s = path, clock, start_ns, zero_s
+        self._closed = threading.Event()
+
+    def chunks(self) -> Iterator[AudioChunk]:
+        """Chunks of `CHUNK_SAMPLES`, the last one shorter, each when its end has been heard.
+
+        Raises:
+            MediaError: while iterating, when the file cannot be decoded any further.
+        """
+        for time_s, samples in _chunked(media.mono_blocks(self._path)):
+            capture_ns = self._start_ns + round((time_s - self._zero_s) * NS_PER_S)
+            self._clock.sleep_until(capture_ns + len(samples) * _NS_PER_SAMPLE)
+            if self._closed.is_set():
+                return
+            yield AudioChunk(samples, capture_ns, self._path.name)
+
+    def close(self) -> None:
+        """Let the iterator end at the file's next chunk."""
+        self._closed.set()
+
+
+def _chunked(blocks: Iterator[tuple[Fraction, Float32]]) -> Iterator[tuple[Fraction, Float32]]:
+    """`media.mono_blocks` as chunks of `CHUNK_SAMPLES`, each with the time of its first sample."""
+    pending = np.empty(0, np.float32)
+    n_given = 0
+    first_s = Fraction(0)
+    for first_s, block in blocks:
+        pending = np.concatenate([pending, block])
+        while len(pending) >= CHUNK_SAMPLES:
+            yield first_s + Fraction(n_given, SAMPLE_RATE_HZ), pending[:CHUNK_SAMPLES].copy()
+            pending = pending[CHUNK_SAMPLES:]
+            n_given += CHUNK_SAMPLES
+    if len(pending):
+        yield first_s + Fraction(n_given, SAMPLE_RATE_HZ), pending

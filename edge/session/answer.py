@@ -1,0 +1,181 @@
+"""One turn: fork the live context, prefill the question, decode, leave no trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+from edge.clock import Clock
+from edge.errors import CapacityError
+from edge.model.prompt import LIVE, ChatTemplate
+from edge.model.sampling import Sampler
+from edge.model.tokenizer import Detokenizer, Tokenizer
+from edge.session.context import LiveContext
+from edge.session.turn import Done, FinishReason, Question, TextDelta, Timeline, Turn
+from edge.types import Int32
+
+
+@dataclass(frozen=True, slots=True)
+class LivePrompt:
+    """The chat around the live context: the user's turn holds what is perceived, then asks."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    system: str
+
+    def anchor(self) -> Int32:
+        """Ids before everything perceived."""
+        messages = [*self._system(), {"role": "user", "content": LIVE}]
+        return self.tokenizer.encode(self.template.around_live(messages, thinking=False)[0])
+
+    def separator(self) -> Int32:
+        """Ids between two segments."""
+        return self.tokenizer.encode("\n")
+
+    def question(self, question: Question, *, after_media: bool) -> Int32:
+        """Ids after everything perceived, up to the start of the answer.
+
+        A request's own system message cannot precede the live context, which is already in the
+        state: it becomes the first lines of the question.
+
+        Raises:
+            ProtocolError: a message spells a special token.
+        """
+        for message in question.messages:
+            self.tokenizer.refuse_special_tokens(message.content)
+        chat = [{"role": m.role, "content": m.content} for m in question.messages]
+        instructions = [m["content"] for m in chat if m["role"] == "system"]
+        chat = [m for m in chat if m["role"] != "system"]
+        asked = next(m for m in chat if m["role"] == "user")
+        text = "\n".join([*instructions, asked["content"]])
+        asked["content"] = f"{LIVE}\n{text}" if after_media else f"{LIVE}{text}"
+        _, after = self.template.around_live(
+            [*self._system(), *chat], thinking=question.thinking
+        )
+        return self.tokenizer.encode(after)
+
+    def _system(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+
+class StopTexts:
+    """Cuts an answer at the first of some texts, holding back what may be the start of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.reached = False
+
+    def push(self, text: str) -> str:
+        """The part of the answer that is certain by now."""
+        if self.reached:
+            return ""
+        self._held += text
+        found = [at for at in map(self._held.find, self._stops) if at >= 0]
+        if found:
+            self.reached = True
+            return self._release(min(found))
+        longest = max(
+            (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
+            default=0,
+        )
+        return self._release(len(self._held) - longest)
+
+    def flush(self) -> str:
+        """What was held back, at the end of an answer that did not reach a stop."""
+        return "" if self.reached else self._release(len(self._held))
+
+    def _release(self, n: int) -> str:
+        text, self._held = self._held[:n], self._held[n:]
+        return text
+
+
+class _Speech:
+    """Tokens become text deltas: thinking first if asked for, then the answer."""
+
+    def __init__(self, tokenizer: Tokenizer, turn: Turn) -> None:
+        self._tokenizer, self._turn = tokenizer, turn
+        self._thinking = turn.question.thinking
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopTexts(turn.question.stop)
+
+    def push(self, token: int) -> bool:
+        """Say what `token` completes; True when a stop text ends the answer."""
+        if self._thinking and token == self._tokenizer.special.think_end:
+            self._say(self._detokenizer.flush())
+            self._thinking, self._detokenizer = False, Detokenizer(self._tokenizer)
+            return False
+        self._say(self._detokenizer.push(token))
+        return self._stops.reached
+
+    def finish(self) -> None:
+        """Say what was held back."""
+        self._say(self._detokenizer.flush())
+        if not self._thinking:
+            self._deliver(self._stops.flush())
+
+    def _say(self, text: str) -> None:
+        self._deliver(text if self._thinking else self._stops.push(text))
+
+    def _deliver(self, text: str) -> None:
+        if text:
+            self._turn.deliver(TextDelta(text, reasoning=self._thinking))
+
+
+def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -> Done:
+    """Answer one turn, delivering its text as it comes; the live context is left untouched.
+
+    Returns:
+        The turn's end; the caller delivers it.
+    Raises:
+        ProtocolError: the question cannot be put into the prompt.
+        CapacityError: question and answer do not fit behind the live context.
+    """
+    started_ns = clock.now_ns()
+    engine, question = context.engine, turn.question
+    ids = prompt.question(question, after_media=context.has_perceived)
+    n_context, n_room = context.n_tokens, engine.spec.decoder.max_tokens
+    if n_context + len(ids) + question.max_tokens > n_room:
+        raise CapacityError(
+            "question",
+            f"of {len(ids)} tokens and an answer of up to {question.max_tokens} do not fit behind "
+            f"{n_context} tokens of live context into the model's {n_room}",
+            "ask for fewer max_tokens or lower context.max_tokens",
+        )
+    sampler, speech = Sampler(question.sampling), _Speech(prompt.tokenizer, turn)
+    stop_ids = engine.spec.sampling.stop_ids
+    finish_reason: FinishReason = "length"
+    n_completion, first_token_ns = 0, 0
+    with context.fork() as fork:
+        logits = engine.prefill(fork.state, engine.embed(ids))
+        prefilled_ns = clock.now_ns()
+        while n_completion < question.max_tokens:
+            if turn.cancelled.is_set():
+                finish_reason = "cancelled"
+                break
+            token = sampler.choose(logits)
+            n_completion += 1
+            first_token_ns = first_token_ns or clock.now_ns()
+            if token in stop_ids or speech.push(token):
+                finish_reason = "stop"
+                break
+            if n_completion < question.max_tokens:
+                logits = engine.decode(fork.state, token)
+    speech.finish()
+    return Done(
+        finish_reason=finish_reason,
+        n_prompt_tokens=n_context + len(ids),
+        n_completion_tokens=n_completion,
+        timeline=Timeline(
+            asked_ns=turn.asked_ns,
+            started_ns=started_ns,
+            captured_ns=context.newest_capture_ns(),
+            prefilled_ns=prefilled_ns,
+            first_token_ns=first_token_ns or clock.now_ns(),
+            finished_ns=clock.now_ns(),
+            n_context_tokens=n_context,
+            evidence=context.evidence(),
+        ),
+    )
+
+

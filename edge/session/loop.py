@@ -1,0 +1,231 @@
+"""The loop: takes what the senses deliver, keeps the live context, answers questions.
+
+One thread owns the engine and runs `run`. Others put: each sense its ring, the socket its turns.
+A step does one thing and looks again: a waiting question first, then sound, then sight. What
+arrives meanwhile waits in a bounded ring; a full ring drops its oldest and counts it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+from edge.clock import NS_PER_MS, Clock
+from edge.config import Config
+from edge.engines.engine import AnyEngine
+from edge.errors import CapacityError, EngineError, MediaError, ProtocolError
+from edge.senses.ring import Ring
+from edge.senses.source import AudioSource, FrameSource
+from edge.session.answer import LivePrompt, answer
+from edge.session.context import LiveContext
+from edge.session.perceive import Listener, Seen, Stages, Watcher
+from edge.session.turn import AnswerEvent, Done, Failed, Question, Status, Turn
+from edge.types import AudioChunk, Frame
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+AUDIO_RING_CHUNKS = 300
+"""30 s of sound in chunks of 0.1 s may wait."""
+N_RECENT_STAGES = 32
+
+
+class LiveLoop:
+    """A live session over one engine."""
+
+    def __init__(
+        self,
+        engine: AnyEngine,
+        prompt: LivePrompt,
+        config: Config,
+        clock: Clock,
+        model: str,
+        *,
+        video: FrameSource | None = None,
+        audio: AudioSource | None = None,
+    ) -> None:
+        """Prefill the anchor; nothing plays before `start`."""
+        self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
+        self._context = LiveContext(
+            engine,
+            prompt.anchor(),
+            prompt.separator(),
+            max_tokens=config.context.max_tokens,
+            keep_tokens=config.context.keep_tokens,
+        )
+        self._wake, self._stopped = threading.Event(), threading.Event()
+        self._video, self._audio = video, audio
+        self._frames: Ring[Frame] = Ring(engine.spec.vision.tubelet_frames, self._wake.set)
+        self._chunks: Ring[AudioChunk] = Ring(AUDIO_RING_CHUNKS, self._wake.set)
+        tokenizer = prompt.tokenizer
+        self._watcher = Watcher(engine, tokenizer, clock, clock.now_ns())
+        self._listener = Listener(engine, tokenizer, clock, config.perception.audio_window_s)
+        self._turns: deque[Turn] = deque()
+        self._turns_lock = threading.Lock()
+        self._ended: deque[Callable[[], Seen | None]] = deque()
+        self._counters: Counter[str] = Counter()
+        self.recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
+        """Stage times of the newest segments, oldest first."""
+
+    # What other threads call.
+
+    def ask(self, question: Question, deliver: Callable[[AnswerEvent], None]) -> Turn:
+        """Queue a question; `deliver` is called from the loop's thread.
+
+        Raises:
+            CapacityError: socket.max_waiting questions wait already.
+        """
+        turn = Turn(question, self._clock.now_ns(), deliver)
+        with self._turns_lock:
+            limit = self._config.socket.max_waiting
+            if len(self._turns) >= limit:
+                raise CapacityError(
+                    "question", f"{limit} others are waiting already", "ask again later"
+                )
+            self._turns.append(turn)
+        self._wake.set()
+        return turn
+
+    def status(self) -> Status:
+        """The session as it stands."""
+        counters = dict(self._counters)
+        counters["frames_dropped"] = self._frames.n_dropped
+        counters["chunks_dropped"] = self._chunks.n_dropped
+        counters["rebuilds"] = self._context.n_rebuilds
+        return Status(
+            ready=not self._stopped.is_set(),
+            model=self._model,
+            n_context_tokens=self._context.n_tokens,
+            max_context_tokens=self._context.max_tokens,
+            counters=counters,
+        )
+
+    def stop(self) -> None:
+        """End `run` after the step it is in."""
+        self._stopped.set()
+        with self._turns_lock:
+            for turn in self._turns:
+                turn.cancel()
+        self._wake.set()
+        for source in (self._video, self._audio):
+            if source is not None:
+                source.close()
+
+    # What the loop's own thread does.
+
+    def run(self) -> None:
+        """Play the sources and step until `stop`.
+
+        Raises:
+            EngineError: the engine failed; the service must end.
+        """
+        feeds = []
+        if self._video is not None:
+            feeds.append(self._feed("video", self._video.frames(), self._frames, self._watcher))
+        if self._audio is not None:
+            feeds.append(self._feed("audio", self._audio.chunks(), self._chunks, self._listener))
+        try:
+            while not self._stopped.is_set():
+                self._wake.clear()
+                if not self.step():
+                    self._wake.wait()
+        finally:
+            self.stop()
+            for feed in feeds:
+                feed.join()
+
+    def _feed(
+        self, sense: str, items: Iterator[T], ring: Ring[T], collector: Watcher | Listener
+    ) -> threading.Thread:
+        """Start the thread that moves one source's items into its ring, at the source's pace."""
+
+        def move() -> None:
+            try:
+                for item in items:
+                    ring.put(item)
+                    self._counters[f"{sense}_received"] += 1
+                log.info("sense=%s event=ended", sense)
+            except MediaError as error:
+                self._counters[f"{sense}_failed"] += 1
+                log.error("sense=%s event=failed error=%s", sense, error)
+            self._ended.append(collector.flush)
+            self._wake.set()
+
+        thread = threading.Thread(target=move, name=sense, daemon=True)
+        thread.start()
+        return thread
+
+    def step(self) -> bool:
+        """Do the most urgent thing; False when there is nothing to do."""
+        with self._turns_lock:
+            turn = self._turns.popleft() if self._turns else None
+        if turn is not None:
+            self._answer(turn)
+            return True
+        if (chunk := self._chunks.take()) is not None:
+            self._perceive(self._listener.push(chunk))
+            return True
+        if (frame := self._frames.take()) is not None:
+            self._perceive(self._watcher.push(frame))
+            return True
+        if self._ended:
+            self._perceive(self._ended.popleft()())
+            return True
+        return False
+
+    def _perceive(self, seen: Seen | None) -> None:
+        if seen is None:
+            return
+        before = self._context.n_tokens
+        self._context.append(seen.perceived)
+        stages = replace(
+            seen.stages,
+            prefilled_ns=self._clock.now_ns(),
+            n_tokens=len(seen.perceived.embeddings),
+        )
+        self.recent.append(stages)
+        self._counters[f"{stages.modality}_segments"] += 1
+        log.info(
+            "segment=%s tokens=%d context=%d->%d late_ms=%.1f features_ms=%.1f encode_ms=%.1f "
+            "prefill_ms=%.1f",
+            *(stages.modality, stages.n_tokens, before, self._context.n_tokens),
+            (stages.taken_ns - stages.captured_ns) / NS_PER_MS,
+            (stages.features_ns - stages.taken_ns) / NS_PER_MS,
+            (stages.encoded_ns - stages.features_ns) / NS_PER_MS,
+            (stages.prefilled_ns - stages.encoded_ns) / NS_PER_MS,
+        )
+
+    def _answer(self, turn: Turn) -> None:
+        outcome: Done | Failed
+        try:
+            outcome = answer(self._context, self._prompt, turn, self._clock)
+            self._counters["answers"] += 1
+        except (ProtocolError, CapacityError) as error:
+            outcome = Failed(error)
+            self._counters["answers_refused"] += 1
+        except EngineError as error:
+            turn.deliver(Failed(error))
+            raise
+        turn.deliver(outcome)
+        _log_turn(outcome)
+
+
+def _log_turn(outcome: Done | Failed) -> None:
+    if isinstance(outcome, Failed):
+        log.warning("turn=refused error=%s", outcome.error)
+        return
+    times = outcome.timeline
+    log.info(
+        "turn=%s prompt_tokens=%d completion_tokens=%d waited_ms=%.1f first_token_ms=%.1f "
+        "total_ms=%.1f",
+        *(outcome.finish_reason, outcome.n_prompt_tokens, outcome.n_completion_tokens),
+        (times.started_ns - times.asked_ns) / NS_PER_MS,
+        (times.first_token_ns - times.asked_ns) / NS_PER_MS,
+        (times.finished_ns - times.asked_ns) / NS_PER_MS,
+    )
+
+

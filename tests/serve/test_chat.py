@@ -1,0 +1,201 @@
+"""Requests in, questions out, without a server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serve.scripted import DONE, MODEL, TIMELINE
+
+from edge.config import Answer, Config
+from edge.errors import ProtocolError
+from edge.model.sampling import Sampling
+from edge.serve.chat import (
+    ChatRequest,
+    ModelNotFoundError,
+    Response,
+    parse_request,
+    timing_of,
+)
+from edge.session.turn import Message, TextDelta
+
+USER = {"role": "user", "content": "What is on the table?"}
+
+
+def parsed(config: Config | None = None, **fields: object) -> ChatRequest:
+    body = {"messages": [USER], **fields}
+    return parse_request(json.dumps(body).encode(), MODEL, config or Config())
+
+
+def refused(**fields: object) -> ProtocolError:
+    with pytest.raises(ProtocolError) as caught:
+        parsed(**fields)
+    return caught.value
+
+
+def test_what_a_request_leaves_open_comes_from_the_configuration():
+    config = Config(answer=Answer(thinking=True, temperature=0.7, top_p=0.9, max_tokens=99))
+    request = parsed(config, temperature=None, stop=None, stream=None)
+    assert request.question.sampling == Sampling(0.7, 0.9, 0, None)
+    assert (request.question.max_tokens, request.question.thinking) == (99, True)
+    assert request.question.messages == (Message("user", "What is on the table?"),)
+    assert (request.question.stop, request.stream, request.include_usage) == ((), False, False)
+
+
+def test_every_setting_of_a_request():
+    request = parsed(
+        model=MODEL,
+        stream=True,
+        stream_options={"include_usage": True},
+        temperature=0.5,
+        top_p=0.25,
+        top_k=3,
+        seed=11,
+        max_tokens=5,
+        stop=["a", "b"],
+        n=1,
+        user="robot-1",
+        chat_template_kwargs={"enable_thinking": True},
+    )
+    assert request.question.sampling == Sampling(0.5, 0.25, 3, 11)
+    assert (request.question.max_tokens, request.question.thinking) == (5, True)
+    assert (request.question.stop, request.include_usage) == (("a", "b"), True)
+    assert parsed(max_completion_tokens=6, max_tokens=5).question.max_tokens == 6
+    assert parsed(stop="end").question.stop == ("end",)
+
+
+def test_zero_overrides_a_default():
+    config = Config(answer=Answer(thinking=True, temperature=0.7))
+    template = {"enable_thinking": False}
+    question = parsed(config, temperature=0, chat_template_kwargs=template).question
+    assert (question.sampling.temperature, question.thinking) == (0.0, False)
+
+
+def test_a_conversation():
+    parts = [{"type": "text", "text": "Where"}, {"type": "text", "text": "now?"}]
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        USER,
+        {"role": "assistant", "content": "A cup.", "reasoning_content": "I see it."},
+        {"role": "user", "content": parts},
+    ]
+    assert parsed(messages=messages).question.messages == (
+        Message("system", "Be brief."),
+        Message("user", "What is on the table?"),
+        Message("assistant", "A cup."),
+        Message("user", "Where\nnow?"),
+    )
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "thing", "said"),
+    [
+        ({"tools": []}, "tools", "not a known field"),
+        ({"stream": True, "stream_options": {"a": 1}}, "stream_options.a", "not a known field"),
+        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs.a", "not a known field"),
+        ({"messages": [{**USER, "name": "x"}]}, "messages[0].name", "not a known field"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+        ({"messages": []}, "messages", "length >= 1"),
+        ({"messages": None}, "messages", "got `null`"),
+        ({"messages": [{**USER, "role": "robot"}]}, "messages[0].role", "'robot'"),
+        ({"messages": [USER, {**USER, "role": "system"}]}, "messages[1].role", "after the first"),
+        ({"messages": [{**USER, "role": "assistant"}]}, "messages[0].role", "'assistant' in the"),
+        ({"messages": [{**USER, "role": "system"}]}, "messages[0].role", "'system' in the last"),
+        ({"messages": [{**USER, "content": [3]}]}, "messages[0].content[0]", "got `int`"),
+        ({"messages": [{**USER, "content": [{}]}]}, "messages[0].content[0].type", "is missing"),
+        (
+            {"messages": [{**USER, "content": [{"type": "text", "text": 1}]}]},
+            "messages[0].content[0].text",
+            "got `int`",
+        ),
+        (
+            {"messages": [{**USER, "content": [{"type": "text", "text": "a"}, IMAGE]}]},
+            "messages[0].content[1].type",
+            "'image_url': the live context is what the model sees and hears",
+        ),
+        ({"temperature": 2.5}, "temperature", "<= 2.0"),
+        ({"temperature": True}, "temperature", "got `bool`"),
+        ({"top_p": 0}, "top_p", "> 0.0"),
+        ({"top_k": -1}, "top_k", ">= 0"),
+        ({"seed": -1}, "seed", ">= 0"),
+        ({"n": 2}, "n", "is 2"),
+        ({"max_tokens": 0}, "max_tokens", ">= 1"),
+        ({"max_completion_tokens": 8193}, "max_completion_tokens", "above the context's 8192"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "length <= 4"),
+        ({"stop": ""}, "stop", "length >= 1"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
+    ],
+)
+def test_what_cannot_be_served_is_named(fields, thing, said):
+    error = refused(**fields)
+    assert error.thing == thing
+    assert said in error.problem
+
+
+def test_a_wrong_model_is_told_the_right_one():
+    error = refused(model="gpt-4o")
+    assert isinstance(error, ModelNotFoundError)
+    assert str(error) == f"model: 'gpt-4o' is not served here; ask for '{MODEL}'"
+    assert parsed(model="").question == parsed(model=None).question == parsed().question
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"nonsense", b"\xff\xfe", b'{"user": "\xed\xa0\x80"}', b"[" * 99999]
+)
+def test_what_is_not_json_is_refused(body):
+    with pytest.raises(ProtocolError, match="body"):
+        parse_request(body, MODEL, Config())
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=3))
+def test_no_value_of_any_field_escapes(value):
+    for name in ("messages", "model", "stop", "temperature", "seed", "max_tokens", "stream"):
+        body = json.dumps({"messages": [USER], name: value}).encode()
+        with contextlib.suppress(ProtocolError):
+            assert isinstance(parse_request(body, MODEL, Config()), ChatRequest)
+
+
+def test_a_completion():
+    deltas = [TextDelta("Hm", reasoning=True), TextDelta("A c"), TextDelta("up ☕")]
+    response = Response(MODEL)
+    completion = response.completion(deltas, DONE)
+    assert completion["id"] == response.id
+    assert completion["object"] == "chat.completion"
+    assert completion["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "A cup ☕", "reasoning_content": "Hm"},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ]
+    assert completion["usage"] == {
+        "prompt_tokens": 330,
+        "completion_tokens": 5,
+        "total_tokens": 335,
+    }
+
+
+def test_the_timeline_is_relative_to_the_question():
+    assert timing_of(TIMELINE) == {
+        "waited_ms": 2.0,
+        "prefilled_ms": 30.0,
+        "first_token_ms": 40.0,
+        "finished_ms": 100.0,
+        "newest_capture_age_ms": 100.0,
+        "n_context_tokens": 321,
+        "evidence": [{"source": "camera", "start_s": -2.0, "end_s": -0.1, "frame_ids": [7, 8]}],
+    }
+    assert timing_of(replace(TIMELINE, captured_ns=None))["newest_capture_age_ms"] is None
+
+
+def test_our_own_message_can_be_sent_back():
+    message = Response(MODEL).completion([TextDelta("A cup.")], DONE)["choices"][0]["message"]
+    assert parsed(messages=[USER, message, USER]).question.messages[1].content == "A cup."

@@ -1,0 +1,109 @@
+"""One file, every setting checked, everything wrong told at once."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from edge.config import Config, load_config
+from edge.errors import ConfigurationError
+
+
+def written(tmp_path, text: str):
+    path = tmp_path / "edge.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path, changes=None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path, changes or {})
+    message = str(caught.value)
+    assert message.count("; ") == 1
+    assert "\n" not in message
+    return message
+
+
+def test_no_file_is_the_defaults():
+    config = load_config(None)
+    assert config == Config()
+    assert (config.perception.fps, config.context.keep_tokens) == (2.0, 2048)
+    assert (config.answer.max_tokens, config.socket.path) == (256, "/run/edge/edge.sock")
+
+
+def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
+    path = written(tmp_path, '[perception]\nfps = 1\n[context]\nsystem = "Sei kurz ✓"\n')
+    config = load_config(path, {"perception": {"fps": 4.0}, "answer": {"thinking": True}})
+    assert config.perception.fps == 4.0
+    assert config.context.system == "Sei kurz ✓"
+    assert config.answer.thinking
+
+
+def test_an_integer_is_a_number(tmp_path):
+    assert load_config(written(tmp_path, "[perception]\nfps = 3\n")).perception.fps == 3.0
+
+
+def test_settings_are_frozen():
+    with pytest.raises(AttributeError):
+        load_config(None).answer.thinking = True  # type: ignore[misc]
+
+
+def test_everything_wrong_is_listed_at_once(tmp_path):
+    path = written(
+        tmp_path,
+        'loose = 1\n[perception]\nfsp = 2\naudio_window_s = 0.05\n[contxt]\nsystem = "x"\n'
+        '[answer]\nthinking = 1\ntop_p = 0.0\n[socket]\npath = ""\n',
+    )
+    message = refusal(path, {"answer": {"temperature": 3.5}})
+    for part in (
+        "unknown section 'loose'",
+        "unknown key 'fsp' in [perception] (did you mean fps?)",
+        "perception.audio_window_s is 0.05: expected float >= 0.1",
+        "unknown section 'contxt' (did you mean context?)",
+        "answer.thinking is 1: expected bool, got int",
+        "answer.top_p is 0.0: expected float > 0.0",
+        "answer.temperature is 3.5 (command line): expected float <= 2.0",
+        "socket.path is '': expected str of length >= 1",
+        "correct these 8 settings",
+    ):
+        assert part in message
+    assert message.startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("perception = 3", "expected a section [perception]"),
+        ("[perception]\nfps = nan", "perception.fps is nan"),
+        ("[perception]\nfps = inf", "perception.fps is inf"),
+        ("[perception]\nfps = 0", "perception.fps is 0"),
+        ("[answer]\nmax_tokens = 1.5", "expected int, got float"),
+        ('[answer]\nmax_tokens = "a; b"', "is 'a, b'"),
+        ('["a\\n; b"]\nx = 1', r"unknown section 'a\n, b'"),
+        ("[context]\nmax_tokens = 100\n", "context.keep_tokens is 2048"),
+        ("[context]\nmax_tokens = 2048\nkeep_tokens = 2048", "too many for context.max_tokens"),
+        ("[answer]\nmax_tokens = 9000", "answer.max_tokens is 9000"),
+        ("[answer]\nmax_tokens =", "is not TOML"),
+        ('[answer]\nmax_tokens = "a;\n', "is not TOML"),
+    ],
+)
+def test_each_mistake_is_named(tmp_path, text, said):
+    assert said in refusal(written(tmp_path, text))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert "cannot be read (No such file" in refusal(tmp_path / "none.toml")
+    assert "cannot be read (Is a directory)" in refusal(tmp_path)
+    path = tmp_path / "latin1.toml"
+    path.write_bytes(b'[context]\nsystem = "\xe4"\n')
+    assert "is not UTF-8 at byte 20" in refusal(path)
+
+
+def test_a_wrong_configuration_ends_with_exit_code_78():
+    assert ConfigurationError.exit_code == 78
+
+
+def test_every_section_is_frozen_and_has_defaults():
+    for field in msgspec.structs.fields(Config):
+        assert field.type.__struct_config__.frozen
+        assert field.default == field.type()
