@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from make_tiny_checkpoint import PRESETS, make_checkpoint
+from make_tiny_checkpoint import make_checkpoint
 
 from build_engine.bundle import build_bundle
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
-
-ALL_PRESETS = sorted(PRESETS)
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -35,7 +35,7 @@ from edge.session.perceive import embed_media
 GOLDENS = Path(__file__).parent / "assets" / "goldens"
 SYSTEM = "You see and hear."
 QUESTION = "Where is the red circle, and what did the voice say?"
-FRAME_INDICES, SOURCE_FPS = (0, 12, 25, 37, 50), 25.0
+FRAME_INDICES, SOURCE_FPS = (0, 12, 25, 37, 50), 29.97
 PRUNING_RATES = (0.3, 0.5, 0.7, 0.9)
 PROMPT_PRUNING_RATE = 0.5
 N_GREEDY = 64
@@ -43,7 +43,7 @@ GOLDEN_ROWS = slice(None, None, 3)
 """Tokens whose block outputs and logits are stored: every third, to keep the files small."""
 
 # The issue of exactness, by output: absolute, or relative to the largest value, or identical (0).
-# Measured: mel 4e-5, patches 3e-6, features and blocks below 3e-6, logits 4e-6.
+# Measured: mel 4e-7, patches 1e-6, features 1e-6, blocks 1e-5, logits 2e-5.
 ABSOLUTE = {"mel": 1e-4, "patches": 1e-4, "tubelet_patches": 1e-4}
 RELATIVE = {
     "image_features": 1e-4,
@@ -75,13 +75,8 @@ def media() -> Media:
         pixels[10 + shift : 24 + shift, 20 : 40 + 2 * shift] = (220, 30, 30)
         return pixels
 
-    # A hum in loud and soft noise. Noise, because in empty bins the oracle's own float32 transform
-    # is what one would measure: on a pure tone it differs from float64 by 1.2e-4.
-    k = np.arange(20_900, dtype=np.uint32)
-    noise = ((k * np.uint32(2654435761) >> 7) * np.uint32(2246822519) >> 16).astype(np.int64) - 32768
-    tone = k.astype(np.int64) * 440 % 16000 - 8000
-    loudness = 1 + k // 400 % 7
-    samples = ((noise * loudness + 4 * tone) / 2**19).astype(np.float32)
+    k = np.arange(20_900)
+    samples = ((k * 7919 % 2001 - 1000) / 4000 * (0.2 + (k // 400 % 7) / 7)).astype(np.float32)
     return Media(picture(58, 75, 0), [picture(50, 90, 3 * i) for i in range(5)], samples)
 
 
@@ -112,9 +107,7 @@ def runtime_outputs(engine: CpuEngine, bundle: Path) -> Outputs:
     text = expand(
         flatten(QUESTION, ["<image>", "<video>", "<so_embedding>"]),
         images=[image_text(len(out["image_features"]))],
-        videos=[
-            video_text(frame_times_s(FRAME_INDICES, SOURCE_FPS), kept.sum((1, 2)).tolist())
-        ],
+        videos=[video_text(frame_times_s(FRAME_INDICES, SOURCE_FPS), kept.sum((1, 2)).tolist())],
         audios=[audio_text(len(out["audio_features"]))],
     )
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
@@ -150,8 +143,9 @@ def difference(name: str, got: NDArray[Any], expected: NDArray[Any]) -> float:
         return float("inf")
     if name in ABSOLUTE:
         return float(np.abs(got - expected).max())
-    if name in RELATIVE and name == "blocks":
-        return max(float(np.abs(g - e).max() / np.abs(e).max()) for g, e in zip(got, expected))
+    if name == "blocks":
+        by_block = np.abs(got - expected).max((1, 2)) / np.abs(expected).max((1, 2))
+        return float(by_block.max())
     if name in RELATIVE:
         return float(np.abs(got - expected).max() / np.abs(expected).max())
     return float(np.count_nonzero(got != expected))

@@ -13,13 +13,12 @@ from onnx import ModelProto
 
 from build_engine.checkpoint import Checkpoint
 from build_engine.graphs.onnx_ops import Graph
+from edge.engines.engine import MAX_AUDIO_FRAMES
 from edge.types import Float32
 
 TOWER = "sound_encoder.encoder"
-MAX_FRAMES = 3000
-"""The longest clip, 30 s of 100 mel frames."""
-MAX_TOKENS = 375
-"""ceil(MAX_FRAMES / 8): three convolutions of stride 2."""
+MAX_TOKENS = -(-MAX_AUDIO_FRAMES // 8)
+"""Of the longest clip: three convolutions of stride 2."""
 
 
 def audio_model(checkpoint: Checkpoint) -> ModelProto:

@@ -91,6 +91,8 @@ class LiveContext:
         Raises:
             CapacityError: the segment alone is larger than what the context may keep.
         """
+        if self._forked:
+            raise RuntimeError("append while a fork is open")
         n_new = self._n_rows(perceived)
         if n_new > self._keep_tokens:
             raise CapacityError(
@@ -121,8 +123,6 @@ class LiveContext:
             self._enter(kept)
 
     def _enter(self, perceived: Perceived) -> None:
-        if self._forked:
-            raise RuntimeError("append while a fork is open")
         rows = perceived.embeddings
         if self.has_perceived:
             rows = np.concatenate([self._separator, rows])

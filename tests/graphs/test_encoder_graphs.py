@@ -11,9 +11,10 @@ import pytest
 from make_tiny_checkpoint import make_checkpoint
 
 from build_engine.checkpoint import Checkpoint
-from build_engine.graphs.audio import MAX_FRAMES, MAX_TOKENS, audio_model, relative_shift
+from build_engine.graphs.audio import MAX_TOKENS, audio_model, relative_shift
 from build_engine.graphs.onnx_ops import Graph
 from build_engine.graphs.vision import pixel_shuffle, vision_model
+from edge.engines.engine import MAX_AUDIO_FRAMES
 from edge.features.positions import interpolation_weights
 from edge.types import Float32
 
@@ -47,8 +48,8 @@ def test_binds_no_int64(model: onnx.ModelProto) -> None:
 
 def test_every_length_of_audio_gives_an_eighth_of_it(checkpoint: Checkpoint) -> None:
     session = onnxruntime.InferenceSession(audio_model(checkpoint).SerializeToString())
-    assert -(-MAX_FRAMES // 8) == MAX_TOKENS
-    for n_frames in (1, 7, 8, 9, 24, 25, MAX_FRAMES):
+    assert -(-MAX_AUDIO_FRAMES // 8) == MAX_TOKENS
+    for n_frames in (1, 7, 8, 9, 24, 25, MAX_AUDIO_FRAMES):
         (out,) = session.run(None, {"mel": np.ones((1, n_frames, 128), np.float32)})
         assert out.shape == (1, -(-n_frames // 8), checkpoint.spec.decoder.hidden_size)
 

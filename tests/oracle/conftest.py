@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from make_tiny_checkpoint import make_checkpoint
+from make_tiny_checkpoint import PRESETS
 
 if TYPE_CHECKING:
     from oracle.reference import Reference
 
 
-@pytest.fixture(scope="session", params=["base", "grouped", "wide", "single"])
-def checkpoint_folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+@pytest.fixture(scope="session", params=sorted(PRESETS))
+def checkpoint_folder(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Path:
     """A checkpoint of every preset in turn, in the published layout."""
-    folder = tmp_path_factory.mktemp("checkpoints") / request.param
-    make_checkpoint(folder, request.param)
-    return folder
+    return checkpoint(request.param)
 
 
 @pytest.fixture(scope="session")

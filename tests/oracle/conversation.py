@@ -20,8 +20,8 @@ from parity import (
 from transformers import PreTrainedTokenizerFast
 
 IMAGE_ID, AUDIO_ID = 18, 27
-FRAME_TIMES = ("0.00", "0.48", "1.00", "1.48", "2.00")
-"""FRAME_INDICES at 40 ms a frame, written out."""
+FRAME_TIMES = ("0.00", "0.40", "0.82", "1.22", "1.65")
+"""FRAME_INDICES at 29.97 frames a second, which counts as 33 ms a frame."""
 GRIDS = {
     # Rows and columns in patches of the 75 x 58 image and the 90 x 50 frames, worked by hand from
     # the published formulas: the smallest image of `wide` has 64 patches, of the others 16.

@@ -33,18 +33,18 @@ def session(model: Any) -> onnxruntime.InferenceSession:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(checkpoint_folder: Path) -> Checkpoint:
+def opened(checkpoint_folder: Path) -> Checkpoint:
     return Checkpoint(checkpoint_folder)
 
 
 @pytest.fixture(scope="module")
-def vision(checkpoint: Checkpoint) -> onnxruntime.InferenceSession:
-    return session(vision_model(checkpoint))
+def vision(opened: Checkpoint) -> onnxruntime.InferenceSession:
+    return session(vision_model(opened))
 
 
 @pytest.fixture(scope="module")
-def audio(checkpoint: Checkpoint) -> onnxruntime.InferenceSession:
-    return session(audio_model(checkpoint))
+def audio(opened: Checkpoint) -> onnxruntime.InferenceSession:
+    return session(audio_model(opened))
 
 
 def encode(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ALL_PRESETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from make_tiny_checkpoint import PRESETS
 
 # Measured: splits differ by at most 3e-6 of the largest logit (float32 sums in another order).
 RELATIVE_TOLERANCE = 2e-5
@@ -16,7 +16,7 @@ law = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-preset = st.sampled_from(ALL_PRESETS)
+preset = st.sampled_from(sorted(PRESETS))
 seed = st.integers(0, 2**32 - 1)
 
 

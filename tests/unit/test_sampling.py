@@ -61,8 +61,13 @@ def test_a_seed_repeats_and_another_differs():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}]
-    + [{"top_k": -1}],
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+    ],
 )
 def test_values_outside_their_range_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -1,0 +1,101 @@
+"""Small media files made on the spot, for tests."""
+
+from __future__ import annotations
+
+import struct
+import wave
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+MILLISECONDS = Fraction(1, 1000)
+
+
+def write_wav(path: Path, samples: NDArray[np.integer], rate_hz: int = 16_000) -> Path:
+    """Integer PCM [n] or [n, channels]; its dtype gives the sample width."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
+        file.setsampwidth(samples.dtype.itemsize)
+        file.setframerate(rate_hz)
+        file.writeframes(samples.tobytes())
+    return path
+
+
+def write_float_wav(path: Path, samples: NDArray[np.float32], rate_hz: int = 16_000) -> Path:
+    """float32 PCM [n], which the standard library does not write."""
+    data = samples.astype("<f4").tobytes()
+    layout = struct.pack("<IHHIIHH", 16, 3, 1, rate_hz, 4 * rate_hz, 4, 32)
+    header = b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + layout
+    path.write_bytes(header + b"data" + struct.pack("<I", len(data)) + data)
+    return path
+
+
+def write_video(
+    path: Path,
+    frames: Sequence[NDArray[np.uint8]],
+    times_ms: Sequence[int],
+    pixel_format: str = "bgr0",
+    codec: str = "ffv1",
+) -> Path:
+    """RGB frames [H, W, 3] shown at the given times."""
+    height, width, _ = frames[0].shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=1000)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.time_base = stream.codec_context.time_base = MILLISECONDS
+        for pixels, time_ms in zip(frames, times_ms, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time_ms, MILLISECONDS
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_sound(
+    path: Path,
+    blocks: Sequence[tuple[int, NDArray[np.int16]]],
+    rate_hz: int,
+    codec: str = "pcm_s16le",
+    sample_format: str = "s16",
+) -> Path:
+    """Mono blocks, each with the index of its first sample."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate_hz, layout="mono", format=sample_format)
+        to_format = av.AudioResampler(format=sample_format, layout="mono", rate=rate_hz)
+        for start, samples in blocks:
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = rate_hz, start
+            frame.time_base = Fraction(1, rate_hz)
+            for converted in to_format.resample(frame):
+                container.mux(stream.encode(converted))
+        container.mux(stream.encode(None))
+    return path
+
+
+def copy_streams(source: Path, target: Path, kinds: Sequence[str], **options: str) -> Path:
+    """Some streams of a file, as they are, in another file."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        chosen = [stream for stream in old.streams if stream.type in kinds]
+        copies = {stream.index: new.add_stream_from_template(stream) for stream in chosen}
+        for packet in old.demux(chosen):
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                new.mux(packet)
+    return target
+
+
+def turn_mp4(source: Path, target: Path, quarter_turns: int) -> Path:
+    """An MP4 that says it is to be shown turned so many times clockwise: the matrix of its track
+    header is rewritten."""
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns % 4]
+    one = 1 << 16
+    matrix = (cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
+    data = bytearray(source.read_bytes())
+    header = data.index(b"tkhd")
+    data[header + 44 : header + 80] = struct.pack(">9i", *matrix)  # 40 bytes later in version 0
+    target.write_bytes(data)
+    return target

@@ -1,0 +1,148 @@
+"""Answers: stop texts, thinking, and what a fork of the live context says."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.clock import VirtualClock
+from edge.errors import CapacityError, ProtocolError
+from edge.model.prompt import ChatTemplate
+from edge.model.sampling import Sampling
+from edge.model.tokenizer import Tokenizer
+from edge.session.answer import LivePrompt, StopTexts, answer
+from edge.session.context import LiveContext
+from edge.session.turn import Message, Question, TextDelta, Turn
+
+
+@given(
+    text=st.text(alphabet="abc", max_size=30),
+    stops=st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(0, 30), max_size=6),
+)
+def test_stop_texts_cut_the_same_however_the_text_arrives(text, stops, cuts):
+    cutter = StopTexts(tuple(stops))
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
+    got = "".join(cutter.push(piece) for piece in pieces) + cutter.flush()
+    found = [text.find(stop) for stop in stops if stop in text]
+    if not found:
+        assert got == text
+        assert not cutter.reached
+    else:
+        assert cutter.reached
+        # In pieces the stop that is complete first wins; at once it is the leftmost.
+        assert any(got + stop == text[: len(got) + len(stop)] for stop in stops)
+
+
+@pytest.fixture
+def parts(bundle, engine):
+    """A fresh context on the base preset, and its prompt."""
+    folder = bundle("base")
+    prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), system="Be brief.")
+    context = LiveContext(
+        engine("base"), prompt.anchor(), prompt.separator(), max_tokens=400, keep_tokens=200
+    )
+    return context, prompt
+
+
+def ask(parts, text="Hello", **settings):
+    context, prompt = parts
+    settings = {"max_tokens": 12, "sampling": Sampling(), **settings}
+    events = []
+    messages = settings.pop("messages", (Message("user", text),))
+    turn = Turn(Question(messages, **settings), 0, events.append)
+    done = answer(context, prompt, turn, VirtualClock())
+    return done, events
+
+
+def test_the_prompt_is_the_templates_own(parts):
+    _, prompt = parts
+    question = Question((Message("user", "Hello"),), Sampling(), 1)
+    ids = [*prompt.anchor(), *prompt.question(question, after_media=False)]
+    whole = prompt.template.render(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        thinking=False,
+    )
+    assert ids == prompt.tokenizer.encode(whole).tolist()
+
+
+def test_an_answer_is_greedy_decoding_of_the_prompt(parts):
+    context, prompt = parts
+    done, events = ask(parts, max_tokens=12)
+    engine = context.engine
+    state = engine.new_state()
+    question = Question((Message("user", "Hello"),), Sampling(), 1)
+    ids = np.concatenate([prompt.anchor(), prompt.question(question, after_media=False)])
+    logits, expected = engine.prefill(state, engine.embed(ids)), []
+    while len(expected) < 12 and int(logits.argmax()) not in engine.spec.sampling.stop_ids:
+        expected.append(int(logits.argmax()))
+        logits = engine.decode(state, expected[-1])
+    assert "".join(event.text for event in events) == prompt.tokenizer.decode(expected)
+    assert done.n_prompt_tokens == len(ids)
+    assert context.n_tokens == len(prompt.anchor())
+
+
+def test_the_same_question_twice_gets_the_same_answer(parts):
+    first = ask(parts, sampling=Sampling(temperature=1.0, seed=5))
+    ask(parts, "Something else?")
+    again = ask(parts, sampling=Sampling(temperature=1.0, seed=5))
+    assert first[1] == again[1]
+
+
+def test_thinking_is_told_apart(parts, monkeypatch):
+    _, prompt = parts
+    words = [*prompt.tokenizer.encode("hm"), 13, *prompt.tokenizer.encode("red"), 11]
+    script = iter(words)
+    monkeypatch.setattr("edge.model.sampling.Sampler.choose", lambda *_: int(next(script)))
+    done, events = ask(parts, thinking=True, max_tokens=20)
+    thoughts = "".join(e.text for e in events if e.reasoning)
+    spoken = "".join(e.text for e in events if not e.reasoning)
+    assert (thoughts, spoken) == ("hm", "red")
+    assert done.finish_reason == "stop"
+    assert done.n_completion_tokens == len(words)
+
+
+def test_a_stop_text_ends_the_answer(parts, monkeypatch):
+    _, prompt = parts
+    script = iter([*prompt.tokenizer.encode("one two three")] * 2)
+    monkeypatch.setattr("edge.model.sampling.Sampler.choose", lambda *_: int(next(script)))
+    done, events = ask(parts, stop=("two",), max_tokens=20)
+    assert "".join(event.text for event in events) == "one "
+    assert done.finish_reason == "stop"
+
+
+def test_a_cancelled_turn_ends_at_the_next_token(parts):
+    context, prompt = parts
+    events: list[TextDelta] = []
+    question = Question((Message("user", "Hello"),), Sampling(), 50)
+
+    def deliver(event):
+        events.append(event)
+        turn.cancel()
+
+    turn = Turn(question, 0, deliver)
+    done = answer(context, prompt, turn, VirtualClock())
+    assert done.finish_reason == "cancelled"
+    assert done.n_completion_tokens < 5
+
+
+def test_a_question_without_room_is_refused(parts):
+    with pytest.raises(CapacityError, match="do not fit behind"):
+        ask(parts, max_tokens=8192)
+
+
+def test_special_tokens_in_a_question_are_refused(parts):
+    with pytest.raises(ProtocolError, match="special token '<image>'"):
+        ask(parts, "what is <image>?")
+
+
+def test_a_requests_system_message_leads_the_question(parts):
+    _, prompt = parts
+    question = Question((Message("system", "In French."), Message("user", "Who?")), Sampling(), 1)
+    text = prompt.tokenizer.decode(list(prompt.question(question, after_media=True)))
+    assert text.startswith("\nIn French.\nWho?")

@@ -1,0 +1,106 @@
+"""The live context: a complete ledger, forks without a trace, bounded memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge.errors import CapacityError, ConfigurationError
+from edge.session.context import LiveContext, Perceived
+from edge.types import Evidence
+
+ANCHOR = np.arange(3, 9, dtype=np.int32)
+SEPARATOR = np.array([198], np.int32)
+
+
+def context_of(engine, max_tokens=200, keep_tokens=80):
+    return LiveContext(engine, ANCHOR, SEPARATOR, max_tokens=max_tokens, keep_tokens=keep_tokens)
+
+
+def perceived(engine, n, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, engine.spec.decoder.hidden_size), np.float32)
+    return Perceived("video", rows, Evidence("camera", seed, seed + 1, (seed,)))
+
+
+def decoded(context):
+    with context.fork() as fork:
+        return context.engine.decode(fork.state, 5)
+
+
+def test_every_token_is_in_the_ledger(engine):
+    context = context_of(engine("base"))
+    for seed, n in enumerate((7, 1, 30)):
+        context.append(perceived(context.engine, n, seed))
+        assert sum(segment.n_tokens for segment in context.ledger) == context.n_tokens
+    # The first segment follows the anchor directly; a separator stands before each other one.
+    assert [segment.n_tokens for segment in context.ledger] == [6, 7, 2, 31]
+    assert [evidence.frame_ids for evidence in context.evidence()] == [(0,), (1,), (2,)]
+    assert context.newest_capture_ns() == 3
+
+
+def test_a_fork_leaves_the_live_state_as_it_was(engine):
+    context = context_of(engine("base"))
+    context.append(perceived(context.engine, 20))
+    before, n_before = decoded(context), context.n_tokens
+    with context.fork() as fork:
+        context.engine.prefill(fork.state, perceived(context.engine, 300, 9).embeddings)
+        with pytest.raises(RuntimeError, match="fork"):
+            context.append(perceived(context.engine, 5))
+    assert context.n_tokens == n_before
+    np.testing.assert_array_equal(decoded(context), before)
+
+
+def test_a_fork_that_fails_leaves_the_live_state_as_it_was(engine):
+    context = context_of(engine("base"))
+    context.append(perceived(context.engine, 20))
+    before = decoded(context)
+
+    def fail():
+        with context.fork() as fork:
+            context.engine.decode(fork.state, 3)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    np.testing.assert_array_equal(decoded(context), before)
+
+
+def test_a_rebuilt_state_equals_a_fresh_prefill_of_the_same_segments(engine):
+    context, fresh = context_of(engine("wide")), context_of(engine("wide"))
+    segments = [perceived(context.engine, 25, seed) for seed in range(12)]
+    for segment in segments:
+        context.append(segment)
+        assert context.n_tokens <= 200
+    assert context.n_rebuilds > 0
+    kept = [segment.evidence for segment in context.ledger[1:]]
+    for segment in segments:
+        if segment.evidence in kept:
+            fresh.append(segment)
+    assert fresh.n_rebuilds == 0
+    assert fresh.n_tokens == context.n_tokens
+    np.testing.assert_array_equal(decoded(fresh), decoded(context))
+
+
+def test_memory_is_bounded_for_ever(engine):
+    context = context_of(engine("single"))
+    for seed in range(400):
+        context.append(perceived(context.engine, 1 + seed % 40, seed))
+        assert context.n_tokens <= 200
+        assert len(context.ledger) <= 200
+    # 200 tokens fit into the first block of rows: the cache never grew.
+    assert {len(cache.keys) for cache in context.state.kv.values()} == {256}
+
+
+def test_a_segment_larger_than_what_is_kept_is_refused(engine):
+    context = context_of(engine("base"))
+    before = decoded(context)
+    with pytest.raises(CapacityError, match="video segment: has 81 tokens"):
+        context.append(perceived(context.engine, 80))
+    np.testing.assert_array_equal(decoded(context), before)
+    context.append(perceived(context.engine, 79))
+
+
+def test_an_anchor_that_leaves_no_room_is_refused(engine):
+    with pytest.raises(ConfigurationError, match=r"context\.keep_tokens: is 80"):
+        context_of(engine("base"), max_tokens=85)

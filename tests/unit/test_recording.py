@@ -1,0 +1,281 @@
+"""Recordings that play at their own pace, on real clips and on files made for the purpose."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from make_media import (
+    copy_streams,
+    turn_mp4,
+    write_float_wav,
+    write_sound,
+    write_video,
+    write_wav,
+)
+from numpy.typing import NDArray
+
+from edge.clock import VirtualClock
+from edge.senses.recording import RecordedSound, RecordedVideo, Recording
+from edge.types import AudioChunk, Float32, Frame
+
+pytest_plugins = ["media"]
+
+START_NS = 7_000_000_000
+
+
+def opened(path: Path, fps: float = 1000) -> Recording:
+    return Recording.open(path, VirtualClock(), fps=fps, start_ns=START_NS)
+
+
+def played_frames(path: Path, fps: float = 1000) -> list[Frame]:
+    clock = VirtualClock()
+    video = Recording.open(path, clock, fps=fps, start_ns=START_NS).video
+    assert video is not None
+    frames = []
+    for frame in video.frames():
+        assert clock.now_ns() == frame.capture_ns
+        frames.append(frame)
+    return frames
+
+
+def played_chunks(path: Path) -> list[AudioChunk]:
+    clock = VirtualClock()
+    sound = Recording.open(path, clock, fps=1, start_ns=START_NS).sound
+    assert sound is not None
+    chunks = []
+    for chunk in sound.chunks():
+        assert clock.now_ns() == chunk.capture_ns + len(chunk.samples) * 62_500
+        assert chunk.samples.dtype == np.float32
+        chunks.append(chunk)
+    return chunks
+
+
+def whole(chunks: list[AudioChunk]) -> Float32:
+    return np.concatenate([chunk.samples for chunk in chunks])
+
+
+def times_ms(frames: list[Frame]) -> list[int]:
+    return [(frame.capture_ns - START_NS) // 1_000_000 for frame in frames]
+
+
+def shades(n: int) -> list[NDArray[np.uint8]]:
+    """Flat pictures, each of its own shade."""
+    return [np.full((32, 48, 3), 40 * i, np.uint8) for i in range(n)]
+
+
+def tone(n_samples: int, rate_hz: int) -> NDArray[np.int16]:
+    wave = np.sin(2 * np.pi * 440 * np.arange(n_samples) / rate_hz)
+    return np.round(16_384 * wave).astype(np.int16)
+
+
+# --- frames
+
+
+def test_every_frame_comes_at_its_own_time(clips: Path) -> None:
+    frames = played_frames(clips / "carphone_pristine.mp4", fps=30)
+    assert [frame.frame_id for frame in frames] == list(range(120))
+    assert [frame.capture_ns for frame in frames] == [
+        START_NS + round(Fraction(1001, 30_000) * i * 1_000_000_000) for i in range(120)
+    ]
+    assert {frame.source for frame in frames} == {"carphone_pristine.mp4"}
+    assert {frame.pixels.shape for frame in frames} == {(144, 176, 3)}
+    assert {frame.pixels.dtype for frame in frames} == {np.dtype(np.uint8)}
+
+
+@pytest.mark.parametrize("fps", [2, 1, 0.3, 12.5, 25, 60])
+def test_frames_are_thinned_to_the_first_at_or_after_each_instant(clips: Path, fps: float) -> None:
+    """The clip has a frame each 40 ms, 250 in all."""
+    wanted = {math.ceil(Fraction(k) / Fraction(fps) * 25) for k in range(int(10 * fps) + 1)}
+    frames = played_frames(clips / "bikes.mp4", fps)
+    assert [frame.frame_id for frame in frames] == sorted(i for i in wanted if i < 250)
+
+
+def test_variable_frame_rate_is_kept(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv", shades(6), [0, 40, 50, 400, 1000, 1040])
+    frames = played_frames(path)
+    assert times_ms(frames) == [0, 40, 50, 400, 1000, 1040]
+    assert [int(frame.pixels[0, 0, 0]) for frame in frames] == [0, 40, 80, 120, 160, 200]
+    assert times_ms(played_frames(path, fps=10)) == [0, 400, 1000]
+    assert [frame.frame_id for frame in played_frames(path, fps=10)] == [0, 3, 4]
+
+
+def test_times_that_the_container_rounds_lose_no_frames(tmp_path: Path) -> None:
+    """30 a second in Matroska's whole milliseconds: 33 is a little early for 1/30 s."""
+    times = [1000 * i // 30 for i in range(6)]
+    assert times_ms(played_frames(write_video(tmp_path / "v.mkv", shades(6), times), 30)) == times
+
+
+def test_a_late_first_frame_is_time_zero(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv", shades(3), [500, 600, 700])
+    assert times_ms(played_frames(path)) == [0, 100, 200]
+
+
+@pytest.mark.parametrize(("quarter_turns", "shape"), [(1, (176, 144)), (2, (144, 176)), (3, (176, 144))])  # fmt: skip
+def test_pictures_are_turned_upright(
+    clips: Path, tmp_path: Path, quarter_turns: int, shape: tuple[int, int]
+) -> None:
+    lying = clips / "carphone_pristine.mp4"
+    turned = played_frames(turn_mp4(lying, tmp_path / "turned.mp4", quarter_turns), fps=1)[0]
+    assert turned.pixels.shape == (*shape, 3)
+    expected = np.rot90(played_frames(lying, fps=1)[0].pixels, -quarter_turns)  # clockwise
+    np.testing.assert_array_equal(turned.pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "codec", "container"),
+    [
+        ("yuv420p", "ffv1", "mkv"),
+        ("yuv444p10le", "ffv1", "mkv"),
+        ("gray", "ffv1", "mkv"),
+        ("bgra", "ffv1", "mkv"),
+        ("yuv420p", "mpeg4", "mp4"),
+        ("yuvj422p", "mjpeg", "avi"),
+    ],
+)
+def test_any_pixel_format_becomes_rgb(
+    tmp_path: Path, pixel_format: str, codec: str, container: str
+) -> None:
+    colour = (120, 120, 120) if pixel_format == "gray" else (200, 120, 40)
+    picture = np.full((32, 48, 3), colour, np.uint8)
+    path = tmp_path / f"v.{container}"
+    write_video(path, [picture] * 3, [0, 100, 200], pixel_format, codec)
+    for frame in played_frames(path):
+        np.testing.assert_allclose(frame.pixels.astype(int), picture, rtol=0, atol=6)
+
+
+# --- sound
+
+
+def test_the_sound_of_a_film(clips: Path) -> None:
+    """AAC 5.1 at 48 kHz becomes 16 kHz mono of the same length, in chunks of 100 ms."""
+    path = clips / "bigbuckbunny.mp4"
+    chunks = played_chunks(path)
+    assert [len(chunk.samples) for chunk in chunks] == [1600] * 53 + [192]
+    assert [chunk.capture_ns for chunk in chunks] == [START_NS + i * 10**8 for i in range(54)]
+    assert {chunk.source for chunk in chunks} == {"bigbuckbunny.mp4"}
+    assert 0.01 < np.abs(whole(chunks)).max() < 1
+    assert opened(path).duration_ns == 5_312_000_000
+
+
+def test_video_and_sound_share_a_clock_and_nothing_else(clips: Path) -> None:
+    recording = opened(clips / "bigbuckbunny.mp4", fps=2)
+    assert isinstance(recording.video, RecordedVideo)
+    assert isinstance(recording.sound, RecordedSound)
+    frames, chunks = recording.video.frames(), recording.sound.chunks()
+    first, second = next(frames), next(chunks)
+    assert first.capture_ns == second.capture_ns == START_NS
+    assert len(list(frames)) == 10
+    assert len(list(chunks)) == 53
+
+
+def test_recorded_speech(speech: Path) -> None:
+    path = speech / "Front_Center.wav"
+    recording = opened(path)
+    assert recording.video is None
+    assert recording.duration_ns == round(68_545 / 48_000 * 1e9)
+    sound = whole(played_chunks(path))
+    assert len(sound) == round(68_545 / 3)
+    assert 0.1 < np.abs(sound).max() < 1
+
+
+def test_a_silent_film_has_no_sound(clips: Path) -> None:
+    assert opened(clips / "bikes.mp4").sound is None
+
+
+def test_16_khz_wav_passes_bit_by_bit(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-32_768, 32_768, 4000).astype(np.int16)
+    path = write_wav(tmp_path / "a.wav", samples)
+    chunks = played_chunks(path)
+    assert [len(chunk.samples) for chunk in chunks] == [1600, 1600, 800]
+    np.testing.assert_array_equal(whole(chunks), samples.astype(np.float32) / 32_768)
+
+
+def test_float_wav_passes_bit_by_bit(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.2, 1600).astype(np.float32)
+    path = write_float_wav(tmp_path / "a.wav", samples)
+    np.testing.assert_array_equal(whole(played_chunks(path)), samples)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_any_rate_and_width_becomes_16_khz(
+    tmp_path: Path, rate_hz: int, dtype: type[np.integer]
+) -> None:
+    mono = tone(rate_hz, rate_hz).astype(dtype) << (8 * np.dtype(dtype).itemsize - 16)
+    stereo = np.stack([mono, np.zeros_like(mono)], axis=1)
+    sound = whole(played_chunks(write_wav(tmp_path / "a.wav", stereo, rate_hz)))
+    assert len(sound) == 16_000
+    expected = tone(16_000, 16_000) / 32_768 / 2  # one of two channels is silent
+    np.testing.assert_allclose(sound[1000:15_000], expected[1000:15_000], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sample_format"),
+    [("a.flac", "flac", "s16"), ("a.mkv", "pcm_f64le", "dbl"), ("a.m4a", "aac", "fltp")],
+)
+def test_any_codec_is_decoded(tmp_path: Path, name: str, codec: str, sample_format: str) -> None:
+    path = tmp_path / name
+    write_sound(path, [(0, tone(48_000, 48_000))], 48_000, codec, sample_format)
+    sound = whole(played_chunks(path))
+    assert abs(len(sound) - 16_000) <= 1024  # AAC counts in frames of 1024 at 48 kHz
+    assert np.abs(sound[2000:14_000]).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_holes_are_filled_with_silence(tmp_path: Path) -> None:
+    second = tone(16_000, 16_000)
+    path = write_sound(tmp_path / "a.mkv", [(0, second), (56_000, second)], 16_000)
+    sound = whole(played_chunks(path))
+    expected = np.concatenate([second, np.zeros(40_000), second]) / 32_768
+    np.testing.assert_allclose(sound, expected, rtol=0, atol=1e-6)
+
+
+def test_sound_that_starts_late_is_stamped_late(clips: Path, tmp_path: Path) -> None:
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("ffv1", rate=10)
+        video.width, video.height, video.pix_fmt = 48, 32, "bgr0"
+        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for i, pixels in enumerate(shades(5)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            container.mux(video.encode(frame))
+        heard = av.AudioFrame.from_ndarray(tone(1600, 16_000)[None], format="s16", layout="mono")
+        heard.sample_rate, heard.pts, heard.time_base = 16_000, 4000, Fraction(1, 16_000)
+        container.mux(sound.encode(heard))
+        container.mux([*video.encode(None), *sound.encode(None)])
+    assert [chunk.capture_ns for chunk in played_chunks(path)] == [START_NS + 250_000_000]
+    assert times_ms(played_frames(path)) == [0, 100, 200, 300, 400]
+
+
+def test_sound_alone_of_a_film(clips: Path, tmp_path: Path) -> None:
+    path = copy_streams(clips / "bigbuckbunny.mp4", tmp_path / "a.m4a", ["audio"])
+    assert opened(path).video is None
+    film = whole(played_chunks(clips / "bigbuckbunny.mp4"))
+    np.testing.assert_array_equal(whole(played_chunks(path)), film)
+
+
+# --- ending
+
+
+def test_close_ends_both_sources(clips: Path) -> None:
+    recording = opened(clips / "bigbuckbunny.mp4")
+    assert recording.video is not None
+    assert recording.sound is not None
+    frames, chunks = recording.video.frames(), recording.sound.chunks()
+    next(frames), next(chunks)
+    recording.video.close()
+    recording.sound.close()
+    recording.sound.close()
+    assert list(frames) == []
+    assert list(chunks) == []
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan")])
+def test_impossible_rates_are_refused(clips: Path, fps: float) -> None:
+    with pytest.raises(ValueError, match="fps is"):
+        opened(clips / "bikes.mp4", fps)
