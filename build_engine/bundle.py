@@ -100,5 +100,3 @@ def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:
     text = msgspec.json.format(msgspec.json.encode(complete), indent=1)
     (folder / MANIFEST).write_bytes(text)
     return complete
-
-

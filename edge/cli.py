@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None:
             changes[section] = {key: value}
     config = load_config(arguments.config, changes)
-    senses = service.Senses(arguments.video, arguments.audio, sound=not arguments.no_sound)
+    senses = service.open_senses(arguments.video, arguments.audio, sound=not arguments.no_sound)
     service.run(arguments.bundle, config, senses)
 
 
@@ -48,7 +48,8 @@ def ask(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         seed=arguments.seed,
     )
-    content, reasoning = [], []
+    content: list[str] = []
+    reasoning: list[str] = []
     for event in events:
         if isinstance(event, Text):
             (reasoning if event.reasoning else content).append(event.text)
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="edge",
         description="Keep perceiving: camera and microphone in, answers out, one omni model.",
-        epilog='example: edge run ./bundle --video clip.mp4 --socket ./edge.sock, then '
+        epilog="example: edge run ./bundle --video clip.mp4 --socket ./edge.sock, then "
         'edge ask "What do you see?" --socket ./edge.sock',
     )
     top.add_argument("--version", action="version", version=f"edge {edge.__version__}")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.clock import Clock, MonotonicClock
+from aiohttp import web
+
+from edge.clock import MonotonicClock
 from edge.config import Config
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
-from edge.errors import EdgeError, EngineError
 from edge.model.prompt import ChatTemplate
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
-from edge.senses.source import AudioSource, FrameSource
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.answer import LivePrompt
@@ -31,22 +30,24 @@ log = logging.getLogger(__name__)
 class Senses:
     """Which recordings stand for the camera and the microphone."""
 
-    video: Path | None = None
-    audio: Path | None = None
-    """None takes the video's own sound track, if it has one."""
-    sound: bool = True
-    """False leaves the video's sound track out."""
+    video: Recording | None
+    audio: Recording | None
 
 
-def open_senses(
-    senses: Senses, config: Config, clock: Clock
-) -> tuple[FrameSource | None, AudioSource | None]:
-    """Open the recordings; they play from the moment they are read.
+def open_senses(video: Path | None, audio: Path | None, *, sound: bool) -> Senses:
+    """Check the recordings.
 
+    Args:
+        video: stands for the camera.
+        audio: stands for the microphone; None takes the video's sound track, if it has one.
+        sound: False leaves the video's sound track out.
     Raises:
         MediaError: one of them cannot be played.
     """
-    raise NotImplementedError
+    film = None if video is None else Recording.open(video, need=["video"])
+    if audio is not None:
+        return Senses(film, Recording.open(audio, need=["sound"]))
+    return Senses(film, film if sound else None)
 
 
 def run(bundle_path: Path, config: Config, senses: Senses) -> None:
@@ -55,34 +56,33 @@ def run(bundle_path: Path, config: Config, senses: Senses) -> None:
     Raises:
         EdgeError: the service cannot start, or its engine failed.
     """
-    clock = MonotonicClock()
-    video, audio = open_senses(senses, config, clock)
-    listener = unix_socket.bind(Path(config.socket.path))
+    path = Path(config.socket.path)
+    listener = unix_socket.bind(path)
     try:
-        loop = _session(bundle_path, config, clock, video, audio)
-        log.info("event=ready socket=%s model=%s", config.socket.path, loop.status().model)
-        asyncio.run(_serve(loop, config, listener))
+        loop, model = _session(bundle_path, config, senses)
+        log.info("event=ready socket=%s model=%s", path, model)
+        asyncio.run(_serve(loop, make_app(loop, config, model), listener))
     finally:
-        unix_socket.release(Path(config.socket.path), listener)
+        unix_socket.release(path, listener)
         listener.close()
     log.info("event=stopped")
 
 
-def _session(
-    bundle_path: Path,
-    config: Config,
-    clock: Clock,
-    video: FrameSource | None,
-    audio: AudioSource | None,
-) -> LiveLoop:
-    bundle = Bundle(bundle_path)
+def _session(bundle_path: Path, config: Config, senses: Senses) -> tuple[LiveLoop, str]:
+    """Load the bundle and wire the session; returns it and the model's name."""
+    bundle, clock = Bundle(bundle_path), MonotonicClock()
+    engine, model = CpuEngine(bundle), bundle.manifest.name
     prompt = LivePrompt(Tokenizer(bundle.path), ChatTemplate(bundle.path), config.context.system)
-    return LiveLoop(
-        CpuEngine(bundle), prompt, config, clock, bundle.manifest.name, video=video, audio=audio
+    start_ns, fps = clock.now_ns(), config.perception.fps
+    video = None if senses.video is None else senses.video.video(clock, start_ns, fps)
+    audio = None if senses.audio is None else senses.audio.sound(clock, start_ns)
+    loop = LiveLoop(
+        engine, prompt, config, clock, model, start_ns=start_ns, video=video, audio=audio
     )
+    return loop, model
 
 
-async def _serve(loop: LiveLoop, config: Config, listener: unix_socket.Listener) -> None:
+async def _serve(loop: LiveLoop, app: web.Application, listener: unix_socket.Listener) -> None:
     """Run the loop in its thread and the socket in this one, until either ends."""
     ended = asyncio.Event()
     events = asyncio.get_running_loop()
@@ -100,7 +100,7 @@ async def _serve(loop: LiveLoop, config: Config, listener: unix_socket.Listener)
     thread = threading.Thread(target=run_loop, name="loop")
     thread.start()
     try:
-        async with serving(make_app(loop, config, loop.status().model), listener):
+        async with serving(app, listener):
             await ended.wait()
             loop.stop()
     finally:
@@ -108,6 +108,3 @@ async def _serve(loop: LiveLoop, config: Config, listener: unix_socket.Listener)
         await asyncio.to_thread(thread.join)
     for failure in failures:
         raise failure
-
-
-_ = (contextlib, EdgeError, EngineError)

@@ -63,3 +63,18 @@ class Segment:
     modality: Modality
     n_tokens: int
     evidence: Evidence | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """When one segment passed each stage, monotonic ns."""
+
+    modality: Modality
+    captured_ns: int
+    """Its last frame or sample."""
+    taken_ns: int
+    """The loop took it up."""
+    features_ns: int
+    encoded_ns: int
+    prefilled_ns: int = 0
+    n_tokens: int = 0

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from edge.engines.safetensors import SafetensorsWriter  # noqa: E402
-from tiny_tokenizer import CHAT_TEMPLATE, write_tokenizer  # noqa: E402
+from tiny_tokenizer import CHAT_TEMPLATE, write_tokenizer
+
+from edge.engines.safetensors import SafetensorsWriter
 
 F32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]

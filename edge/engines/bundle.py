@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edge.engines.safetensors import SafetensorsFile
 from edge.errors import BundleError
 from edge.model.spec import ModelSpec
+from edge.types import Float32
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -101,7 +102,7 @@ class Bundle:
             )
         return None
 
-    def decoder_weights(self) -> Mapping[str, NDArray[Any]]:
+    def decoder_weights(self) -> Mapping[str, Float32]:
         """The decoder's weights by name, as views of the mapped file."""
         file = SafetensorsFile(self.path / DECODER_WEIGHTS)
         return {name: file.tensor(name) for name in file.names()}

@@ -11,8 +11,8 @@ from edge.engines.bundle import Bundle
 from edge.engines.cpu_ops import CpuOps, DecoderState
 from edge.engines.engine import MAX_AUDIO_FRAMES, MAX_PREFILL_TOKENS
 from edge.errors import EngineError
-from edge.model.decoder import advance
 from edge.features.positions import interpolation_weights
+from edge.model.decoder import advance
 from edge.model.spec import ModelSpec
 from edge.types import Float32, Int32
 
@@ -56,7 +56,9 @@ class CpuEngine:
     def encode_image(self, patches: Float32, grid: tuple[int, int]) -> Float32:
         n_features = patches.shape[-1]
         padding = (self._spec.vision.tubelet_frames - 1) * n_features
-        return self._see(np.pad(patches, ((0, 0), (0, padding)))[None], grid, embedder=0)[0]
+        padded = np.pad(patches, ((0, 0), (0, padding)))
+        embeddings: Float32 = self._see(padded[None], grid, embedder=0)[0]
+        return embeddings
 
     def encode_tubelets(self, patches: Float32, grid: tuple[int, int]) -> Float32:
         return self._see(patches, grid, embedder=1)
@@ -108,7 +110,8 @@ class CpuEngine:
             rows = embeddings[start : start + MAX_PREFILL_TOKENS]
             logits = advance(ops, self._spec.decoder, rows)
             state.n_tokens += len(rows)
-        return logits[0]
+        last: Float32 = logits[0]
+        return last
 
     def decode(self, state: DecoderState, token: int) -> Float32:
         return self.prefill(state, self.embed(np.array([token], np.int32)))

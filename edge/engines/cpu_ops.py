@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from edge.model.spec import DecoderSpec
 from edge.types import Float32
+
+Float64 = NDArray[np.float64]
 
 KV_BLOCK_ROWS = 256
 """The cache of a layer grows by doubling, from this many rows."""
@@ -88,8 +90,8 @@ class CpuOps:
     """`Ops` over numpy arrays, on one state."""
 
     spec: DecoderSpec
-    weights: Mapping[str, NDArray[Any]]
-    state: DecoderState = field()
+    weights: Mapping[str, Float32]
+    state: DecoderState
 
     def linear(self, x: Float32, weight: str) -> Float32:
         return x @ self.weights[weight].T
@@ -131,7 +133,7 @@ class CpuOps:
         step = self.time_step(dt, layer).T  # [h, n]
         decay_rate = -np.exp(self.weights[f"layers.{layer}.A_log"])
         # In float64: a difference of float32 sums would lose the small decays after large ones.
-        total = np.cumsum(step.astype(np.float64) * decay_rate[:, None], axis=1)  # [h, n]
+        total: Float64 = np.cumsum(step.astype(np.float64) * decay_rate[:, None], axis=1)  # [h, n]
         since = (total[:, :, None] - total[:, None, :]).astype(np.float32)
         since[:, ~np.tri(n, dtype=bool)] = -np.inf
         decay = np.exp(since)  # [h, to, from]
@@ -139,12 +141,13 @@ class CpuOps:
         driven = x * step[:, :, None]
         c, b = np.repeat(c, per_group, axis=0), np.repeat(b, per_group, axis=0)
         state = self.state.ssm[layer]
-        y = (scores * decay) @ driven
+        y: Float32 = (scores * decay) @ driven
         y += np.exp(total)[:, :, None].astype(np.float32) * (c @ state.transpose(0, 2, 1))
         y += self.weights[f"layers.{layer}.D"][:, None, None] * x
-        left = np.exp(total[:, -1:] - total)[:, :, None].astype(np.float32)  # [h, n, 1]
-        kept = np.exp(total[:, -1])[:, None, None].astype(np.float32)
-        self.state.ssm[layer] = kept * state + (driven * left).transpose(0, 2, 1) @ b
+        left: Float32 = np.exp(total[:, -1:] - total)[:, :, None].astype(np.float32)  # [h, n, 1]
+        kept: Float32 = np.exp(total[:, -1])[:, None, None].astype(np.float32)
+        entered = np.asarray((driven * left).transpose(0, 2, 1) @ b, np.float32)
+        self.state.ssm[layer] = kept * state + entered
         return y.transpose(1, 0, 2).reshape(n, spec.d_inner)
 
     def gated_rms_norm(self, y: Float32, gate: Float32, weight: str) -> Float32:
@@ -206,4 +209,5 @@ class CpuOps:
 def _normalised(x: Float32, eps: float) -> Float32:
     """x / sqrt(mean(x^2) + eps) over the last dimension."""
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
-    return x / np.sqrt(mean_square + np.float32(eps))
+    normalised: Float32 = x / np.sqrt(mean_square + np.float32(eps))
+    return normalised

@@ -29,7 +29,9 @@ _MISSING_END_S = Fraction(1, 2)  # how much of its stated length a whole file ma
 _HOLE_S = Fraction(1, 10)  # a longer hole in the sound is filled with silence
 # Containers whose header states their length; elsewhere FFmpeg only guesses it from the bit rate.
 _FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flac"}
-_TEXT_FORMATS = {"tty"}  # FFmpeg draws plain text as a film
+# Containers that FFmpeg may take a file for. Its others include playlists that lead it to the
+# network, and plain text that it draws as a film.
+_CONTAINERS = "mov,matroska,avi,flv,asf,mpegts,mpeg,wav,w64,aiff,flac,mp3,aac,ogg"
 _EIGHT_BIT_CODECS = {"pcm_u8", "pcm_s8"}
 _PCM_SCALES = {"uint8": (128, 1 << 7), "int16": (0, 1 << 15), "int32": (0, 1 << 31)}
 _COPY_AGAIN = "copy it again from where it was recorded"
@@ -124,12 +126,10 @@ def _opened(path: Path) -> AbstractContextManager[InputContainer]:
     if not head:
         raise MediaError(path, "is an empty file", _COPY_AGAIN)
     try:
-        # Tags in old encodings are no reason to refuse a file; a playlist that leads to the
-        # network is.
-        container = av.open(
+        return av.open(
             str(path.resolve()),
-            metadata_errors="ignore",
-            options={"protocol_whitelist": "file"},
+            metadata_errors="ignore",  # tags in old encodings are no reason to refuse a file
+            options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
         )
     except av.FFmpegError as error:
         if head[4:8] == b"ftyp":
@@ -139,10 +139,6 @@ def _opened(path: Path) -> AbstractContextManager[InputContainer]:
         raise MediaError(
             path, f"is not a media file ({error.strerror})", "give a video or sound file"
         ) from None
-    if container.format.name in _TEXT_FORMATS:
-        container.close()
-        raise MediaError(path, "is not a media file (text)", "give a video or sound file")
-    return container
 
 
 def _film(container: InputContainer) -> VideoStream | None:

@@ -29,54 +29,55 @@ _GRAIN_NS = NS_PER_MS  # Matroska rounds times to 1 ms: a frame that much early 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A file that has been found playable, and its sources."""
+    """A file that has been found playable."""
 
     path: Path
     duration_ns: int
     """From the first frame or sample to the end of the last."""
-    video: RecordedVideo | None
-    """None where the file has no video track."""
-    sound: RecordedSound | None
-    """None where the file has no sound track."""
+    tracks: frozenset[media.Track]
+    zero_s: Fraction
+    """When its first frame or sample is due, on the file's own time axis."""
 
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        clock: Clock,
-        *,
-        fps: float,
-        start_ns: int,
-        need: Collection[media.Track] = (),
-    ) -> Recording:
-        """Check a file and make its sources.
+    def open(cls, path: Path, need: Collection[media.Track] = ()) -> Recording:
+        """Check a file.
 
         Args:
             path: any media file that FFmpeg decodes: MP4, Matroska, WAV, FLAC and others.
-            clock: what the sources sleep on.
-            fps: most frames to give a second, above 0.
-            start_ns: the file's time 0 on the clock, ns.
             need: tracks that the file must have.
         Raises:
             MediaError: the file cannot be read or decoded, is cut short, lacks a needed track,
                 or is a sound file without usable sound.
+        """
+        contents = media.check(path, need)
+        duration_ns = round((contents.end_s - contents.zero_s) * NS_PER_S)
+        return cls(path, duration_ns, contents.tracks, contents.zero_s)
+
+    def video(self, clock: Clock, start_ns: int, fps: float) -> RecordedVideo | None:
+        """Its pictures as a source, None where it has none.
+
+        Args:
+            clock: what the source sleeps on.
+            start_ns: the file's time 0 on the clock, ns.
+            fps: most frames to give a second, above 0.
+        Raises:
             ValueError: `fps` is not above 0.
         """
         if not fps > 0:
             raise ValueError(f"fps is {fps}; it must be above 0")
-        contents = media.check(path, need)
-        zero_s = contents.zero_s
-        has_video, has_sound = "video" in contents.tracks, "sound" in contents.tracks
-        return cls(
-            path=path,
-            duration_ns=round((contents.end_s - zero_s) * NS_PER_S),
-            video=RecordedVideo(path, clock, start_ns, zero_s, fps) if has_video else None,
-            sound=RecordedSound(path, clock, start_ns, zero_s) if has_sound else None,
-        )
+        if "video" not in self.tracks:
+            return None
+        return RecordedVideo(self.path, clock, start_ns, self.zero_s, fps)
+
+    def sound(self, clock: Clock, start_ns: int) -> RecordedSound | None:
+        """Its sound as a source, None where it has none; arguments as for `video`."""
+        if "sound" not in self.tracks:
+            return None
+        return RecordedSound(self.path, clock, start_ns, self.zero_s)
 
 
 class RecordedVideo:
-    """The frames of a file: a `FrameSource`. Made by `Recording.open`."""
+    """The frames of a file: a `FrameSource`. Made by `Recording.video`."""
 
     def __init__(
         self, path: Path, clock: Clock, start_ns: int, zero_s: Fraction, fps: float
@@ -114,7 +115,7 @@ class RecordedVideo:
 
 
 class RecordedSound:
-    """The sound of a file as 16 kHz mono: an `AudioSource`. Made by `Recording.open`."""
+    """The sound of a file as 16 kHz mono: an `AudioSource`. Made by `Recording.sound`."""
 
     def __init__(self, path: Path, clock: Clock, start_ns: int, zero_s: Fraction) -> None:
         self._path, self._clock, self._start_ns, self._zero_s = path, clock, start_ns, zero_s

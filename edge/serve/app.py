@@ -20,9 +20,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from edge.clock import NS_PER_S
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError
-from edge.serve.chat import ChatRequest, ModelNotFoundError, Response, parse_request
+from edge.serve.chat import (
+    ChatRequest,
+    ModelNotFoundError,
+    Response,
+    parse_request,
+    stages_of,
+)
 from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta
 
 log = logging.getLogger(__name__)
@@ -100,7 +107,9 @@ class _Api:
                 "model": self._model_name,
                 "n_context_tokens": status.n_context_tokens,
                 "max_context_tokens": status.max_context_tokens,
+                "uptime_s": round(status.uptime_ns / NS_PER_S, 3),
                 "counters": status.counters,
+                "recent": [stages_of(stages, status.start_ns) for stages in status.recent],
             }
         )
 

@@ -19,6 +19,7 @@ from edge.config import Config
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.session.turn import Done, Message, Question, TextDelta, Timeline
+from edge.types import Stages
 
 StopText = Annotated[str, Meta(min_length=1)]
 Json = dict[str, Any]
@@ -305,4 +306,25 @@ def timing_of(timeline: Timeline) -> Json:
             }
             for evidence in timeline.evidence
         ],
+    }
+
+
+def stages_of(stages: Stages, start_ns: int) -> Json:
+    """How long one segment took from stage to stage.
+
+    Args:
+        start_ns: the session's beginning, from which `captured_s` counts.
+    """
+
+    def between(start_ns: int, end_ns: int) -> float:
+        return round((end_ns - start_ns) / NS_PER_MS, 3)
+
+    return {
+        "modality": stages.modality,
+        "n_tokens": stages.n_tokens,
+        "captured_s": round((stages.captured_ns - start_ns) / NS_PER_S, 3),
+        "late_ms": between(stages.captured_ns, stages.taken_ns),
+        "features_ms": between(stages.taken_ns, stages.features_ns),
+        "encode_ms": between(stages.features_ns, stages.encoded_ns),
+        "prefill_ms": between(stages.encoded_ns, stages.prefilled_ns),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 from edge.clock import Clock
 from edge.errors import CapacityError
 from edge.model.prompt import LIVE, ChatTemplate
@@ -49,9 +48,7 @@ class LivePrompt:
         asked = next(m for m in chat if m["role"] == "user")
         text = "\n".join([*instructions, asked["content"]])
         asked["content"] = f"{LIVE}\n{text}" if after_media else f"{LIVE}{text}"
-        _, after = self.template.around_live(
-            [*self._system(), *chat], thinking=question.thinking
-        )
+        _, after = self.template.around_live([*self._system(), *chat], thinking=question.thinking)
         return self.tokenizer.encode(after)
 
     def _system(self) -> list[dict[str, str]]:
@@ -76,7 +73,12 @@ class StopTexts:
             self.reached = True
             return self._release(min(found))
         longest = max(
-            (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
+            (
+                n
+                for stop in self._stops
+                for n in range(1, len(stop))
+                if self._held.endswith(stop[:n])
+            ),
             default=0,
         )
         return self._release(len(self._held) - longest)
@@ -177,5 +179,3 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
             evidence=context.evidence(),
         ),
     )
-
-

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, ConfigurationError
 from edge.types import Evidence, Float32, Int32, Modality, Segment
@@ -148,5 +147,3 @@ class LiveContext:
     def newest_capture_ns(self) -> int | None:
         """Capture time of the newest frame or sound in the state."""
         return max((evidence.end_ns for evidence in self.evidence()), default=None)
-
-

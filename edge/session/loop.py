@@ -22,9 +22,9 @@ from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
 from edge.session.answer import LivePrompt, answer
 from edge.session.context import LiveContext
-from edge.session.perceive import Listener, Seen, Stages, Watcher
+from edge.session.perceive import Listener, Seen, Watcher
 from edge.session.turn import AnswerEvent, Done, Failed, Question, Status, Turn
-from edge.types import AudioChunk, Frame
+from edge.types import AudioChunk, Frame, Stages
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,18 @@ class LiveLoop:
         clock: Clock,
         model: str,
         *,
+        start_ns: int,
         video: FrameSource | None = None,
         audio: AudioSource | None = None,
     ) -> None:
-        """Prefill the anchor; nothing plays before `start`."""
+        """Prefill the anchor; nothing plays before `run`.
+
+        Args:
+            model: the name that clients see.
+            start_ns: the session's time 0, from which the prompt counts.
+        """
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
+        self._start_ns = start_ns
         self._context = LiveContext(
             engine,
             prompt.anchor(),
@@ -62,14 +69,13 @@ class LiveLoop:
         self._frames: Ring[Frame] = Ring(engine.spec.vision.tubelet_frames, self._wake.set)
         self._chunks: Ring[AudioChunk] = Ring(AUDIO_RING_CHUNKS, self._wake.set)
         tokenizer = prompt.tokenizer
-        self._watcher = Watcher(engine, tokenizer, clock, clock.now_ns())
+        self._watcher = Watcher(engine, tokenizer, clock, start_ns)
         self._listener = Listener(engine, tokenizer, clock, config.perception.audio_window_s)
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
         self._ended: deque[Callable[[], Seen | None]] = deque()
         self._counters: Counter[str] = Counter()
-        self.recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
-        """Stage times of the newest segments, oldest first."""
+        self._recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
 
     # What other threads call.
 
@@ -102,6 +108,9 @@ class LiveLoop:
             n_context_tokens=self._context.n_tokens,
             max_context_tokens=self._context.max_tokens,
             counters=counters,
+            uptime_ns=self._clock.now_ns() - self._start_ns,
+            start_ns=self._start_ns,
+            recent=tuple(self._recent),
         )
 
     def stop(self) -> None:
@@ -181,13 +190,18 @@ class LiveLoop:
         if seen is None:
             return
         before = self._context.n_tokens
-        self._context.append(seen.perceived)
+        try:
+            self._context.append(seen.perceived)
+        except CapacityError as error:
+            self._counters["segments_refused"] += 1
+            log.warning("segment=refused error=%s", error)
+            return
         stages = replace(
             seen.stages,
             prefilled_ns=self._clock.now_ns(),
             n_tokens=len(seen.perceived.embeddings),
         )
-        self.recent.append(stages)
+        self._recent.append(stages)
         self._counters[f"{stages.modality}_segments"] += 1
         log.info(
             "segment=%s tokens=%d context=%d->%d late_ms=%.1f features_ms=%.1f encode_ms=%.1f "
@@ -227,5 +241,3 @@ def _log_turn(outcome: Done | Failed) -> None:
         (times.first_token_ns - times.asked_ns) / NS_PER_MS,
         (times.finished_ns - times.asked_ns) / NS_PER_MS,
     )
-
-

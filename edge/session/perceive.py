@@ -14,25 +14,10 @@ from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
 from edge.session.context import Perceived
-from edge.types import AudioChunk, Evidence, Float32, Frame, Modality
+from edge.types import AudioChunk, Evidence, Float32, Frame, Stages
 
 MIN_CLIP_SAMPLES = 1600
 """Shorter clips are padded with silence to 0.1 s, as the model was served."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """When one segment passed each stage, monotonic ns."""
-
-    modality: Modality
-    captured_ns: int
-    """Its last frame or sample."""
-    taken_ns: int
-    """The loop took it up."""
-    features_ns: int
-    encoded_ns: int
-    prefilled_ns: int = 0
-    n_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

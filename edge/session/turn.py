@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
-from edge.types import Evidence
+from edge.types import Evidence, Stages
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -114,7 +114,12 @@ class Status:
     n_context_tokens: int
     max_context_tokens: int
     counters: dict[str, int]
-    """Frames, tubelets, audio windows, drops: see loop.py for the names."""
+    """Frames, segments, answers, drops: see loop.py for the names."""
+    uptime_ns: int = 0
+    start_ns: int = 0
+    """When the session began, on the clock of all its other times."""
+    recent: tuple[Stages, ...] = ()
+    """Stage times of the newest segments, oldest first."""
 
 
 class Asked(Protocol):

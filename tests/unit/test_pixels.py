@@ -87,12 +87,13 @@ def test_images_without_room_get_the_smallest_grids() -> None:
 def test_grids_are_even_and_within_the_budget(width: int, height: int, budget: int) -> None:
     if max(width, height) > px.MAX_ASPECT_RATIO * min(width, height):
         return
-    for rows, columns in (
-        px.image_grid(width, height, budget, 1024, 16),
-        px.video_grid(width, height, budget, 16),
-    ):
-        assert rows % 2 == columns % 2 == 0
-        assert 4 <= rows * columns <= budget
+    rows, columns = px.image_grid(width, height, budget, 1024, 16)
+    assert rows % 2 == columns % 2 == 0
+    assert 4 <= rows * columns <= budget
+    rows, columns = px.video_grid(width, height, budget, 16)
+    assert rows % 2 == columns % 2 == 0
+    # A target, not a bound: rounding each side may pass it, 11 x 79 gives 86 x 12 = 1032.
+    assert 0.5 * budget <= rows * columns <= 1.2 * budget
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,9 @@ pytest_plugins = ["media"]
 START_NS = 7_000_000_000
 
 
-def opened(path: Path, fps: float = 1000) -> Recording:
-    return Recording.open(path, VirtualClock(), fps=fps, start_ns=START_NS)
-
-
 def played_frames(path: Path, fps: float = 1000) -> list[Frame]:
     clock = VirtualClock()
-    video = Recording.open(path, clock, fps=fps, start_ns=START_NS).video
+    video = Recording.open(path).video(clock, START_NS, fps)
     assert video is not None
     frames = []
     for frame in video.frames():
@@ -43,9 +39,17 @@ def played_frames(path: Path, fps: float = 1000) -> list[Frame]:
     return frames
 
 
+def both(path: Path, fps: float) -> tuple[RecordedVideo, RecordedSound]:
+    clock, recording = VirtualClock(), Recording.open(path)
+    video, sound = recording.video(clock, START_NS, fps), recording.sound(clock, START_NS)
+    assert video is not None
+    assert sound is not None
+    return video, sound
+
+
 def played_chunks(path: Path) -> list[AudioChunk]:
     clock = VirtualClock()
-    sound = Recording.open(path, clock, fps=1, start_ns=START_NS).sound
+    sound = Recording.open(path).sound(clock, START_NS)
     assert sound is not None
     chunks = []
     for chunk in sound.chunks():
@@ -115,7 +119,9 @@ def test_a_late_first_frame_is_time_zero(tmp_path: Path) -> None:
     assert times_ms(played_frames(path)) == [0, 100, 200]
 
 
-@pytest.mark.parametrize(("quarter_turns", "shape"), [(1, (176, 144)), (2, (144, 176)), (3, (176, 144))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("quarter_turns", "shape"), [(1, (176, 144)), (2, (144, 176)), (3, (176, 144))]
+)
 def test_pictures_are_turned_upright(
     clips: Path, tmp_path: Path, quarter_turns: int, shape: tuple[int, int]
 ) -> None:
@@ -159,24 +165,24 @@ def test_the_sound_of_a_film(clips: Path) -> None:
     assert [chunk.capture_ns for chunk in chunks] == [START_NS + i * 10**8 for i in range(54)]
     assert {chunk.source for chunk in chunks} == {"bigbuckbunny.mp4"}
     assert 0.01 < np.abs(whole(chunks)).max() < 1
-    assert opened(path).duration_ns == 5_312_000_000
+    assert Recording.open(path).duration_ns == 5_312_000_000
 
 
 def test_video_and_sound_share_a_clock_and_nothing_else(clips: Path) -> None:
-    recording = opened(clips / "bigbuckbunny.mp4", fps=2)
-    assert isinstance(recording.video, RecordedVideo)
-    assert isinstance(recording.sound, RecordedSound)
-    frames, chunks = recording.video.frames(), recording.sound.chunks()
-    first, second = next(frames), next(chunks)
-    assert first.capture_ns == second.capture_ns == START_NS
+    recording, clock = Recording.open(clips / "bigbuckbunny.mp4"), VirtualClock()
+    video, sound = recording.video(clock, START_NS, fps=2), recording.sound(clock, START_NS)
+    assert isinstance(video, RecordedVideo)
+    assert isinstance(sound, RecordedSound)
+    frames, chunks = video.frames(), sound.chunks()
+    assert next(frames).capture_ns == next(chunks).capture_ns == START_NS
     assert len(list(frames)) == 10
     assert len(list(chunks)) == 53
 
 
 def test_recorded_speech(speech: Path) -> None:
     path = speech / "Front_Center.wav"
-    recording = opened(path)
-    assert recording.video is None
+    recording = Recording.open(path)
+    assert recording.video(VirtualClock(), START_NS, fps=1) is None
     assert recording.duration_ns == round(68_545 / 48_000 * 1e9)
     sound = whole(played_chunks(path))
     assert len(sound) == round(68_545 / 3)
@@ -184,7 +190,7 @@ def test_recorded_speech(speech: Path) -> None:
 
 
 def test_a_silent_film_has_no_sound(clips: Path) -> None:
-    assert opened(clips / "bikes.mp4").sound is None
+    assert Recording.open(clips / "bikes.mp4").sound(VirtualClock(), START_NS) is None
 
 
 def test_16_khz_wav_passes_bit_by_bit(tmp_path: Path) -> None:
@@ -254,7 +260,7 @@ def test_sound_that_starts_late_is_stamped_late(clips: Path, tmp_path: Path) -> 
 
 def test_sound_alone_of_a_film(clips: Path, tmp_path: Path) -> None:
     path = copy_streams(clips / "bigbuckbunny.mp4", tmp_path / "a.m4a", ["audio"])
-    assert opened(path).video is None
+    assert Recording.open(path).tracks == {"sound"}
     film = whole(played_chunks(clips / "bigbuckbunny.mp4"))
     np.testing.assert_array_equal(whole(played_chunks(path)), film)
 
@@ -263,14 +269,15 @@ def test_sound_alone_of_a_film(clips: Path, tmp_path: Path) -> None:
 
 
 def test_close_ends_both_sources(clips: Path) -> None:
-    recording = opened(clips / "bigbuckbunny.mp4")
-    assert recording.video is not None
-    assert recording.sound is not None
-    frames, chunks = recording.video.frames(), recording.sound.chunks()
+    recording, clock = Recording.open(clips / "bigbuckbunny.mp4"), VirtualClock()
+    video, sound = recording.video(clock, START_NS, fps=1000), recording.sound(clock, START_NS)
+    assert video is not None
+    assert sound is not None
+    frames, chunks = video.frames(), sound.chunks()
     next(frames), next(chunks)
-    recording.video.close()
-    recording.sound.close()
-    recording.sound.close()
+    video.close()
+    sound.close()
+    sound.close()
     assert list(frames) == []
     assert list(chunks) == []
 
@@ -278,4 +285,4 @@ def test_close_ends_both_sources(clips: Path) -> None:
 @pytest.mark.parametrize("fps", [0, -1, float("nan")])
 def test_impossible_rates_are_refused(clips: Path, fps: float) -> None:
     with pytest.raises(ValueError, match="fps is"):
-        opened(clips / "bikes.mp4", fps)
+        Recording.open(clips / "bikes.mp4").video(VirtualClock(), START_NS, fps)
