@@ -1,0 +1,277 @@
+"""The loop: what comes first, what is dropped and counted, what ends it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from edge.clock import NS_PER_S, VirtualClock
+from edge.config import load_config
+from edge.errors import CapacityError, EngineError, MediaError
+from edge.model.prompt import ChatTemplate
+from edge.model.sampling import Sampling
+from edge.model.tokenizer import Tokenizer
+from edge.senses.ring import Ring
+from edge.session.answer import LivePrompt
+from edge.session.loop import LiveLoop
+from edge.session.turn import Done, Failed, Message, Question
+from edge.types import AudioChunk, Frame
+
+TIMEOUT_S = 30
+
+
+class Scripted:
+    """A source of a list, with an error or a pause at its end."""
+
+    def __init__(self, items, error=None, hold=None):
+        self.items, self.error, self.hold = items, error, hold
+        self.closed = threading.Event()
+
+    def frames(self):
+        for item in self.items:
+            if self.closed.is_set():
+                return
+            yield item
+        if self.hold:
+            self.closed.wait(TIMEOUT_S)
+        if self.error:
+            raise self.error
+
+    chunks = frames
+
+    def close(self):
+        self.closed.set()
+
+
+def frame(index, fps=2.0, shape=(50, 90)):
+    rng = np.random.default_rng(index)
+    pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
+    return Frame(pixels, int(index / fps * NS_PER_S), index, "camera")
+
+
+def chunk(index, n=1600):
+    samples = np.random.default_rng(index).standard_normal(n).astype(np.float32) * 0.1
+    return AudioChunk(samples, index * NS_PER_S // 10, "microphone")
+
+
+@pytest.fixture
+def make(bundle, engine):
+    def build(video=None, audio=None, **changes):
+        folder = bundle("base")
+        config = load_config(None, {"perception": {"audio_window_s": 0.3}, **changes})
+        prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), config.context.system)
+        return LiveLoop(
+            engine("base"),
+            prompt,
+            config,
+            VirtualClock(),
+            "base",
+            start_ns=0,
+            video=video,
+            audio=audio,
+        )
+
+    return build
+
+
+class Asker:
+    """Collects the events of turns; `ended` is set by the last event of each."""
+
+    def __init__(self, loop):
+        self.loop, self.events, self.ended = loop, [], threading.Event()
+
+    def ask(self, text="Hello", max_tokens=4):
+        question = Question((Message("user", text),), Sampling(), max_tokens)
+        return self.loop.ask(question, self.deliver)
+
+    def deliver(self, event):
+        self.events.append(event)
+        if isinstance(event, Done | Failed):
+            self.ended.set()
+
+
+def drive(loop):
+    """Step until there is nothing to do."""
+    n = 0
+    while loop.step():
+        n += 1
+    return n
+
+
+def put(loop, frames=(), chunks=()):
+    for item in frames:
+        loop._frames.put(item)
+    for item in chunks:
+        loop._chunks.put(item)
+
+
+def modalities(loop):
+    return [segment.modality for segment in loop._context.ledger[1:]]
+
+
+def test_two_frames_make_a_tubelet_and_chunks_a_window(make):
+    loop = make()
+    put(loop, [frame(0)], [chunk(0), chunk(1)])
+    drive(loop)
+    assert modalities(loop) == []
+    put(loop, [frame(1)], [chunk(2)])
+    drive(loop)
+    assert sorted(modalities(loop)) == ["audio", "video"]
+    video, audio = sorted(loop._context.evidence(), key=lambda evidence: evidence.source)
+    assert (video.source, video.frame_ids) == ("camera", (0, 1))
+    assert (video.start_ns, video.end_ns) == (0, NS_PER_S // 2)
+    assert (audio.source, audio.start_ns, audio.end_ns) == ("microphone", 0, 3 * NS_PER_S // 10)
+    assert loop.status().counters["video_segments"] == 1
+
+
+def test_a_question_comes_before_sound_and_sound_before_sight(make):
+    loop = make()
+    asker = Asker(loop)
+    put(loop, [frame(0), frame(1)], [chunk(0), chunk(1), chunk(2)])
+    asker.ask()
+    loop.step()
+    assert isinstance(asker.events[-1], Done)
+    assert modalities(loop) == []
+    drive(loop)
+    assert modalities(loop) == ["audio", "video"]
+
+
+def test_frames_that_wait_too_long_give_way_to_newer_ones(make):
+    loop = make()
+    put(loop, [frame(i) for i in range(9)])
+    drive(loop)
+    assert loop._context.evidence()[0].frame_ids == (7, 8)
+    assert loop.status().counters["frames_dropped"] == 7
+
+
+def test_the_prompt_counts_frames_and_seconds_from_the_start(make):
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    put(loop, [frame(5), frame(6)])
+    drive(loop)
+    # Equal to the whole prompt rendered at once by the published rules.
+    engine, tokenizer = loop._context.engine, loop._prompt.tokenizer
+    from edge.features.pixels import tubelet_patches, video_grid
+    from edge.model.prompt import video_text
+    from edge.session.perceive import embed_media
+
+    vision = engine.spec.vision
+    grid = video_grid(90, 50, vision.video_target_patches, vision.patch_size)
+    pixels = [frame(i).pixels for i in (0, 1, 5, 6)]
+    media = engine.encode_tubelets(tubelet_patches(pixels, grid, vision), grid)
+    text = video_text([0.0, 0.5, 2.5, 3.0], [len(media[0])] * 2)
+    before = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n"
+    rows = embed_media(engine, tokenizer, before + text, np.concatenate(list(media)))
+    state = engine.new_state()
+    expected = engine.prefill(state, rows)
+    assert loop._context.n_tokens == len(rows)
+    with loop._context.fork() as fork:
+        got, same = engine.decode(fork.state, 5), engine.decode(state, 5)
+    assert np.abs(got - same).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_too_many_questions_are_refused_and_the_others_answered(make):
+    loop = make(socket={"max_waiting": 2})
+    asker = Asker(loop)
+    asker.ask()
+    asker.ask()
+    with pytest.raises(CapacityError, match="2 others are waiting"):
+        asker.ask()
+    assert drive(loop) == 2
+    assert sum(isinstance(event, Done) for event in asker.events) == 2
+
+
+def test_a_refused_question_fails_alone(make):
+    loop = make()
+    asker = Asker(loop)
+    asker.ask("<image>")
+    asker.ask("Hello")
+    drive(loop)
+    assert isinstance(asker.events[0], Failed)
+    assert isinstance(asker.events[-1], Done)
+    assert loop.status().counters["answers_refused"] == 1
+
+
+def test_a_segment_without_room_is_dropped_and_counted(make):
+    loop = make(context={"max_tokens": 60, "keep_tokens": 20}, answer={"max_tokens": 4})
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    assert modalities(loop) == []
+    assert loop.status().counters["segments_refused"] == 1
+
+
+def running(loop):
+    failures = []
+
+    def run():
+        try:
+            loop.run()
+        except EngineError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, failures
+
+
+def test_the_end_of_a_source_flushes_what_is_left_and_goes_on(make):
+    video, audio = Scripted([frame(0)]), Scripted([chunk(0, 500)])
+    loop = make(video, audio)
+    asker = Asker(loop)
+    thread, failures = running(loop)
+    # Questions go on being answered; by then the loop has seen both ends.
+    while loop.status().counters.get("video_segments", 0) == 0 or "audio" not in modalities(loop):
+        asker.ended.clear()
+        asker.ask()
+        assert asker.ended.wait(TIMEOUT_S)
+    loop.stop()
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
+    assert failures == []
+    assert video.closed.is_set()
+    assert sorted(modalities(loop)) == ["audio", "video"]
+
+
+def test_a_source_that_fails_is_counted_and_the_rest_goes_on(make):
+    video = Scripted([frame(0), frame(1)], MediaError("clip.mp4", "broke", "copy it again"))
+    loop = make(video)
+    asker = Asker(loop)
+    thread, _ = running(loop)
+    while "video_failed" not in loop.status().counters:
+        asker.ended.clear()
+        asker.ask()
+        assert asker.ended.wait(TIMEOUT_S)
+    loop.stop()
+    thread.join(TIMEOUT_S)
+    assert loop.status().counters["video_failed"] == 1
+
+
+def test_an_engine_failure_reaches_the_client_and_ends_the_loop(make, monkeypatch):
+    loop = make(Scripted([], hold=True))
+    asker = Asker(loop)
+    error = EngineError("engine", "gave NaN", "restart")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("edge.session.loop.answer", fail)
+    thread, failures = running(loop)
+    asker.ask()
+    assert asker.ended.wait(TIMEOUT_S)
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
+    assert failures == [error]
+    assert asker.events == [Failed(error)]
+
+
+def test_a_ring_drops_its_oldest_and_never_blocks():
+    woken = []
+    ring = Ring(3, lambda: woken.append(1))
+    for item in range(10):
+        ring.put(item)
+    assert [ring.take() for _ in range(4)] == [7, 8, 9, None]
+    assert ring.n_dropped == 7
+    assert len(woken) == 10
