@@ -46,10 +46,10 @@ class Answer(msgspec.Struct, frozen=True):
 
     thinking: bool = False
     """Reason before answering."""
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0
-    """0 is greedy, at most 2."""
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    """Smallest set of tokens whose probability reaches top_p; 0 < top_p <= 1."""
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    """0 is greedy, at most 2. Unset: greedy, but the checkpoint's own while thinking."""
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    """Smallest set of tokens whose probability reaches top_p; 0 < top_p <= 1. Unset: likewise."""
     max_tokens: PositiveInt = 256
     """Tokens of an answer, its reasoning included; at most the context's max_tokens."""
 

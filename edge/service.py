@@ -15,7 +15,9 @@ from edge.clock import MonotonicClock
 from edge.config import Config
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
+from edge.errors import ConfigurationError
 from edge.model.prompt import ChatTemplate
+from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
 from edge.serve import unix_socket
@@ -59,27 +61,41 @@ def run(bundle_path: Path, config: Config, senses: Senses) -> None:
     path = Path(config.socket.path)
     listener = unix_socket.bind(path)
     try:
-        loop, model = _session(bundle_path, config, senses)
+        bundle = Bundle(bundle_path)
+        loop = _session(bundle, config, senses)
+        own, model = bundle.manifest.spec.sampling, bundle.manifest.name
+        app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
         log.info("event=ready socket=%s model=%s", path, model)
-        asyncio.run(_serve(loop, make_app(loop, config, model), listener))
+        asyncio.run(_serve(loop, app, listener))
     finally:
         unix_socket.release(path, listener)
         listener.close()
     log.info("event=stopped")
 
 
-def _session(bundle_path: Path, config: Config, senses: Senses) -> tuple[LiveLoop, str]:
-    """Load the bundle and wire the session; returns it and the model's name."""
-    bundle, clock = Bundle(bundle_path), MonotonicClock()
-    engine, model = CpuEngine(bundle), bundle.manifest.name
+def _session(bundle: Bundle, config: Config, senses: Senses) -> LiveLoop:
+    """Load the engine and wire the session."""
+    clock, engine = MonotonicClock(), CpuEngine(bundle)
     prompt = LivePrompt(Tokenizer(bundle.path), ChatTemplate(bundle.path), config.context.system)
+    _check_room(config, engine.spec.decoder.max_tokens)
     start_ns, fps = clock.now_ns(), config.perception.fps
     video = None if senses.video is None else senses.video.video(clock, start_ns, fps)
     audio = None if senses.audio is None else senses.audio.sound(clock, start_ns)
-    loop = LiveLoop(
-        engine, prompt, config, clock, model, start_ns=start_ns, video=video, audio=audio
+    name = bundle.manifest.name
+    return LiveLoop(
+        engine, prompt, config, clock, name, start_ns=start_ns, video=video, audio=audio
     )
-    return loop, model
+
+
+def _check_room(config: Config, model_max_tokens: int) -> None:
+    """Live context, question and answer share the model's own context."""
+    context, answer = config.context.max_tokens, config.answer.max_tokens
+    if context + answer >= model_max_tokens:
+        raise ConfigurationError(
+            "context.max_tokens",
+            f"is {context}; with answers of {answer} that exceeds the model's {model_max_tokens}",
+            "lower it",
+        )
 
 
 async def _serve(loop: LiveLoop, app: web.Application, listener: unix_socket.Listener) -> None:
@@ -100,7 +116,7 @@ async def _serve(loop: LiveLoop, app: web.Application, listener: unix_socket.Lis
     thread = threading.Thread(target=run_loop, name="loop")
     thread.start()
     try:
-        async with serving(app, listener):
+        async with serving(app, listener.dup()):
             await ended.wait()
             loop.stop()
     finally:

@@ -68,30 +68,31 @@ def ask(socket: Path, question: str) -> dict[str, Any]:
 
 def print_timeline(segments: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
     """One line an event, in the order of time."""
-    lines = []
-    for s in segments:
-        lines.append(
-            (
-                s["captured_s"],
-                f"{s['modality']:6} {s['n_tokens']:3} tokens   taken +{s['late_ms']:.1f}   "
-                f"features {s['features_ms']:.1f}   encoded {s['encode_ms']:.1f}   "
-                f"prefilled {s['prefill_ms']:.1f}",
-            )
-        )
-    for answer in answers:
-        t = answer["edge"]
-        lines.append(
-            (
-                answer["asked_s"],
-                f"asked  {answer['question']!r}   newest capture {t['newest_capture_age_ms']:.0f} ms"
-                f" old   question prefilled {t['prefilled_ms']:.1f}   first token "
-                f"{t['first_token_ms']:.1f}   {answer['usage']['completion_tokens']} tokens in "
-                f"{t['finished_ms']:.1f}   on {t['n_context_tokens']} tokens of live context",
-            )
-        )
+    lines = [(segment["captured_s"], segment_line(segment)) for segment in segments]
+    lines += [(answer["asked_s"], answer_line(answer)) for answer in answers]
     print("\n  time s   event (stages in ms)")
     for at_s, text in sorted(lines):
         print(f"{at_s:8.3f}   {text}")
+
+
+def segment_line(s: dict[str, Any]) -> str:
+    """When a segment passed each stage, counted from the stage before."""
+    return (
+        f"{s['modality']} captured, {s['n_tokens']} tokens: taken +{s['late_ms']:.1f}, "
+        f"features +{s['features_ms']:.1f}, encoded +{s['encode_ms']:.1f}, "
+        f"prefilled +{s['prefill_ms']:.1f}"
+    )
+
+
+def answer_line(answer: dict[str, Any]) -> str:
+    """When an answer passed each stage, counted from the question."""
+    t = answer["edge"]
+    return (
+        f"asked {answer['question']!r} on {t['n_context_tokens']} tokens of live context, "
+        f"{t['newest_capture_age_ms']:.0f} ms old: prefilled {t['prefilled_ms']:.1f}, "
+        f"first token {t['first_token_ms']:.1f}, "
+        f"{answer['usage']['completion_tokens']} tokens {t['finished_ms']:.1f}"
+    )
 
 
 def main() -> None:

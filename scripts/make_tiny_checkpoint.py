@@ -62,7 +62,7 @@ BASE_LLM = {
     "topk_group": 1,
     "layer_norm_epsilon": 1e-5,
     "mlp_hidden_act": "relu2",
-    "max_position_embeddings": 8192,
+    "max_position_embeddings": 262144,
     "rope_theta": 10000,
     "tie_word_embeddings": False,
     "bos_token_id": 1,

@@ -91,7 +91,7 @@ def runtime_outputs(engine: CpuEngine, bundle: Path) -> Outputs:
     out["image_features"] = engine.encode_image(out["patches"], image_at)
 
     height, width = shown.frames[0].shape[:2]
-    video_at = video_grid(width, height, vision.video_target_patches, vision.patch_size)
+    video_at = video_grid(width, height, vision.video_target_patches)
     out["tubelet_patches"] = tubelet_patches(shown.frames, video_at, vision)
     tubelets = engine.encode_tubelets(out["tubelet_patches"], video_at)
     out["tubelet_features"] = tubelets

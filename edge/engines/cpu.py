@@ -111,6 +111,8 @@ class CpuEngine:
             logits = advance(ops, self._spec.decoder, rows)
             state.n_tokens += len(rows)
         last: Float32 = logits[0]
+        if not np.isfinite(last).all():
+            raise EngineError("logits", "hold a NaN or an infinity", "run `build-engine verify`")
         return last
 
     def decode(self, state: DecoderState, token: int) -> Float32:

@@ -1,7 +1,7 @@
 """Efficient Video Sampling: of each tubelet, keep the tokens that differ from the one before.
 
 Source: transformers 5.23.0 `models/nemotron_h_omni/modeling_nemotron_h_omni.py`
-`compute_retention_mask`, which equals vLLM 0.15 `multimodal/evs.py`.
+`compute_retention_mask`, which equals vLLM 0.33 `multimodal/evs.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Log-mel features of one clip, exactly as the audio encoder was trained.
 
 Source: transformers 5.23.0 `models/parakeet/feature_extraction_parakeet.py`; the split into
-clips follows vLLM 0.15 `models/parakeet.py`.
+clips follows vLLM 0.33 `models/parakeet.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Images and video frames become normalised patches, exactly as the vision encoder was trained.
 
-Source: vLLM 0.15 `processors/nano_nemotron_vl.py` and `multimodal/video.py`, transformers 5.23.0
+Source: vLLM 0.33 `processors/nano_nemotron_vl.py` and `multimodal/video.py`, transformers 5.23.0
 `models/nemotron_h_omni/image_processing_nemotron_h_omni.py`, and torch's anti-aliased bicubic
 interpolation.
 """
@@ -51,7 +51,7 @@ def image_grid(
         MediaError: the image is too small, too large or too long.
     Source: transformers `get_patch_grid_size`; `round` is to even on ties, as there.
     """
-    _check_size(width, height)
+    check_size(width, height)
     rows = round(height / patch_size + 0.5)
     columns = round(width / patch_size + 0.5)
     shrink = min(math.sqrt(budget_patches / (rows * columns)), 1.0)
@@ -105,26 +105,19 @@ def image_grids(
     return grids
 
 
-def video_grid(
-    width: int,
-    height: int,
-    target_patches: int,
-    patch_size: int,  # noqa: ARG001
-) -> Grid:
+def video_grid(width: int, height: int, target_patches: int) -> Grid:
     """Grid that video frames are resized to: about `target_patches`, aspect kept, sides even.
 
     Args:
         width, height: of a frame, pixels.
-        target_patches: patches a frame.
-        patch_size: side of a patch, pixels. The grid does not depend on it: a frame is always
-            resized to the target.
+        target_patches: patches a frame, which its own size does not change.
     Returns:
         (rows, columns) of patches.
     Raises:
         MediaError: the frame is too small, too large or too long.
     Source: vLLM `_compute_aspect_preserving_size`.
     """
-    _check_size(width, height)
+    check_size(width, height)
     aspect = width / height
     rows = max(round(math.sqrt(target_patches / aspect)), 1)
     columns = max(round(math.sqrt(target_patches * aspect)), 1)
@@ -222,7 +215,14 @@ def tubelet_patches(frames: Sequence[UInt8], grid: Grid, spec: VisionSpec) -> Fl
     return np.ascontiguousarray(stacked.swapaxes(1, 2)).reshape(n_tubelets, n_patches, -1)
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """Refuse what no grid can hold.
+
+    Args:
+        width, height: of an image, pixels.
+    Raises:
+        MediaError: the image is too small, too large or too long.
+    """
     size = f"is {width}x{height} pixels"
     if min(width, height) < MIN_SIDE_PIXELS:
         raise MediaError(
@@ -244,7 +244,7 @@ def _check_pixels(pixels: UInt8) -> None:
         raise MediaError("image", f"has shape {pixels.shape}", "give RGB as (height, width, 3)")
     if pixels.dtype != np.uint8:
         raise MediaError("image", f"has dtype {pixels.dtype}", "give uint8 values 0..255")
-    _check_size(pixels.shape[1], pixels.shape[0])
+    check_size(pixels.shape[1], pixels.shape[0])
 
 
 def _resized_planes(pixels: UInt8, height: int, width: int) -> Float32:

@@ -19,6 +19,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from edge.errors import MediaError
+from edge.features.pixels import check_size
 from edge.features.resample import Resampler
 from edge.types import Float32, UInt8
 
@@ -56,12 +57,14 @@ def check(path: Path, need: Collection[Track]) -> Contents:
         need: tracks that the file must have.
     Raises:
         MediaError: the file cannot be read, is no media file, is cut short, lacks a needed
-            track, or is a sound file without usable sound.
+            track, or has pictures of an unusable size or, as a sound file, no usable sound.
     """
     with _opened(path) as container:
         tracks: set[Track] = set()
-        if _film(container):
+        film = _film(container)
+        if film is not None:
             tracks.add("video")
+            _check_picture(path, film)
         if container.streams.audio:
             tracks.add("sound")
         if not tracks:
@@ -191,6 +194,13 @@ def _lacks_end(container: InputContainer, spans: dict[int, tuple[Fraction, Fract
             (Fraction(container.duration, _US_PER_S), max(lengths_s.values(), default=Fraction(0)))
         ]
     return any(stated_s - found_s > _MISSING_END_S for stated_s, found_s in pairs)
+
+
+def _check_picture(path: Path, film: VideoStream) -> None:
+    try:
+        check_size(film.codec_context.width, film.codec_context.height)
+    except MediaError as error:
+        raise MediaError(path, error.problem, error.remedy) from None
 
 
 def _check_sound(path: Path) -> None:

@@ -23,6 +23,7 @@ from aiohttp import web
 from edge.clock import NS_PER_S
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError
+from edge.model.sampling import Sampling
 from edge.serve.chat import (
     ChatRequest,
     ModelNotFoundError,
@@ -39,15 +40,18 @@ RETRY_AFTER_S = 1
 _SHUTDOWN_S = 1.0
 
 
-def make_app(session: Asked, config: Config, model_name: str) -> web.Application:
+def make_app(
+    session: Asked, config: Config, model_name: str, thinking_sampling: Sampling
+) -> web.Application:
     """The application that puts a session on HTTP.
 
     Args:
         session: answers the questions.
         config: what a request leaves open, and the bound on its max_tokens.
         model_name: what clients call the model.
+        thinking_sampling: the checkpoint's own, for answers that think.
     """
-    api = _Api(session, config, model_name)
+    api = _Api(session, config, model_name, thinking_sampling)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
     app.add_routes(
         [
@@ -84,8 +88,11 @@ async def serving(app: web.Application, listener: socket.socket) -> AsyncIterato
 class _Api:
     """The routes of one session."""
 
-    def __init__(self, session: Asked, config: Config, model_name: str) -> None:
+    def __init__(
+        self, session: Asked, config: Config, model_name: str, thinking_sampling: Sampling
+    ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
+        self._thinking_sampling = thinking_sampling
         self._created_s = int(time.time())
 
     async def models(self, _: web.Request) -> web.Response:
@@ -118,7 +125,8 @@ class _Api:
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        asked = parse_request(await request.read(), self._model_name, self._config)
+        body = await request.read()
+        asked = parse_request(body, self._model_name, self._config, self._thinking_sampling)
         events: asyncio.Queue[AnswerEvent] = asyncio.Queue()
         turn = self._session.ask(asked.question, _delivery_to(events))
         try:

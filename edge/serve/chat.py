@@ -80,13 +80,16 @@ class ChatRequest:
     include_usage: bool
 
 
-def parse_request(body: bytes, model_name: str, config: Config) -> ChatRequest:
+def parse_request(
+    body: bytes, model_name: str, config: Config, thinking_sampling: Sampling
+) -> ChatRequest:
     """Read the body of a chat completion request.
 
     Args:
         body: JSON.
         model_name: the served model; a request may name it or leave the model open.
         config: gives what the request leaves open, and the bound on max_tokens.
+        thinking_sampling: the checkpoint's own, where request and config leave it open.
 
     Returns:
         The question with every setting filled in.
@@ -111,24 +114,28 @@ def parse_request(body: bytes, model_name: str, config: Config) -> ChatRequest:
     if options is not None and not stream:
         raise ProtocolError("stream_options", "is given without stream", "set stream to true")
     return ChatRequest(
-        _question(request, config), stream, bool(options is not None and options.include_usage)
+        _question(request, config, thinking_sampling),
+        stream,
+        bool(options is not None and options.include_usage),
     )
 
 
-def _question(request: _Request, config: Config) -> Question:
+def _question(request: _Request, config: Config, thinking_sampling: Sampling) -> Question:
     answer = config.answer
     stop = request.stop or ()
     template = request.chat_template_kwargs or _TemplateSettings()
+    thinking = _first(template.enable_thinking, answer.thinking)
+    default = thinking_sampling if thinking else Sampling()
     return Question(
         messages=_messages(request.messages),
         sampling=Sampling(
-            temperature=_first(request.temperature, answer.temperature),
-            top_p=_first(request.top_p, answer.top_p),
+            temperature=_first(request.temperature, answer.temperature, default.temperature),
+            top_p=_first(request.top_p, answer.top_p, default.top_p),
             top_k=request.top_k or 0,
             seed=request.seed,
         ),
         max_tokens=_max_tokens(request, config),
-        thinking=_first(template.enable_thinking, answer.thinking),
+        thinking=thinking,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
     )
 
@@ -207,8 +214,9 @@ def _wrong_field(
     )
 
 
-def _first(asked: Any, default: Any) -> Any:
-    return default if asked is None else asked
+def _first(*values: Any) -> Any:
+    """The first that is given."""
+    return next(value for value in values if value is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from edge.clock import NS_PER_MS, Clock
 from edge.config import Config
 from edge.engines.engine import AnyEngine
-from edge.errors import CapacityError, EngineError, MediaError, ProtocolError
+from edge.errors import CapacityError, EdgeError, EngineError, MediaError, ProtocolError
 from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
 from edge.session.answer import LivePrompt, answer
@@ -32,6 +33,8 @@ T = TypeVar("T")
 AUDIO_RING_CHUNKS = 300
 """30 s of sound in chunks of 0.1 s may wait."""
 N_RECENT_STAGES = 32
+FEED_JOIN_S = 2.0
+"""A source may sleep until its next frame; its thread does not outlive the process."""
 
 
 class LiveLoop:
@@ -75,6 +78,7 @@ class LiveLoop:
         self._turns_lock = threading.Lock()
         self._ended: deque[Callable[[], Seen | None]] = deque()
         self._counters: Counter[str] = Counter()
+        self._defects: list[Exception] = []
         self._recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
 
     # What other threads call.
@@ -142,10 +146,20 @@ class LiveLoop:
                 self._wake.clear()
                 if not self.step():
                     self._wake.wait()
+                if self._defects:
+                    raise self._defects[0]
         finally:
             self.stop()
+            self._refuse_waiting()
             for feed in feeds:
-                feed.join()
+                feed.join(FEED_JOIN_S)
+
+    def _refuse_waiting(self) -> None:
+        """Tell those who still wait; nobody will answer them."""
+        with self._turns_lock:
+            waiting, self._turns = list(self._turns), deque()
+        for turn in waiting:
+            turn.deliver(Failed(CapacityError("service", "is stopping", "ask again later")))
 
     def _feed(
         self, sense: str, items: Iterator[T], ring: Ring[T], collector: Watcher | Listener
@@ -158,9 +172,11 @@ class LiveLoop:
                     ring.put(item)
                     self._counters[f"{sense}_received"] += 1
                 log.info("sense=%s event=ended", sense)
-            except MediaError as error:
+            except EdgeError as error:
                 self._counters[f"{sense}_failed"] += 1
                 log.error("sense=%s event=failed error=%s", sense, error)
+            except Exception as defect:  # noqa: BLE001  a thread's top: the loop raises it
+                self._defects.append(defect)
             self._ended.append(collector.flush)
             self._wake.set()
 
@@ -176,23 +192,25 @@ class LiveLoop:
             self._answer(turn)
             return True
         if (chunk := self._chunks.take()) is not None:
-            self._perceive(self._listener.push(chunk))
+            self._perceive(partial(self._listener.push, chunk))
             return True
         if (frame := self._frames.take()) is not None:
-            self._perceive(self._watcher.push(frame))
+            self._perceive(partial(self._watcher.push, frame))
             return True
         if self._ended:
-            self._perceive(self._ended.popleft()())
+            self._perceive(self._ended.popleft())
             return True
         return False
 
-    def _perceive(self, seen: Seen | None) -> None:
-        if seen is None:
-            return
+    def _perceive(self, collect: Callable[[], Seen | None]) -> None:
+        """Take what a sense has collected into the state, if it completes a segment."""
         before = self._context.n_tokens
         try:
+            seen = collect()
+            if seen is None:
+                return
             self._context.append(seen.perceived)
-        except CapacityError as error:
+        except (MediaError, CapacityError) as error:
             self._counters["segments_refused"] += 1
             log.warning("segment=refused error=%s", error)
             return

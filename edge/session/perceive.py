@@ -72,7 +72,7 @@ class Watcher:
         taken_ns = self._clock.now_ns()
         vision = self._engine.spec.vision
         height, width = frames[0].pixels.shape[:2]
-        grid = video_grid(width, height, vision.video_target_patches, vision.patch_size)
+        grid = video_grid(width, height, vision.video_target_patches)
         patches = tubelet_patches([frame.pixels for frame in frames], grid, vision)
         features_ns = self._clock.now_ns()
         media = self._engine.encode_tubelets(patches, grid)[0]

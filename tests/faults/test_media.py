@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from make_media import copy_streams, write_float_wav, write_sound, write_wav
+from make_media import copy_streams, write_float_wav, write_sound, write_video, write_wav
 from numpy.typing import NDArray
 
 from edge.clock import VirtualClock
 from edge.errors import MediaError
+from edge.features.pixels import image_grid, resize
 from edge.senses.media import Track
 from edge.senses.recording import Recording
 
@@ -180,3 +182,23 @@ def test_damage_inside_is_said_while_playing(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(MediaError, match=r"cannot be decoded after \d\.\d\d s"):
         list(sound.chunks())
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (1, 1, "is 1x1 pixels; give one of at least 8 pixels on each side"),
+        (20_000, 10, "is 20000x10 pixels, an aspect ratio of 2000; crop it"),
+    ],
+)
+def test_pictures_of_an_impossible_size(
+    tmp_path: Path, width: int, height: int, expected: str
+) -> None:
+    """A single picture and a film are refused alike, before anything plays."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    with pytest.raises(MediaError, match=re.escape(expected)):
+        image_grid(width, height, 13_312, 1024, 16)
+    with pytest.raises(MediaError, match=re.escape(expected)):
+        resize(pixels, 64, 64)
+    path = write_video(tmp_path / "a.mkv", [pixels] * 2, [0, 500])
+    assert f"{path}: {expected}" in refusal(path)

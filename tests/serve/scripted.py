@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edge.config import Config
 from edge.errors import EdgeError
+from edge.model.sampling import Sampling
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.turn import AnswerEvent, Done, Question, Status, TextDelta, Timeline, Turn
@@ -100,7 +101,9 @@ def served(
     started, stop = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with serving(make_app(session, config or Config(), MODEL), listener):
+        async with serving(
+            make_app(session, config or Config(), MODEL, Sampling(0.6, 0.95)), listener
+        ):
             started.set()
             await stop.wait()
 

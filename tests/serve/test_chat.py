@@ -23,12 +23,13 @@ from edge.serve.chat import (
 )
 from edge.session.turn import Message, TextDelta
 
+OWN = Sampling(0.6, 0.95)
 USER = {"role": "user", "content": "What is on the table?"}
 
 
 def parsed(config: Config | None = None, **fields: object) -> ChatRequest:
     body = {"messages": [USER], **fields}
-    return parse_request(json.dumps(body).encode(), MODEL, config or Config())
+    return parse_request(json.dumps(body).encode(), MODEL, config or Config(), OWN)
 
 
 def refused(**fields: object) -> ProtocolError:
@@ -44,6 +45,12 @@ def test_what_a_request_leaves_open_comes_from_the_configuration():
     assert (request.question.max_tokens, request.question.thinking) == (99, True)
     assert request.question.messages == (Message("user", "What is on the table?"),)
     assert (request.question.stop, request.stream, request.include_usage) == ((), False, False)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_an_answer_is_greedy_but_thinking_samples_as_the_checkpoint_says(thinking):
+    request = parsed(chat_template_kwargs={"enable_thinking": thinking})
+    assert request.question.sampling == (OWN if thinking else Sampling())
 
 
 def test_every_setting_of_a_request():
@@ -151,7 +158,7 @@ def test_a_wrong_model_is_told_the_right_one():
 )
 def test_what_is_not_json_is_refused(body):
     with pytest.raises(ProtocolError, match="body"):
-        parse_request(body, MODEL, Config())
+        parse_request(body, MODEL, Config(), OWN)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=3))
@@ -159,7 +166,7 @@ def test_no_value_of_any_field_escapes(value):
     for name in ("messages", "model", "stop", "temperature", "seed", "max_tokens", "stream"):
         body = json.dumps({"messages": [USER], name: value}).encode()
         with contextlib.suppress(ProtocolError):
-            assert isinstance(parse_request(body, MODEL, Config()), ChatRequest)
+            assert isinstance(parse_request(body, MODEL, Config(), OWN), ChatRequest)
 
 
 def test_a_completion():

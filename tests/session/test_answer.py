@@ -133,7 +133,7 @@ def test_a_cancelled_turn_ends_at_the_next_token(parts):
 
 def test_a_question_without_room_is_refused(parts):
     with pytest.raises(CapacityError, match="do not fit behind"):
-        ask(parts, max_tokens=8192)
+        ask(parts, max_tokens=262144)
 
 
 def test_special_tokens_in_a_question_are_refused(parts):

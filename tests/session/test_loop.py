@@ -159,7 +159,7 @@ def test_the_prompt_counts_frames_and_seconds_from_the_start(make):
     from edge.session.perceive import embed_media
 
     vision = engine.spec.vision
-    grid = video_grid(90, 50, vision.video_target_patches, vision.patch_size)
+    grid = video_grid(90, 50, vision.video_target_patches)
     pixels = [frame(i).pixels for i in (0, 1, 5, 6)]
     media = engine.encode_tubelets(tubelet_patches(pixels, grid, vision), grid)
     text = video_text([0.0, 0.5, 2.5, 3.0], [len(media[0])] * 2)
@@ -275,3 +275,31 @@ def test_a_ring_drops_its_oldest_and_never_blocks():
     assert [ring.take() for _ in range(4)] == [7, 8, 9, None]
     assert ring.n_dropped == 7
     assert len(woken) == 10
+
+
+def test_bad_sound_or_pictures_are_dropped_and_counted(make):
+    loop = make()
+    poisoned = chunk(0, 4800)
+    poisoned.samples[7] = np.nan
+    put(loop, [frame(0, shape=(4, 90)), frame(1, shape=(4, 90))], [poisoned])
+    drive(loop)
+    assert loop.status().counters["segments_refused"] == 2
+    put(loop, [frame(2), frame(3)], [chunk(1), chunk(2), chunk(3)])
+    drive(loop)
+    assert sorted(modalities(loop)) == ["audio", "video"]
+
+
+def test_questions_that_wait_at_the_stop_are_told(make, monkeypatch):
+    loop = make(Scripted([], hold=True))
+    asker = Asker(loop)
+    asker.ask()
+    loop.stop()
+    loop.run()
+    assert isinstance(asker.events[-1], Failed)
+    assert "is stopping" in str(asker.events[-1].error)
+
+
+def test_a_defect_of_a_source_ends_the_loop(make):
+    loop = make(Scripted([], ZeroDivisionError("defect")))
+    with pytest.raises(ZeroDivisionError):
+        loop.run()

@@ -52,6 +52,19 @@ def test_a_still_picture_keeps_the_earliest() -> None:
     assert mask[: mask.sum()].all()
 
 
+@given(st.integers(2, 40), st.integers(1, 8), st.floats(0, 1, exclude_max=True), st.integers(0, 99))
+def test_ties_are_ordered_by_position(
+    n_tubelets: int, columns: int, rate: float, seed: int
+) -> None:
+    vectors = np.array([A, B, MINUS_A], np.float32)
+    embeddings = vectors[np.random.default_rng(seed).integers(0, 3, (n_tubelets, 1, columns))]
+    difference = 1 - (embeddings[1:] * embeddings[:-1]).sum(axis=-1)  # 0, 1 or 2
+    flat = [255.0] * columns + difference.ravel().tolist()
+    order = sorted(range(len(flat)), key=lambda i: (-flat[i], i))
+    survivors = sorted(order[: n_kept(n_tubelets, columns, rate)])
+    assert np.flatnonzero(retention_mask(embeddings, rate)).tolist() == survivors
+
+
 def test_length_does_not_matter() -> None:
     """It is the angle that counts; a zero vector is unlike everything."""
     embeddings = np.ones((2, 1, 4, 3), np.float32)

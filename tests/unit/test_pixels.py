@@ -90,7 +90,7 @@ def test_grids_are_even_and_within_the_budget(width: int, height: int, budget: i
     rows, columns = px.image_grid(width, height, budget, 1024, 16)
     assert rows % 2 == columns % 2 == 0
     assert 4 <= rows * columns <= budget
-    rows, columns = px.video_grid(width, height, budget, 16)
+    rows, columns = px.video_grid(width, height, budget)
     assert rows % 2 == columns % 2 == 0
     # A target, not a bound: rounding each side may pass it, 11 x 79 gives 86 x 12 = 1032.
     assert 0.5 * budget <= rows * columns <= 1.2 * budget
@@ -109,7 +109,7 @@ def test_grids_are_even_and_within_the_budget(width: int, height: int, budget: i
     ],
 )
 def test_video_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    assert px.video_grid(*size, 1024, 16) == grid
+    assert px.video_grid(*size, 1024) == grid
 
 
 def test_sample_frames() -> None:
@@ -242,7 +242,7 @@ def test_unusable_sizes_are_refused(width: int, height: int, message: str) -> No
     with pytest.raises(MediaError, match=message):
         px.image_grid(width, height, 13312, 1024, 16)
     with pytest.raises(MediaError, match=message):
-        px.video_grid(width, height, 1024, 16)
+        px.video_grid(width, height, 1024)
 
 
 @pytest.mark.parametrize(

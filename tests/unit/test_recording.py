@@ -20,6 +20,7 @@ from make_media import (
 from numpy.typing import NDArray
 
 from edge.clock import VirtualClock
+from edge.senses import media
 from edge.senses.recording import RecordedSound, RecordedVideo, Recording
 from edge.types import AudioChunk, Float32, Frame
 
@@ -230,6 +231,13 @@ def test_any_codec_is_decoded(tmp_path: Path, name: str, codec: str, sample_form
     sound = whole(played_chunks(path))
     assert abs(len(sound) - 16_000) <= 1024  # AAC counts in frames of 1024 at 48 kHz
     assert np.abs(sound[2000:14_000]).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_8_bit_sound_has_its_zero_at_128(tmp_path: Path) -> None:
+    """It is refused on its own, not as the track of a film."""
+    path = write_wav(tmp_path / "a.wav", np.array([0, 64, 128, 192, 255], np.uint8))
+    sound = np.concatenate([block for _, block in media.mono_blocks(path)])
+    assert sound.tolist() == [-1, -0.5, 0, 0.5, 127 / 128]
 
 
 def test_holes_are_filled_with_silence(tmp_path: Path) -> None:
