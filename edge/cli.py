@@ -30,10 +30,14 @@ def run(arguments: argparse.Namespace) -> None:
         stream=sys.stderr,
     )
     changes: dict[str, dict[str, object]] = {}
-    for section, key in (("socket", "path"), ("perception", "fps")):
-        value = getattr(arguments, key if section == "perception" else "socket")
+    given = (
+        ("socket", "path", arguments.socket),
+        ("perception", "fps", arguments.fps),
+        ("perception", "listen", arguments.listen),
+    )
+    for section, key, value in given:
         if value is not None:
-            changes[section] = {key: value}
+            changes.setdefault(section, {})[key] = value
     config = load_config(arguments.config, changes)
     senses = service.open_senses(arguments.video, arguments.audio, sound=not arguments.no_sound)
     service.run(arguments.bundle, config, senses)
@@ -101,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--no-sound", action="store_true", help="leave the video's sound out")
     command.add_argument("--config", type=Path, help="TOML file with settings")
     command.add_argument("--fps", type=float, help="frames a second to look at (perception.fps)")
+    command.add_argument(
+        "--listen", help="windows or utterances: what sound is cut into (perception.listen)"
+    )
     command.add_argument("--quiet", action="store_true", help="log warnings only")
     command.set_defaults(call=run)
 

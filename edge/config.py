@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -26,8 +26,11 @@ class Perception(msgspec.Struct, frozen=True):
 
     fps: Annotated[float, Meta(gt=0.0, le=60.0)] = 2.0
     """Frames a second taken from a video source, above 0, at most 60."""
+    listen: Literal["utterances", "windows"] = "windows"
+    """utterances: speech only, each as one clip; windows: everything, in windows of
+    audio_window_s."""
     audio_window_s: Annotated[float, Meta(ge=0.1, le=30.0)] = 2.0
-    """Seconds of sound that are encoded at a time, 0.1..30."""
+    """Seconds of sound in a window, 0.1..30."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -155,9 +158,15 @@ def _section(
         try:
             values[key] = msgspec.convert(value, types[key])
         except msgspec.ValidationError as error:
-            expected = str(error).removeprefix("Expected ").replace("`", "")
+            expected = _expected(types[key], error)
             problems.append(f"{name}.{key} is {_shown(value)}{origin}: expected {expected}")
     return section(**values)
+
+
+def _expected(kind: object, error: msgspec.ValidationError) -> str:
+    if get_origin(kind) is Literal:  # msgspec does not say which words there are
+        return " or ".join(get_args(kind))
+    return str(error).removeprefix("Expected ").replace("`", "")
 
 
 def _contradictions(config: Config) -> Iterable[str]:

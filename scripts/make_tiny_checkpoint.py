@@ -389,13 +389,8 @@ def write_weights(
     return len(layout)
 
 
-def make_checkpoint(
-    out: Path, preset: str, changes: dict[str, Any] | None = None, seed: int = 0
-) -> int:
-    """Write the whole checkpoint folder; returns the number of tensors."""
-    change = merged(PRESETS[preset], changes or {})
-    config = checkpoint_config(change)
-    out.mkdir(parents=True, exist_ok=True)
+def write_files(out: Path, config: dict[str, Any]) -> None:
+    """Write the configuration files and the chat template."""
     vision = config["vision_config"]["args"]
     files = {
         "config.json": config,
@@ -421,6 +416,16 @@ def make_checkpoint(
     for name, values in files.items():
         (out / name).write_text(json.dumps(values, indent=1))
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def make_checkpoint(
+    out: Path, preset: str, changes: dict[str, Any] | None = None, seed: int = 0
+) -> int:
+    """Write the whole checkpoint folder; returns the number of tensors."""
+    change = merged(PRESETS[preset], changes or {})
+    config = checkpoint_config(change)
+    out.mkdir(parents=True, exist_ok=True)
+    write_files(out, config)
     write_tokenizer(out, config["llm_config"]["vocab_size"])
     return write_weights(out, config, change.get("dtype", F32), change.get("shards", 1), seed)
 

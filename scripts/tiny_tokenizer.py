@@ -83,7 +83,7 @@ You can call these functions:
 """
 
 
-def build_tokenizer(vocab_size: int) -> Tokenizer:
+def build_tokenizer(vocab_size: int, corpus: str = CORPUS) -> Tokenizer:
     """A byte-level BPE whose first ids are the special tokens, then 256 bytes, then merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -100,13 +100,13 @@ def build_tokenizer(vocab_size: int) -> Tokenizer:
         min_frequency=1,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS.splitlines(keepends=True), trainer)
+    tokenizer.train_from_iterator(corpus.splitlines(keepends=True), trainer)
     return tokenizer
 
 
-def write_tokenizer(out: Path, vocab_size: int) -> None:
+def write_tokenizer(out: Path, vocab_size: int, corpus: str = CORPUS) -> None:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `out`."""
-    build_tokenizer(vocab_size).save(str(out / "tokenizer.json"))
+    build_tokenizer(vocab_size, corpus).save(str(out / "tokenizer.json"))
     roles = {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, **roles}
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))

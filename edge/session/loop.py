@@ -16,14 +16,15 @@ from functools import partial
 from typing import TypeVar
 
 from edge.clock import NS_PER_MS, Clock
-from edge.config import Config
+from edge.config import Config, Perception
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, EdgeError, EngineError, MediaError, ProtocolError
 from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
+from edge.senses.turns import UtteranceDetector
 from edge.session.answer import LivePrompt, answer
 from edge.session.context import LiveContext
-from edge.session.perceive import Listener, Seen, Watcher
+from edge.session.perceive import Collector, Listener, Seen, Watcher, WindowCollector
 from edge.session.turn import AnswerEvent, Done, Failed, Question, Status, Turn
 from edge.types import AudioChunk, Frame, Stages
 
@@ -73,10 +74,10 @@ class LiveLoop:
         self._chunks: Ring[AudioChunk] = Ring(AUDIO_RING_CHUNKS, self._wake.set)
         tokenizer = prompt.tokenizer
         self._watcher = Watcher(engine, tokenizer, clock, start_ns)
-        self._listener = Listener(engine, tokenizer, clock, config.perception.audio_window_s)
+        self._listener = Listener(engine, tokenizer, clock, _collector(config.perception))
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
-        self._ended: deque[Callable[[], Seen | None]] = deque()
+        self._ended: deque[Callable[[], list[Seen]]] = deque()
         self._counters: Counter[str] = Counter()
         self._defects: list[Exception] = []
         self._recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
@@ -202,18 +203,18 @@ class LiveLoop:
             return True
         return False
 
-    def _perceive(self, collect: Callable[[], Seen | None]) -> None:
-        """Take what a sense has collected into the state, if it completes a segment."""
-        before = self._context.n_tokens
+    def _perceive(self, collect: Callable[[], list[Seen]]) -> None:
+        """Take what a sense has collected into the state, segment by segment."""
         try:
-            seen = collect()
-            if seen is None:
-                return
-            self._context.append(seen.perceived)
+            for seen in collect():
+                self._append(seen)
         except (MediaError, CapacityError) as error:
             self._counters["segments_refused"] += 1
             log.warning("segment=refused error=%s", error)
-            return
+
+    def _append(self, seen: Seen) -> None:
+        before = self._context.n_tokens
+        self._context.append(seen.perceived)
         stages = replace(
             seen.stages,
             prefilled_ns=self._clock.now_ns(),
@@ -244,6 +245,12 @@ class LiveLoop:
             raise
         turn.deliver(outcome)
         _log_turn(outcome)
+
+
+def _collector(perception: Perception) -> Collector:
+    if perception.listen == "utterances":
+        return UtteranceDetector()
+    return WindowCollector(perception.audio_window_s)
 
 
 def _log_turn(outcome: Done | Failed) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from edge.clock import NS_PER_S, Clock
 from edge.engines.engine import AnyEngine
-from edge.features.mel import log_mel
+from edge.features.mel import clip_bounds, log_mel
 from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
+from edge.senses.turns import end_ns, goes_on, joined
 from edge.session.context import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Stages
-
-MIN_CLIP_SAMPLES = 1600
-"""Shorter clips are padded with silence to 0.1 s, as the model was served."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,18 +54,16 @@ class Watcher:
         self._frames: list[Frame] = []
         self._n_frames = 0
 
-    def push(self, frame: Frame) -> Seen | None:
+    def push(self, frame: Frame) -> list[Seen]:
         """Take a frame; a segment when it completes a tubelet."""
         self._frames.append(frame)
-        if len(self._frames) < self._engine.spec.vision.tubelet_frames:
-            return None
-        frames, self._frames = self._frames, []
-        return self._encode(frames)
+        full = len(self._frames) == self._engine.spec.vision.tubelet_frames
+        return self.flush() if full else []
 
-    def flush(self) -> Seen | None:
+    def flush(self) -> list[Seen]:
         """At the end of the source: the last odd frame as a tubelet of its own."""
         frames, self._frames = self._frames, []
-        return self._encode(frames) if frames else None
+        return [self._encode(frames)] if frames else []
 
     def _encode(self, frames: list[Frame]) -> Seen:
         taken_ns = self._clock.now_ns()
@@ -96,42 +93,69 @@ class Watcher:
         return Seen(Perceived("video", rows, evidence), stages)
 
 
+class Collector(Protocol):
+    """What makes clips of one source's chunks: windows, or utterances."""
+
+    def push(self, chunk: AudioChunk) -> list[AudioChunk]:
+        """Take the next chunk; the clips that it completes."""
+
+    def flush(self) -> list[AudioChunk]:
+        """At the end of the source: what is left."""
+
+
+class WindowCollector:
+    """Everything, in windows that end with the chunk that fills them, or where sound is missing."""
+
+    def __init__(self, window_s: float) -> None:
+        """Collect windows of `window_s` seconds."""
+        self._window_samples = round(window_s * SAMPLE_RATE_HZ)
+        self._chunks: list[AudioChunk] = []
+
+    def push(self, chunk: AudioChunk) -> list[AudioChunk]:
+        """Take the next chunk; a window when it is full."""
+        last = self._chunks[-1] if self._chunks else None
+        windows = [] if goes_on(last, chunk) else self.flush()
+        self._chunks.append(chunk)
+        full = sum(len(chunk.samples) for chunk in self._chunks) >= self._window_samples
+        return windows + self.flush() if full else windows
+
+    def flush(self) -> list[AudioChunk]:
+        """What is left, as a short window."""
+        chunks, self._chunks = self._chunks, []
+        return [joined(chunks)] if chunks else []
+
+
 class Listener:
-    """Joins chunks of one source to windows and encodes each as one clip."""
+    """Encodes what a collector makes of one source's chunks, each of its clips as a segment."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, window_s: float
+        self, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, collector: Collector
     ) -> None:
-        """Listen in windows of `window_s` seconds."""
+        """Listen to what `collector` gives."""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
-        self._window_samples = max(int(window_s * SAMPLE_RATE_HZ), MIN_CLIP_SAMPLES)
-        self._chunks: list[AudioChunk] = []
-        self._n_samples = 0
+        self._collector = collector
 
-    def push(self, chunk: AudioChunk) -> Seen | None:
-        """Take a chunk; a segment when it completes a window."""
-        self._chunks.append(chunk)
-        self._n_samples += len(chunk.samples)
-        return self._encode() if self._n_samples >= self._window_samples else None
+    def push(self, chunk: AudioChunk) -> list[Seen]:
+        """Take a chunk; the segments that it completes."""
+        return [self._encode(clip) for clip in self._collector.push(chunk)]
 
-    def flush(self) -> Seen | None:
-        """At the end of the source: what is left, as a short clip."""
-        return self._encode() if self._n_samples else None
+    def flush(self) -> list[Seen]:
+        """At the end of the source: what is left."""
+        return [self._encode(clip) for clip in self._collector.flush()]
 
-    def _encode(self) -> Seen:
+    def _encode(self, clip: AudioChunk) -> Seen:
         taken_ns = self._clock.now_ns()
-        chunks, self._chunks, self._n_samples = self._chunks, [], 0
-        samples = np.concatenate([chunk.samples for chunk in chunks])
-        end_ns = chunks[-1].capture_ns + len(chunks[-1].samples) * NS_PER_S // SAMPLE_RATE_HZ
-        padded = np.pad(samples, (0, max(0, MIN_CLIP_SAMPLES - len(samples))))
-        mel = log_mel(padded, self._engine.spec.audio.n_mels)
+        bounds = clip_bounds(len(clip.samples))  # more than one where a long chunk came at the end
+        padded = np.pad(clip.samples, (0, bounds[-1][1] - len(clip.samples)))
+        n_mels = self._engine.spec.audio.n_mels
+        mels = [log_mel(padded[start:end], n_mels) for start, end in bounds]
         features_ns = self._clock.now_ns()
-        media = self._engine.encode_audio(mel)
+        media = np.concatenate([self._engine.encode_audio(mel) for mel in mels])
         rows = embed_media(self._engine, self._tokenizer, audio_text(len(media)), media)
-        evidence = Evidence(chunks[0].source, chunks[0].capture_ns, end_ns)
+        evidence = Evidence(clip.source, clip.capture_ns, end_ns(clip))
         stages = Stages(
             modality="audio",
-            captured_ns=end_ns,
+            captured_ns=evidence.end_ns,
             taken_ns=taken_ns,
             features_ns=features_ns,
             encoded_ns=self._clock.now_ns(),

@@ -147,7 +147,7 @@ def test_the_stock_sdk_and_curl_stream_from_the_live_context(run, clips):
 
 
 def test_the_end_of_a_recording_does_not_end_the_service(run, speech):
-    service, socket = run("--audio", speech / "Front_Center.wav")
+    service, socket = run("--audio", speech / "Front_Center.wav", "--listen", "utterances")
     service.wait_for("sense=audio event=ended")
     service.wait_for("segment=audio")
     asked = edge("ask", "What was said?", "--socket", socket, "--max-tokens", 4)

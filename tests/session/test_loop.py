@@ -13,11 +13,15 @@ from edge.errors import CapacityError, EngineError, MediaError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
+from edge.senses.recording import Recording
 from edge.senses.ring import Ring
+from edge.senses.turns import end_ns
 from edge.session.answer import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.turn import Done, Failed, Message, Question
 from edge.types import AudioChunk, Frame
+
+pytest_plugins = ["media"]
 
 TIMEOUT_S = 30
 
@@ -124,6 +128,38 @@ def test_two_frames_make_a_tubelet_and_chunks_a_window(make):
     assert (video.start_ns, video.end_ns) == (0, NS_PER_S // 2)
     assert (audio.source, audio.start_ns, audio.end_ns) == ("microphone", 0, 3 * NS_PER_S // 10)
     assert loop.status().counters["video_segments"] == 1
+
+
+def test_a_window_ends_where_sound_was_lost(make):
+    loop = make()
+    put(loop, chunks=[chunk(0), chunk(1), chunk(5), chunk(6), chunk(7)])
+    drive(loop)
+    tenths = NS_PER_S // 10
+    bounds = [(found.start_ns, found.end_ns) for found in loop._context.evidence()]
+    assert bounds == [(0, 2 * tenths), (5 * tenths, 8 * tenths)]
+
+
+def test_sound_longer_than_a_clip_is_encoded_in_clips(make):
+    loop = make(perception={"audio_window_s": 30.0})
+    put(loop, chunks=[chunk(0, 479_000), chunk(299, 4096)])
+    drive(loop)
+    (found,) = loop._context.evidence()
+    assert found.end_ns - found.start_ns == 483_096 * NS_PER_S // 16_000
+
+
+def test_speech_is_one_segment_and_silence_none(make, speech):
+    name = "Front_Center.wav"
+    spoken = list(Recording.open(speech / name).sound(VirtualClock(), NS_PER_S).chunks())
+    before = AudioChunk(np.zeros(16_000, np.float32), 0, name)
+    after_ns = end_ns(spoken[-1])
+    after = AudioChunk(np.zeros(16_000, np.float32), after_ns, name)
+    loop = make(perception={"listen": "utterances"})
+    put(loop, chunks=[before, *spoken, after])
+    drive(loop)
+    (found,) = loop._context.evidence()
+    assert found.start_ns > 3 * NS_PER_S // 4
+    assert found.end_ns < after_ns + NS_PER_S // 4
+    assert loop.status().counters["audio_segments"] == 1
 
 
 def test_a_question_comes_before_sound_and_sound_before_sight(make):

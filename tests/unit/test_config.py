@@ -77,6 +77,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path):
         ("[perception]\nfps = nan", "perception.fps is nan"),
         ("[perception]\nfps = inf", "perception.fps is inf"),
         ("[perception]\nfps = 0", "perception.fps is 0"),
+        ('[perception]\nlisten = "words"', "listen is 'words': expected utterances or windows"),
         ("[answer]\nmax_tokens = 1.5", "expected int, got float"),
         ('[answer]\nmax_tokens = "a; b"', "is 'a, b'"),
         ('["a\\n; b"]\nx = 1', r"unknown section 'a\n, b'"),

@@ -1,0 +1,125 @@
+"""Stage 2, answering: the whole model on conversations, from the towers that stage 1 trained.
+
+    python scripts/tiny_omni/train_all.py --steps 10000 --threads 2
+
+Continues from its saved state when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import settings
+import torch
+from data import Batch, Mixer, Writer
+from export import write_texts
+from model import TinyOmni
+from settings import WORK
+from sounds import Sounds
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from training import Run, optimizer, schedule
+
+from edge.model.spec import model_spec
+
+STAGE_1 = {"vision": ("vision_model", "mlp1"), "audio": ("sound_encoder", "sound_projection")}
+MIX = (("film", 0.4), ("image", 0.15), ("film_with_sound", 0.3), ("word", 0.1), ("text", 0.05))
+SIZES = {"film": 12, "image": 16, "film_with_sound": 12, "word": 24, "text": 24}
+EVALUATE_EVERY_STEPS = 250
+
+
+def logits(model: TinyOmni, batch: Batch) -> Tensor:
+    """[B, L, vocabulary]."""
+    x = model.embed(batch.ids)
+    if batch.patches is not None:
+        seen = model.see(batch.patches, batch.embedder, batch.grid)
+        x = x.masked_scatter((batch.ids == 18)[..., None], seen)
+    if batch.mel is not None:
+        x = x.masked_scatter((batch.ids == 27)[..., None], model.hear(batch.mel))
+    return model.decode(x)
+
+
+def answer_loss(out: Tensor, batch: Batch) -> Tensor:
+    """Cross entropy of the answers' tokens."""
+    wanted = batch.answer[:, 1:]
+    return F.cross_entropy(out[:, :-1][wanted], batch.ids[:, 1:][wanted])
+
+
+def hits(out: Tensor, batch: Batch) -> dict[str, list[bool]]:
+    """By task: whether every token of an answer is the likeliest, which is greedy decoding."""
+    right = out[:, :-1].argmax(-1) == batch.ids[:, 1:]
+    found: dict[str, list[bool]] = {}
+    for i, places in enumerate(batch.tasks):
+        for task, start, end in places:
+            found.setdefault(task, []).append(bool(right[i, start - 1 : end - 1].all()))
+    return found
+
+
+@torch.no_grad()
+def evaluate(model: TinyOmni, mixer: Mixer, n_batches: int = 4) -> dict[str, float]:
+    """Accuracy by task on scenes and voices that are never trained on."""
+    model.eval()
+    found: dict[str, list[bool]] = {}
+    for kind, _ in MIX:
+        for k in range(n_batches):
+            rng = np.random.default_rng([999, k])
+            batch = getattr(mixer, kind)(rng, SIZES[kind])
+            for task, right in hits(logits(model, batch), batch).items():
+                found.setdefault(task, []).extend(right)
+    model.train()
+    return {task: sum(right) / len(right) for task, right in sorted(found.items())}
+
+
+def start_from_stage_1(model: TinyOmni) -> None:
+    """Take over the towers."""
+    for name, prefixes in STAGE_1.items():
+        path = WORK / f"{name}.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)["model"]
+            own = model.state_dict()
+            taken = {k: v for k, v in state.items() if k[2:].startswith(prefixes)}
+            model.load_state_dict({**own, **taken})
+            print(f"{name}: {len(taken)} tensors from {path.name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = TinyOmni(settings.config(), arguments.seed)
+    start_from_stage_1(model)
+    spec = model_spec(model.config, {"eos_token_id": 11}).vision
+    write_texts(WORK / "texts")
+    sounds, writer = Sounds(WORK / "speech.npz"), Writer(WORK / "texts")
+    train, held_out = (Mixer(writer, spec, sounds, split) for split in ("train", "held_out"))
+    parts = dict(model.named_parameters())
+    opt = optimizer(parts, arguments.lr)
+    run = Run("all", {"model": model}, opt, arguments.steps)
+    kinds, shares = zip(*MIX, strict=True)
+    for step in run:
+        rng = np.random.default_rng([arguments.seed, step])
+        schedule(opt, arguments.lr, step, arguments.steps)
+        kind = str(rng.choice(kinds, p=shares))
+        batch = getattr(train, kind)(rng, SIZES[kind])
+        out = logits(model, batch)
+        loss = answer_loss(out, batch)
+        opt.zero_grad()
+        loss.backward()
+        clip_grad_norm_(parts.values(), 1.0)
+        opt.step()
+        if step < 0.9 * arguments.steps:
+            model.balance(1e-3)
+        right = {task: float(np.mean(r)) for task, r in hits(out, batch).items()}
+        run.log(loss.item(), right)
+        if (step + 1) % EVALUATE_EVERY_STEPS == 0:
+            run.note({k: round(v, 3) for k, v in evaluate(model, held_out).items()})
+
+
+if __name__ == "__main__":
+    main()
