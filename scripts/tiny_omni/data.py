@@ -6,27 +6,15 @@ Prompts are the runtime's own: its chat template, its words around media, its to
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scenes import FRAME_S, Scene, Thing, place, render
-from tasks import (
-    ABOUT_A_FILM,
-    ABOUT_A_PICTURE,
-    Asked,
-    ask_color,
-    ask_count,
-    ask_exist,
-    ask_move,
-    ask_see,
-    ask_shape,
-    ask_where,
-    spoken,
-    typed_only,
-    word_said,
-)
+from scenes import FRAME_S, Scene, render
+from stories import SPOKEN, a_scene, some_turns
+from tasks import Asked, spoken, typed_only, word_said
 from torch import Tensor
 from train_vision import GRIDS
 
@@ -37,7 +25,6 @@ from edge.model.spec import VisionSpec
 from edge.model.tokenizer import Tokenizer
 
 IMAGE_ID, AUDIO_ID, TURN_END_ID = 18, 27, 11
-SPOKEN = (ask_color, ask_shape, ask_count, ask_exist, ask_where, ask_move, ask_see)
 CLIP_TOKENS = (13, 19, 25, 32, 38)
 """Lengths of sound in a batch: 1, 1.5, 2, 2.5 and 3 s."""
 
@@ -103,38 +90,43 @@ class Writer:
         return Batch(ids, answer, [places for _, places in written], **media)  # type: ignore[arg-type]
 
 
-def log_mel(samples: Tensor, n_mels: int = 128) -> Tensor:
-    """[B, n] at 16 kHz -> [B, n // 160, mels]: as `edge.features.mel`, but float32 batches."""
+WARPS = np.linspace(0.84, 1.16, 9)
+"""Factors between the vocal tracts of trained-on speakers and others."""
+
+
+@lru_cache(maxsize=1)
+def _filter_banks(n_mels: int) -> Tensor:
+    """[warps, mels, bins]: the filter bank with its frequencies stretched."""
+    bank = mel_filter_bank(n_mels)
+    bins = np.arange(bank.shape[1])
+    warped = [[np.interp(bins * warp, bins, row, right=0.0) for row in bank] for warp in WARPS]
+    return torch.from_numpy(np.array(warped, np.float32))
+
+
+def log_mel(samples: Tensor, rng: np.random.Generator | None = None, n_mels: int = 128) -> Tensor:
+    """[B, n] at 16 kHz -> [B, n // 160, mels]: as `edge.features.mel`, but float32 batches.
+
+    Args:
+        rng: for training: speakers get other vocal tracts, bands and moments go missing.
+    """
     emphasised = torch.cat([samples[:, :1], samples[:, 1:] - 0.97 * samples[:, :-1]], 1)
     window = torch.hann_window(400, periodic=False)
     spectrum = torch.stft(
         emphasised, 512, 160, 400, window, pad_mode="constant", return_complex=True
     )
     power = spectrum.abs().square()[:, :, : samples.shape[1] // 160].transpose(1, 2)
-    filters = torch.from_numpy(np.array(mel_filter_bank(n_mels)))
-    log = torch.log(power @ filters.T + 2.0**-24)
-    return (log - log.mean(1, keepdim=True)) / (log.std(1, keepdim=True) + 1e-5)
-
-
-def a_scene(rng: np.random.Generator, aspect: float, n_frames: int) -> Scene:
-    """A scene for a conversation; a film may move or change."""
-    event = rng.random() if n_frames > 1 else 1.0
-    things = list(
-        place(
-            rng,
-            int(rng.integers(0 if rng.random() < 0.1 else 1, 4)),
-            aspect,
-            n_frames,
-            event < 0.55,
-        )
-    )
-    if n_frames >= 4 and 0.55 <= event < 0.85 and things:
-        i = int(rng.integers(len(things)))
-        at = 2 * int(rng.integers(1, n_frames // 2))
-        frames = (at, 1 << 30) if rng.random() < 0.5 else (0, at)
-        old = things[i]
-        things[i] = Thing(old.shape, old.color, old.x, old.y, old.radius, 0, frames)
-    return Scene(tuple(things), aspect, n_frames, int(rng.integers(1 << 31)))
+    if rng is None:
+        filters = torch.from_numpy(np.array(mel_filter_bank(n_mels)))
+    else:
+        filters = _filter_banks(n_mels)[rng.integers(len(WARPS), size=len(samples))]
+    log = torch.log(power @ filters.mT + 2.0**-24)
+    mel = (log - log.mean(1, keepdim=True)) / (log.std(1, keepdim=True) + 1e-5)
+    if rng is not None:
+        for row in mel:
+            low, start = rng.integers(0, n_mels - 14), rng.integers(0, len(row) - 12)
+            row[:, low : low + rng.integers(0, 14)] = 0
+            row[start : start + rng.integers(0, 12)] = 0
+    return mel
 
 
 def film_media(
@@ -151,18 +143,6 @@ def film_media(
         times = [(first + j) * FRAME_S + rng.uniform(0, 0.04) for j in range(2)]
         texts.append(tubelet_text(first + 1, times, grid[0] * grid[1] // 4))
     return texts, patches
-
-
-def some_turns(rng: np.random.Generator, scene: Scene, film: bool, n: int) -> list[Asked]:
-    """Different questions about a scene, in random order."""
-    makers = list(ABOUT_A_FILM if film else ABOUT_A_PICTURE)
-    rng.shuffle(makers)  # type: ignore[arg-type]
-    turns: list[Asked] = []
-    for maker in makers:
-        asked = maker(rng, scene)
-        if asked and len(turns) < n and all(asked.question != old.question for old in turns):
-            turns.append(asked)
-    return turns
 
 
 class Mixer:
@@ -210,7 +190,7 @@ class Mixer:
             samples, word = self.sounds.word(rng, self.split, n_tokens * 1280)  # type: ignore[attr-defined]
             clips.append(samples)
             rows.append(Row([audio_text(n_tokens)], [word_said(word)]))
-        return self.writer.batch(rows, mel=log_mel(torch.from_numpy(np.stack(clips))))
+        return self.writer.batch(rows, mel=self.mel(rng, clips))
 
     def film_with_sound(self, rng: np.random.Generator, n: int) -> Batch:
         """A short film, then a spoken question about it, or a word."""
@@ -244,8 +224,13 @@ class Mixer:
             patches=torch.from_numpy(np.concatenate(patches)),
             embedder="video_embedder",
             grid=grid,
-            mel=log_mel(torch.from_numpy(np.stack(clips))),
+            mel=self.mel(rng, clips),
         )
+
+    def mel(self, rng: np.random.Generator, clips: list[NDArray[np.float32]]) -> Tensor:
+        """Log-mel of clips, varied in training."""
+        samples = torch.from_numpy(np.stack(clips))
+        return log_mel(samples, rng if self.split == "train" else None)
 
     def text(self, rng: np.random.Generator, n: int) -> Batch:
         rows = [Row([], [typed_only(rng) for _ in range(3)]) for _ in range(n)]

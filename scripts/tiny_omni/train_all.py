@@ -7,37 +7,55 @@ Continues from its saved state when there is one.
 
 from __future__ import annotations
 
-import argparse
+from pathlib import Path
 
 import numpy as np
 import settings
 import torch
-from data import Batch, Mixer, Writer
+from data import AUDIO_ID, IMAGE_ID, Batch, Mixer, Writer
 from export import write_texts
 from model import TinyOmni
-from settings import WORK
 from sounds import Sounds
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
-from training import Run, optimizer, schedule
+from training import Run, optimizer, schedule, stage_arguments
 
 from edge.model.spec import model_spec
 
 STAGE_1 = {"vision": ("vision_model", "mlp1"), "audio": ("sound_encoder", "sound_projection")}
+TOWERS = tuple(prefix for prefixes in STAGE_1.values() for prefix in prefixes)
+TOWER_SHARE = 0.3
+"""The towers know their trade: they learn at this share of the decoder's rate."""
+EASY_SHARE = 0.35
+"""Share of the steps with short prompts and still towers, before the whole mix."""
+EASY_MIX = (("film", 0.45), ("image", 0.3), ("word", 0.2), ("text", 0.05))
 MIX = (("film", 0.4), ("image", 0.15), ("film_with_sound", 0.3), ("word", 0.1), ("text", 0.05))
 SIZES = {"film": 12, "image": 16, "film_with_sound": 12, "word": 24, "text": 24}
 EVALUATE_EVERY_STEPS = 250
 
 
-def logits(model: TinyOmni, batch: Batch) -> Tensor:
+def draw(mixer: Mixer, rng: np.random.Generator, easy: bool) -> Batch:
+    """A batch of a random kind."""
+    kinds, shares = zip(*(EASY_MIX if easy else MIX), strict=True)
+    kind = str(rng.choice(kinds, p=shares))
+    if easy and kind == "film":
+        return mixer.film(rng, 2 * SIZES[kind], n_tubelets=1)
+    batch: Batch = getattr(mixer, kind)(rng, SIZES[kind])
+    return batch
+
+
+def logits(model: TinyOmni, batch: Batch, train_towers: bool = True) -> Tensor:
     """[B, L, vocabulary]."""
     x = model.embed(batch.ids)
-    if batch.patches is not None:
-        seen = model.see(batch.patches, batch.embedder, batch.grid)
-        x = x.masked_scatter((batch.ids == 18)[..., None], seen)
-    if batch.mel is not None:
-        x = x.masked_scatter((batch.ids == 27)[..., None], model.hear(batch.mel))
+    with torch.set_grad_enabled(train_towers and torch.is_grad_enabled()):
+        media = []
+        if batch.patches is not None:
+            media.append((IMAGE_ID, model.see(batch.patches, batch.embedder, batch.grid)))
+        if batch.mel is not None:
+            media.append((AUDIO_ID, model.hear(batch.mel)))
+    for placeholder, rows in media:
+        x = x.masked_scatter((batch.ids == placeholder)[..., None], rows)
     return model.decode(x)
 
 
@@ -72,10 +90,10 @@ def evaluate(model: TinyOmni, mixer: Mixer, n_batches: int = 4) -> dict[str, flo
     return {task: sum(right) / len(right) for task, right in sorted(found.items())}
 
 
-def start_from_stage_1(model: TinyOmni) -> None:
+def start_from_stage_1(model: TinyOmni, work: Path) -> None:
     """Take over the towers."""
     for name, prefixes in STAGE_1.items():
-        path = WORK / f"{name}.pt"
+        path = work / f"{name}.pt"
         if path.exists():
             state = torch.load(path, weights_only=True)["model"]
             own = model.state_dict()
@@ -85,29 +103,24 @@ def start_from_stage_1(model: TinyOmni) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = stage_arguments(__doc__, n_steps=10000, lr=1.2e-3)
     model = TinyOmni(settings.config(), arguments.seed)
-    start_from_stage_1(model)
+    start_from_stage_1(model, arguments.work)
     spec = model_spec(model.config, {"eos_token_id": 11}).vision
-    write_texts(WORK / "texts")
-    sounds, writer = Sounds(WORK / "speech.npz"), Writer(WORK / "texts")
+    write_texts(arguments.work / "texts")
+    sounds, writer = Sounds(arguments.work / "speech.npz"), Writer(arguments.work / "texts")
     train, held_out = (Mixer(writer, spec, sounds, split) for split in ("train", "held_out"))
     parts = dict(model.named_parameters())
-    opt = optimizer(parts, arguments.lr)
-    run = Run("all", {"model": model}, opt, arguments.steps)
-    kinds, shares = zip(*MIX, strict=True)
+    towers = {n: p for n, p in parts.items() if n[2:].startswith(TOWERS)}
+    decoder = {n: p for n, p in parts.items() if n not in towers}
+    opt = optimizer((decoder, 1.0), (towers, TOWER_SHARE))
+    run = Run("all", {"model": model}, opt, arguments)
     for step in run:
         rng = np.random.default_rng([arguments.seed, step])
         schedule(opt, arguments.lr, step, arguments.steps)
-        kind = str(rng.choice(kinds, p=shares))
-        batch = getattr(train, kind)(rng, SIZES[kind])
-        out = logits(model, batch)
+        easy = step < EASY_SHARE * arguments.steps
+        batch = draw(train, rng, easy)
+        out = logits(model, batch, train_towers=not easy)
         loss = answer_loss(out, batch)
         opt.zero_grad()
         loss.backward()

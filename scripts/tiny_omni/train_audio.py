@@ -7,19 +7,16 @@ Continues from its saved state when there is one.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import settings
 import torch
 from data import CLIP_TOKENS, log_mel
 from model import TinyOmni
-from settings import WORK
 from sounds import Sounds, Split
 from speech import QUESTIONS, WORDS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Run, optimizer, schedule
+from training import Run, optimizer, schedule, stage_arguments
 
 TEXTS = (*WORDS, *QUESTIONS)
 NO_WORD = len(TEXTS)
@@ -42,7 +39,8 @@ def batch(rng: np.random.Generator, sounds: Sounds, split: Split, n: int) -> tup
             samples, text = sounds.question(rng, split, n_samples)
             clips.append(samples)
             labels.append(TEXTS.index(text))
-    return log_mel(torch.from_numpy(np.stack(clips))), torch.tensor(labels)
+    samples = torch.from_numpy(np.stack(clips))
+    return log_mel(samples, rng if split == "train" else None), torch.tensor(labels)
 
 
 @torch.no_grad()
@@ -60,21 +58,14 @@ def evaluate(model: TinyOmni, head: nn.Module, sounds: Sounds) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = stage_arguments(__doc__, n_steps=5000, lr=1.5e-3)
     model = TinyOmni(settings.config(), arguments.seed)
-    sounds = Sounds(WORK / "speech.npz")
-    torch.manual_seed(arguments.seed)
+    sounds = Sounds(arguments.work / "speech.npz")
     head = nn.Linear(model.llm["hidden_size"], len(TEXTS) + 1)
     parts = {n: p for n, p in model.named_parameters() if "sound" in n}
     parts |= {f"head.{n}": p for n, p in head.named_parameters()}
-    opt = optimizer(parts, arguments.lr)
-    run = Run("audio", {"model": model, "head": head}, opt, arguments.steps)
+    opt = optimizer((parts, 1.0))
+    run = Run("audio", {"model": model, "head": head}, opt, arguments)
     for step in run:
         rng = np.random.default_rng([arguments.seed, step])
         schedule(opt, arguments.lr, step, arguments.steps)

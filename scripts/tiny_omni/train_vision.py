@@ -8,7 +8,6 @@ colours and counts, and nothing about shapes, within hours.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from model import TinyOmni
 from scenes import COLORS, MOTIONS, SHAPES, Scene, coverage, place, render
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Run, optimizer, schedule
+from training import Run, optimizer, schedule, stage_arguments
 
 from edge.features.pixels import image_patches, tubelet_patches
 from edge.model.spec import VisionSpec, model_spec
@@ -125,23 +124,16 @@ def losses(out: Tensor, cover: Tensor, shown: Views) -> tuple[Tensor, list[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = stage_arguments(__doc__, n_steps=3000, lr=1.5e-3)
     model = TinyOmni(settings.config(), arguments.seed)
     spec = model_spec(model.config, {"eos_token_id": 11}).vision
-    torch.manual_seed(arguments.seed)
     head = nn.Linear(model.llm["hidden_size"], sum(SPLIT))
     outline = nn.Linear(model.vis["hidden_size"], 16)
     parts = {n: p for n, p in model.named_parameters() if "vision" in n or "mlp1" in n}
     parts |= {f"head.{n}": p for n, p in head.named_parameters()}
     parts |= {f"outline.{n}": p for n, p in outline.named_parameters()}
-    opt = optimizer(parts, arguments.lr)
-    run = Run("vision", {"model": model, "head": head, "outline": outline}, opt, arguments.steps)
+    opt = optimizer((parts, 1.0))
+    run = Run("vision", {"model": model, "head": head, "outline": outline}, opt, arguments)
     for step in run:
         rng = np.random.default_rng([arguments.seed, step])
         schedule(opt, arguments.lr, step, arguments.steps)

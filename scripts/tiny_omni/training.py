@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +22,21 @@ LOG_EVERY_STEPS = 25
 SMOOTHING = 0.97
 
 
-def optimizer(parameters: dict[str, nn.Parameter], lr: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only."""
-    trained = [p for p in parameters.values() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+def optimizer(*parts: tuple[dict[str, nn.Parameter], float]) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only.
+
+    Args:
+        parts: parameters, and their share of the learning rate.
+    """
+    groups = []
+    for parameters, share in parts:
+        trained = [p for p in parameters.values() if p.requires_grad]
+        matrices, vectors = ([p for p in trained if (p.ndim > 1) == big] for big in (True, False))
+        groups += [
+            {"params": matrices, "weight_decay": 0.05, "share": share},
+            {"params": vectors, "weight_decay": 0.0, "share": share},
+        ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
 
 def schedule(opt: torch.optim.Optimizer, lr: float, step: int, n_steps: int) -> None:
@@ -35,19 +44,48 @@ def schedule(opt: torch.optim.Optimizer, lr: float, step: int, n_steps: int) -> 
     done = step / n_steps
     fall = 1.0 if done < 0.6 else 0.03 + 0.485 * (1 + math.cos(math.pi * (done - 0.6) / 0.4))
     for group in opt.param_groups:
-        group["lr"] = lr * min(1.0, (step + 1) / WARM_UP_STEPS) * fall
+        group["lr"] = lr * group["share"] * min(1.0, (step + 1) / WARM_UP_STEPS) * fall
+
+
+def stage_arguments(description: str | None, n_steps: int, lr: float) -> argparse.Namespace:
+    """The command line of a stage, and the settings that hold for the whole process."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=n_steps)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--work", type=Path, default=WORK, help="states, logs and the corpus")
+    parser.add_argument("--save-every", type=int, default=SAVE_EVERY_STEPS, metavar="STEPS")
+    parser.add_argument(
+        "--stop-after", type=int, metavar="STEPS", help="end early, to continue later"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    return arguments
 
 
 class Run:
     """Iterates over the steps that are left; saves itself, so that a killed run continues."""
 
     def __init__(
-        self, name: str, modules: dict[str, nn.Module], opt: torch.optim.Optimizer, n_steps: int
+        self,
+        name: str,
+        modules: dict[str, nn.Module],
+        opt: torch.optim.Optimizer,
+        arguments: argparse.Namespace,
     ) -> None:
-        self.name, self.modules, self.opt, self.n_steps = name, modules, opt, n_steps
-        WORK.mkdir(parents=True, exist_ok=True)
-        self.state_path = WORK / f"{name}.pt"
-        self.log_path = WORK / f"{name}.jsonl"
+        """Continue from the run's saved state, if there is one.
+
+        Args:
+            arguments: of `stage_arguments`.
+        """
+        self.name, self.modules, self.opt = name, modules, opt
+        self.n_steps, self.save_every = arguments.steps, arguments.save_every
+        self.last = min(self.n_steps, arguments.stop_after or self.n_steps)
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        self.state_path = arguments.work / f"{name}.pt"
+        self.log_path = arguments.work / f"{name}.jsonl"
         self.step, self.smooth = 0, {}
         if self.state_path.exists():
             state = torch.load(self.state_path, weights_only=True)
@@ -61,7 +99,7 @@ class Run:
     def __iter__(self) -> Iterator[int]:
         began = time.monotonic()
         with tqdm(total=self.n_steps, initial=self.step, desc=self.name, mininterval=5) as bar:
-            while self.step < self.n_steps:
+            while self.step < self.last:
                 yield self.step
                 self.step += 1
                 bar.update()
@@ -71,7 +109,7 @@ class Run:
                     row = {"step": self.step, "s": round(time.monotonic() - began, 1), **shown}
                     with self.log_path.open("a") as log:
                         log.write(json.dumps(row) + "\n")
-                if self.step % SAVE_EVERY_STEPS == 0 or self.step == self.n_steps:
+                if self.step % self.save_every == 0 or self.step == self.last:
                     self.save()
 
     def log(self, loss: float, figures: dict[str, float]) -> None:

@@ -1,0 +1,238 @@
+"""Accuracy of the small model by task, on held-out scenes and voices, run through the runtime.
+
+    python scripts/tiny_omni/evaluate.py BUNDLE --n 200 --json --picture accuracy.svg
+
+Each case is answered twice: streamed in as a live session and then asked, and as one request.
+`--without video` or `--without audio` withholds a sense, to see what really depends on it.
+Sound needs the corpus that `speech.py` makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from chart import bars
+from numpy.typing import NDArray
+from scenes import FRAME_S, Scene, render
+from settings import WORK
+from sounds import Sounds
+from stories import SPOKEN, a_scene
+from tasks import (
+    NONE,
+    NOTHING,
+    Asked,
+    ask_change,
+    ask_color,
+    ask_count,
+    ask_exist,
+    ask_move,
+    ask_see,
+    ask_shape,
+    ask_where,
+    spoken,
+    typed_only,
+    word_said,
+)
+from tqdm import tqdm
+
+from edge.clock import NS_PER_S, VirtualClock
+from edge.engines.bundle import Bundle
+from edge.engines.cpu import CpuEngine
+from edge.features.mel import log_mel
+from edge.features.pixels import tubelet_patches, video_grid
+from edge.model.prompt import ChatTemplate, audio_text, flatten, video_text
+from edge.model.sampling import Sampling
+from edge.model.spec import SAMPLE_RATE_HZ
+from edge.model.tokenizer import Tokenizer
+from edge.senses.turns import UtteranceDetector
+from edge.session.answer import LivePrompt, answer
+from edge.session.context import LiveContext
+from edge.session.perceive import Listener, Watcher, embed_media
+from edge.session.turn import Done, Message, Question, TextDelta, Turn
+from edge.types import AudioChunk, Frame
+
+SIZES = ((240, 320), (360, 640), (256, 256), (480, 360), (144, 192))
+"""Heights and widths of the cameras."""
+MAX_ANSWER_TOKENS = 32
+CHUNK = SAMPLE_RATE_HZ // 10
+FILM_TASKS: tuple[Callable[[np.random.Generator, Scene], Asked | None], ...] = (
+    ask_color,
+    ask_shape,
+    ask_count,
+    ask_exist,
+    ask_where,
+    ask_see,
+    ask_move,
+    ask_change,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is shown and said, what is asked, and what is true."""
+
+    frames: list[NDArray[np.uint8]]
+    sound: NDArray[np.float32] | None
+    asked: Asked
+
+
+class Subject:
+    """The runtime with a bundle."""
+
+    def __init__(self, path: Path) -> None:
+        self.engine = CpuEngine(Bundle(path))
+        self.tokenizer, self.template = Tokenizer(path), ChatTemplate(path)
+        self.prompt = LivePrompt(self.tokenizer, self.template, system="")
+
+    def live(self, case: Case) -> str:
+        """Stream the case in, then ask."""
+        clock, engine = VirtualClock(), self.engine
+        anchor, separator = self.prompt.anchor(), self.prompt.separator()
+        context = LiveContext(engine, anchor, separator, max_tokens=4096, keep_tokens=2048)
+        watcher = Watcher(engine, self.tokenizer, clock, 0)
+        listener = Listener(engine, self.tokenizer, clock, UtteranceDetector())
+        for i, pixels in enumerate(case.frames):
+            frame = Frame(pixels, int(i * FRAME_S * NS_PER_S), i, "camera")
+            for seen in watcher.push(frame):
+                context.append(seen.perceived)
+        if case.sound is not None:
+            start_ns = int(len(case.frames) * FRAME_S * NS_PER_S)
+            for at in range(0, len(case.sound), CHUNK):
+                since_ns = at * NS_PER_S // SAMPLE_RATE_HZ
+                chunk = AudioChunk(case.sound[at : at + CHUNK], start_ns + since_ns, "microphone")
+                for seen in listener.push(chunk):
+                    context.append(seen.perceived)
+            for seen in listener.flush():
+                context.append(seen.perceived)
+        events: list[object] = []
+        message = Message("user", case.asked.question)
+        question = Question((message,), Sampling(), MAX_ANSWER_TOKENS)
+        done = answer(context, self.prompt, Turn(question, 0, events.append), clock)
+        assert isinstance(done, Done)
+        return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+    def request(self, case: Case) -> str:
+        """The whole case as one prompt."""
+        engine, vision, media, texts = self.engine, self.engine.spec.vision, [], []
+        if case.frames:
+            height, width = case.frames[0].shape[:2]
+            grid = video_grid(width, height, vision.video_target_patches)
+            tubelets = engine.encode_tubelets(tubelet_patches(case.frames, grid, vision), grid)
+            times = [i * FRAME_S for i in range(len(case.frames))]
+            texts.append(video_text(times, [tubelets.shape[1]] * len(tubelets)))
+            media.append(tubelets.reshape(-1, tubelets.shape[-1]))
+        if case.sound is not None:
+            heard = engine.encode_audio(log_mel(case.sound, engine.spec.audio.n_mels))
+            texts.append(audio_text(len(heard)))
+            media.append(heard)
+        content = flatten(case.asked.question, texts)
+        prompt = self.template.render([{"role": "user", "content": content}], thinking=False)
+        hidden = engine.spec.decoder.hidden_size
+        placed = np.concatenate([np.zeros((0, hidden), np.float32), *media])
+        state = engine.new_state()
+        logits = engine.prefill(state, embed_media(engine, self.tokenizer, prompt, placed))
+        ids: list[int] = []
+        while len(ids) < MAX_ANSWER_TOKENS:
+            token = int(logits.argmax())
+            if token in engine.spec.sampling.stop_ids:
+                break
+            ids.append(token)
+            logits = engine.decode(state, token)
+        return self.tokenizer.decode(ids)
+
+
+def cases(kind: str, n: int, sounds: Sounds | None, seed: int) -> Iterator[Case]:
+    """n cases of one kind: a film task's name, `word`, `spoken` or `text`."""
+    rng = np.random.default_rng([seed, 77, sum(kind.encode())])
+    makers = {maker.__name__.removeprefix("ask_"): maker for maker in FILM_TASKS}
+    found = 0
+    while found < n:
+        height, width = SIZES[rng.integers(len(SIZES))]
+        frames: list[NDArray[np.uint8]] = []
+        sound: NDArray[np.float32] | None = None
+        asked: Asked | None
+        if kind == "text":
+            asked = typed_only(rng)
+        elif kind == "word":
+            assert sounds is not None
+            sound, word = sounds.word(rng, "held_out", 24_000)
+            asked = word_said(word)
+        else:
+            n_frames = 2 * int(rng.integers(2 if kind == "change" else 1, 4))
+            scene = a_scene(rng, width / height, n_frames)
+            maker = SPOKEN[rng.integers(len(SPOKEN))] if kind == "spoken" else makers[kind]
+            asked = maker(rng, scene)
+            if asked is None:
+                continue
+            frames = [render(scene, i, height, width) for i in range(n_frames)]
+            if kind == "spoken":
+                assert sounds is not None
+                aloud, asked = spoken(asked)
+                sound = sounds.said(rng, "held_out", aloud, 40_000)
+        found += 1
+        yield Case(frames, sound, asked)
+
+
+def withheld(case: Case, sense: str | None) -> Case:
+    """The case without one sense."""
+    if sense == "video":
+        return replace(case, frames=[])
+    return replace(case, sound=None) if sense == "audio" else case
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--n", type=int, default=200, help="cases a task")
+    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--without", choices=("video", "audio"), help="withhold a sense")
+    parser.add_argument("--speech", type=Path, default=WORK / "speech.npz")
+    parser.add_argument("--json", action="store_true", help="one JSON line for machines")
+    parser.add_argument("--picture", type=Path, help="write the accuracies as an SVG")
+    arguments = parser.parse_args()
+    subject = Subject(arguments.bundle)
+    sounds = Sounds(arguments.speech) if arguments.speech.exists() else None
+    kinds = [maker.__name__.removeprefix("ask_") for maker in FILM_TASKS] + ["text"]
+    kinds += ["word", "spoken"] if sounds else []
+    live: dict[str, list[bool]] = defaultdict(list)
+    request: dict[str, list[bool]] = defaultdict(list)
+    agree: list[bool] = []
+    for kind in kinds:
+        drawn = cases(kind, arguments.n, sounds, arguments.seed)
+        for case in tqdm(drawn, total=arguments.n, desc=kind, disable=arguments.json):
+            shown = withheld(case, arguments.without)
+            one, other = subject.live(shown), subject.request(shown)
+            truth = case.asked.answer
+            live[kind].append(one == truth)
+            request[kind].append(other == truth)
+            agree.append(one == other)
+            if truth in (NONE, NOTHING, "no"):
+                live["honest none"].append(one == truth)
+    accuracy = {kind: sum(hits) / len(hits) for kind, hits in live.items()}
+    at_once = {kind: sum(hits) / len(hits) for kind, hits in request.items()}
+    report = {
+        "n": arguments.n,
+        "without": arguments.without,
+        "live": {kind: round(share, 4) for kind, share in accuracy.items()},
+        "request": {kind: round(share, 4) for kind, share in at_once.items()},
+        "agree": round(sum(agree) / len(agree), 4),
+    }
+    if arguments.picture:
+        series = {"live session": accuracy, "one request": at_once}
+        arguments.picture.write_text(bars("Accuracy on held-out scenes and voices", series))
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    for kind, share in accuracy.items():
+        print(f"{kind:12} {share:6.1%}  ({len(live[kind])} cases)")
+    print(f"live session and one request agree on {report['agree']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
