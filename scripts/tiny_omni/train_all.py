@@ -19,8 +19,9 @@ from sounds import Sounds
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
-from training import Run, optimizer, schedule, stage_arguments
+from training import Run, begin, optimizer, schedule, stage_parser
 
+from edge.engines.safetensors import SafetensorsFile
 from edge.model.spec import model_spec
 
 STAGE_1 = {"vision": ("vision_model", "mlp1"), "audio": ("sound_encoder", "sound_projection")}
@@ -32,7 +33,7 @@ EASY_SHARE = 0.35
 EASY_MIX = (("film", 0.45), ("image", 0.3), ("word", 0.2), ("text", 0.05))
 MIX = (("film", 0.4), ("image", 0.15), ("film_with_sound", 0.3), ("word", 0.1), ("text", 0.05))
 SIZES = {"film": 12, "image": 16, "film_with_sound": 12, "word": 24, "text": 24}
-EVALUATE_EVERY_STEPS = 250
+EVALUATE_EVERY_STEPS = 500
 
 
 def draw(mixer: Mixer, rng: np.random.Generator, easy: bool) -> Batch:
@@ -102,10 +103,25 @@ def start_from_stage_1(model: TinyOmni, work: Path) -> None:
             print(f"{name}: {len(taken)} tensors from {path.name}")
 
 
+def start_from_checkpoint(model: TinyOmni, folder: Path) -> None:
+    """Take over every tensor of a checkpoint that was exported before."""
+    file = SafetensorsFile(folder / "model.safetensors")
+    with torch.no_grad():
+        for name in file.names():
+            values = file.tensor(name).astype(np.float32)
+            model.t(name).copy_(torch.from_numpy(values))
+
+
 def main() -> None:
-    arguments = stage_arguments(__doc__, n_steps=10000, lr=1.2e-3)
+    parser = stage_parser(__doc__, n_steps=10_000, lr=1.2e-3)
+    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="go on from a model")
+    parser.add_argument("--easy-share", type=float, default=EASY_SHARE)
+    arguments = begin(parser)
     model = TinyOmni(settings.config(), arguments.seed)
-    start_from_stage_1(model, arguments.work)
+    if arguments.start_from:
+        start_from_checkpoint(model, arguments.start_from)
+    else:
+        start_from_stage_1(model, arguments.work)
     spec = model_spec(model.config, {"eos_token_id": 11}).vision
     write_texts(arguments.work / "texts")
     sounds, writer = Sounds(arguments.work / "speech.npz"), Writer(arguments.work / "texts")
@@ -118,7 +134,7 @@ def main() -> None:
     for step in run:
         rng = np.random.default_rng([arguments.seed, step])
         schedule(opt, arguments.lr, step, arguments.steps)
-        easy = step < EASY_SHARE * arguments.steps
+        easy = step < arguments.easy_share * arguments.steps
         batch = draw(train, rng, easy)
         out = logits(model, batch, train_towers=not easy)
         loss = answer_loss(out, batch)

@@ -16,7 +16,7 @@ from sounds import Sounds, Split
 from speech import QUESTIONS, WORDS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Run, optimizer, schedule, stage_arguments
+from training import Run, begin, optimizer, schedule, stage_parser
 
 TEXTS = (*WORDS, *QUESTIONS)
 NO_WORD = len(TEXTS)
@@ -58,7 +58,7 @@ def evaluate(model: TinyOmni, head: nn.Module, sounds: Sounds) -> dict[str, floa
 
 
 def main() -> None:
-    arguments = stage_arguments(__doc__, n_steps=5000, lr=1.5e-3)
+    arguments = begin(stage_parser(__doc__, n_steps=5000, lr=1.5e-3))
     model = TinyOmni(settings.config(), arguments.seed)
     sounds = Sounds(arguments.work / "speech.npz")
     head = nn.Linear(model.llm["hidden_size"], len(TEXTS) + 1)

@@ -17,7 +17,7 @@ from model import TinyOmni
 from scenes import COLORS, MOTIONS, SHAPES, Scene, coverage, place, render
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Run, optimizer, schedule, stage_arguments
+from training import Run, begin, optimizer, schedule, stage_parser
 
 from edge.features.pixels import image_patches, tubelet_patches
 from edge.model.spec import VisionSpec, model_spec
@@ -124,7 +124,7 @@ def losses(out: Tensor, cover: Tensor, shown: Views) -> tuple[Tensor, list[float
 
 
 def main() -> None:
-    arguments = stage_arguments(__doc__, n_steps=3000, lr=1.5e-3)
+    arguments = begin(stage_parser(__doc__, n_steps=3000, lr=1.5e-3))
     model = TinyOmni(settings.config(), arguments.seed)
     spec = model_spec(model.config, {"eos_token_id": 11}).vision
     head = nn.Linear(model.llm["hidden_size"], sum(SPLIT))

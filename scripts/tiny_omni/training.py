@@ -47,8 +47,8 @@ def schedule(opt: torch.optim.Optimizer, lr: float, step: int, n_steps: int) -> 
         group["lr"] = lr * group["share"] * min(1.0, (step + 1) / WARM_UP_STEPS) * fall
 
 
-def stage_arguments(description: str | None, n_steps: int, lr: float) -> argparse.Namespace:
-    """The command line of a stage, and the settings that hold for the whole process."""
+def stage_parser(description: str | None, n_steps: int, lr: float) -> argparse.ArgumentParser:
+    """The command line that all stages share."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=n_steps)
     parser.add_argument("--threads", type=int, default=1)
@@ -59,6 +59,11 @@ def stage_arguments(description: str | None, n_steps: int, lr: float) -> argpars
     parser.add_argument(
         "--stop-after", type=int, metavar="STEPS", help="end early, to continue later"
     )
+    return parser
+
+
+def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line and set what holds for the whole process."""
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -78,7 +83,7 @@ class Run:
         """Continue from the run's saved state, if there is one.
 
         Args:
-            arguments: of `stage_arguments`.
+            arguments: of `begin`.
         """
         self.name, self.modules, self.opt = name, modules, opt
         self.n_steps, self.save_every = arguments.steps, arguments.save_every
