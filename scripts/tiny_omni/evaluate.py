@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,22 +23,7 @@ from scenes import FRAME_S, Scene, render
 from settings import WORK
 from sounds import Sounds
 from stories import SPOKEN, a_scene
-from tasks import (
-    NONE,
-    NOTHING,
-    Asked,
-    ask_change,
-    ask_color,
-    ask_count,
-    ask_exist,
-    ask_move,
-    ask_see,
-    ask_shape,
-    ask_where,
-    spoken,
-    typed_only,
-    word_said,
-)
+from tasks import ABOUT_A_FILM, NONE, NOTHING, Asked, spoken, typed_only, word_said
 from tqdm import tqdm
 
 from edge.clock import NS_PER_S, VirtualClock
@@ -61,16 +46,7 @@ SIZES = ((240, 320), (360, 640), (256, 256), (480, 360), (144, 192))
 """Heights and widths of the cameras."""
 MAX_ANSWER_TOKENS = 32
 CHUNK = SAMPLE_RATE_HZ // 10
-FILM_TASKS: tuple[Callable[[np.random.Generator, Scene], Asked | None], ...] = (
-    ask_color,
-    ask_shape,
-    ask_count,
-    ask_exist,
-    ask_where,
-    ask_see,
-    ask_move,
-    ask_change,
-)
+FILM_TASKS = tuple(dict.fromkeys(ABOUT_A_FILM))
 
 
 @dataclass(frozen=True)

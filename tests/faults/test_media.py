@@ -139,7 +139,7 @@ def test_silent_wav(tmp_path: Path) -> None:
 def test_nearly_silent_wav_is_played(tmp_path: Path) -> None:
     samples = np.zeros(3200, np.int16)
     samples[3199] = 1
-    Recording.open(write_wav(tmp_path / "a.wav", samples))
+    assert Recording.open(write_wav(tmp_path / "a.wav", samples)).tracks == {"sound"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
