@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from chart import bars
 from numpy.typing import NDArray
-from scenes import FRAME_S, Scene, render
+from scenes import FRAME_S, render
 from settings import WORK
 from sounds import Sounds
 from stories import SPOKEN, a_scene
