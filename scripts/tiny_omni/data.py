@@ -91,7 +91,7 @@ class Writer:
         return Batch(ids, answer, [places for _, places in written], **media)  # type: ignore[arg-type]
 
 
-WARPS = np.linspace(0.84, 1.16, 9)
+WARPS = np.geomspace(0.8, 1.25, 15)
 """Factors between the vocal tracts of trained-on speakers and others."""
 
 
@@ -124,9 +124,10 @@ def log_mel(samples: Tensor, rng: np.random.Generator | None = None, n_mels: int
     mel = (log - log.mean(1, keepdim=True)) / (log.std(1, keepdim=True) + 1e-5)
     if rng is not None:
         for row in mel:
-            low, start = rng.integers(0, n_mels - 14), rng.integers(0, len(row) - 12)
-            row[:, low : low + rng.integers(0, 14)] = 0
-            row[start : start + rng.integers(0, 12)] = 0
+            for _ in range(2):
+                low, start = rng.integers(0, n_mels - 18), rng.integers(0, len(row) - 10)
+                row[:, low : low + rng.integers(0, 18)] = 0
+                row[start : start + rng.integers(0, 10)] = 0
     return mel
 
 
@@ -154,7 +155,7 @@ class Mixer:
     ) -> None:
         self.writer, self.spec, self.sounds, self.split = writer, spec, sounds, split
 
-    def image(self, rng: np.random.Generator, n: int, turns: int = 4) -> Batch:
+    def image(self, rng: np.random.Generator, n: int, turns: int = 6) -> Batch:
         grid = GRIDS[rng.integers(len(GRIDS))]
         height, width = (side * self.spec.patch_size for side in grid)
         rows, patches = [], []
@@ -166,7 +167,7 @@ class Mixer:
         stacked = torch.from_numpy(np.stack(patches))
         return self.writer.batch(rows, patches=stacked, embedder="embedder", grid=grid)
 
-    def film(self, rng: np.random.Generator, n: int, turns: int = 4, n_tubelets: int = 0) -> Batch:
+    def film(self, rng: np.random.Generator, n: int, turns: int = 6, n_tubelets: int = 0) -> Batch:
         rows, patches, grid = self._films(rng, n, n_tubelets, turns)
         return self.writer.batch(rows, patches=patches, embedder="video_embedder", grid=grid)
 

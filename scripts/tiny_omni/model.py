@@ -8,6 +8,7 @@ the dictionary. The forward passes are those of the runtime (`edge/model/decoder
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from torch.nn import functional as F
 
 from edge.features.positions import interpolation_weights
 
+SOUND_DROPOUT = 0.1
+"""In training: few people lent their voices, and they must not be learnt by heart."""
+CHUNK = 64
+"""Positions that the selective scan takes at a time."""
 FROZEN = ("norm_mean", "norm_std", ".fb", ".window", "num_batches_tracked", "running_mean")
 FROZEN += ("running_var", "e_score_correction_bias")
 
@@ -96,6 +101,7 @@ class TinyOmni(nn.Module):
     def hear(self, mel: Tensor) -> Tensor:
         """[B, frames, mels], all of one length -> [B, ceil(frames / 8), hidden]."""
         root = "sound_encoder.encoder"
+        drop = partial(F.dropout, p=SOUND_DROPOUT, training=self.training)
         x = mel[:, None]
         for layer in (0, 2, 3, 5, 6):
             weight, bias = (self.t(f"{root}.subsampling.layers.{layer}.{n}") for n in _WB)
@@ -113,10 +119,11 @@ class TinyOmni(nn.Module):
         index = (n - 1 - torch.arange(n))[:, None] + torch.arange(n)
         for i in range(self.snd["num_hidden_layers"]):
             at = f"{root}.layers.{i}"
-            x = x + 0.5 * self._ff(x, at, "feed_forward1")
-            x = x + self._relative_attention(self.norm(x, f"{at}.norm_self_att"), at, table, index)
-            x = x + self._conv_module(self.norm(x, f"{at}.norm_conv"), f"{at}.conv")
-            x = x + 0.5 * self._ff(x, at, "feed_forward2")
+            x = x + 0.5 * drop(self._ff(x, at, "feed_forward1"))
+            y = self._relative_attention(self.norm(x, f"{at}.norm_self_att"), at, table, index)
+            x = x + drop(y)
+            x = x + drop(self._conv_module(self.norm(x, f"{at}.norm_conv"), f"{at}.conv"))
+            x = x + 0.5 * drop(self._ff(x, at, "feed_forward2"))
             x = self.norm(x, f"{at}.norm_out")
         x = rms(x, self.t("sound_projection.norm.weight"))
         return self.lin(relu2(self.lin(x, "sound_projection.linear1")), "sound_projection.linear2")
@@ -152,7 +159,7 @@ class TinyOmni(nn.Module):
         return F.embedding(ids, self.t("language_model.backbone.embeddings.weight"))
 
     def decode(self, x: Tensor) -> Tensor:
-        """Embeddings [B, L, hidden] -> logits [B, L, vocabulary]; the whole as one chunk."""
+        """Embeddings [B, L, hidden] -> logits [B, L, vocabulary]."""
         root = "language_model.backbone"
         mixers = {"M": self._mamba, "*": self._attention, "E": self._moe}
         for i, letter in enumerate(self.llm["hybrid_override_pattern"]):
@@ -174,14 +181,11 @@ class TinyOmni(nn.Module):
         mixed = F.conv1d(mixed, weight, self.t(f"{at}.conv1d.bias"), groups=len(weight))
         u, B, C = F.silu(mixed.transpose(1, 2)).split([inner, groups * s, groups * s], -1)
         dt = F.softplus(dt + self.t(f"{at}.dt_bias"))
-        total = torch.cumsum(-torch.exp(self.t(f"{at}.A_log")) * dt, 1).transpose(1, 2)
-        future = torch.ones(n, n, dtype=torch.bool).triu(1)
-        # Masked before exp: above the diagonal it overflows, and inf * 0 is a NaN gradient.
-        since = (total[..., :, None] - total[..., None, :]).masked_fill(future, -torch.inf)
+        log_decay = (-torch.exp(self.t(f"{at}.A_log")) * dt).transpose(1, 2)
         B, C = (z.view(b, n, groups, s).transpose(1, 2) for z in (B, C))
-        scores = (C @ B.transpose(-1, -2)).repeat_interleave(heads // groups, 1) * since.exp()
         u = u.view(b, n, heads, p).transpose(1, 2)
-        y = scores @ (u * dt.transpose(1, 2)[..., None]) + u * self.t(f"{at}.D")[:, None, None]
+        y = selective_scan(u * dt.transpose(1, 2)[..., None], log_decay, B, C)
+        y = y + u * self.t(f"{at}.D")[:, None, None]
         y = y.transpose(1, 2).reshape(b, n, inner) * F.silu(gate)
         y = y.view(b, n, groups, -1)
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
@@ -216,7 +220,7 @@ class TinyOmni(nn.Module):
             for e, piece in enumerate(x[rows].split(counts.tolist()))
         ]
         routed = torch.cat(pieces) * weights[order, None]
-        y = torch.zeros_like(x).index_add(0, rows, routed)
+        y = torch.zeros_like(x).index_add(0, rows, routed.to(x.dtype))
         return (y + self._mlp(x, f"{at}.shared_experts")).view(shape)
 
     def _mlp(self, x: Tensor, at: str) -> Tensor:
@@ -238,6 +242,37 @@ _WB = ("weight", "bias")
 
 def rms(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def selective_scan(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The Mamba2 recurrence h[t] = exp(log_decay[t]) h[t-1] + B[t] x[t], y[t] = C[t] h[t].
+
+    Within a chunk it is attention with decay; between chunks a state is carried.
+
+    Args:
+        x: [batch, heads, n, head_dim], times dt.
+        log_decay: [batch, heads, n].
+        B, C: [batch, groups, n, state].
+    Returns:
+        [batch, heads, n, head_dim].
+    """
+    n, repeats = x.shape[2], x.shape[1] // B.shape[1]
+    spare = -n % CHUNK
+    x, B, C = (F.pad(z, (0, 0, 0, spare)).unflatten(2, (-1, CHUNK)) for z in (x, B, C))
+    total = F.pad(log_decay, (0, spare)).unflatten(2, (-1, CHUNK)).cumsum(-1)
+    future = torch.ones(CHUNK, CHUNK, dtype=torch.bool).triu(1)
+    # Masked before exp: above the diagonal it overflows, and inf * 0 is a NaN gradient.
+    since = (total[..., :, None] - total[..., None, :]).masked_fill(future, -torch.inf)
+    scores = (C @ B.transpose(-1, -2)).repeat_interleave(repeats, 1) * since.exp()
+    B, C = (z.repeat_interleave(repeats, 1) for z in (B, C))
+    to_end = (total[..., -1:] - total).exp()[..., None]
+    added = B.transpose(-1, -2) @ (x * to_end)
+    kept = total[..., -1, None, None].exp()
+    states = [torch.zeros_like(added[:, :, 0])]
+    for chunk in range(added.shape[2] - 1):
+        states.append(states[-1] * kept[:, :, chunk] + added[:, :, chunk])
+    y = scores @ x + (C * total.exp()[..., None]) @ torch.stack(states, 2)
+    return y.flatten(2, 3)[:, :, :n]
 
 
 def relu2(x: Tensor) -> Tensor:

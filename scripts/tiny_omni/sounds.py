@@ -26,7 +26,8 @@ class Sounds:
     def said(self, rng: np.random.Generator, split: Split, text: str, n: int) -> Float32:
         """`text` as one of the split's voices says it, [n]."""
         indices = self._indices(split, text)
-        return augment(self.corpus.clip(int(indices[rng.integers(len(indices))])), rng, n)
+        clip = self.corpus.clip(int(indices[rng.integers(len(indices))]))
+        return augment(clip, rng, n, uneven=split == "train")
 
     def word(self, rng: np.random.Generator, split: Split, n: int) -> tuple[Float32, str | None]:
         """A random word and what it is, or noise and None, [n]."""

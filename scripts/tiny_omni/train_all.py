@@ -36,10 +36,10 @@ SIZES = {"film": 12, "image": 16, "film_with_sound": 12, "word": 24, "text": 24}
 EVALUATE_EVERY_STEPS = 500
 
 
-def draw(mixer: Mixer, rng: np.random.Generator, easy: bool) -> Batch:
+def draw(mixer: Mixer, rng: np.random.Generator, easy: bool, only: list[str]) -> Batch:
     """A batch of a random kind."""
-    kinds, shares = zip(*(EASY_MIX if easy else MIX), strict=True)
-    kind = str(rng.choice(kinds, p=shares))
+    mix = {k: share for k, share in (EASY_MIX if easy else MIX) if k in only}
+    kind = str(rng.choice(list(mix), p=np.array(list(mix.values())) / sum(mix.values())))
     if easy and kind == "film":
         return mixer.film(rng, 2 * SIZES[kind], n_tubelets=1)
     batch: Batch = getattr(mixer, kind)(rng, SIZES[kind])
@@ -56,7 +56,7 @@ def logits(model: TinyOmni, batch: Batch, train_towers: bool = True) -> Tensor:
         if batch.mel is not None:
             media.append((AUDIO_ID, model.hear(batch.mel)))
     for placeholder, rows in media:
-        x = x.masked_scatter((batch.ids == placeholder)[..., None], rows)
+        x = x.masked_scatter((batch.ids == placeholder)[..., None], rows.to(x.dtype))
     return model.decode(x)
 
 
@@ -77,11 +77,13 @@ def hits(out: Tensor, batch: Batch) -> dict[str, list[bool]]:
 
 
 @torch.no_grad()
-def evaluate(model: TinyOmni, mixer: Mixer, n_batches: int = 4) -> dict[str, float]:
+def evaluate(
+    model: TinyOmni, mixer: Mixer, kinds: list[str], n_batches: int = 4
+) -> dict[str, float]:
     """Accuracy by task on scenes and voices that are never trained on."""
     model.eval()
     found: dict[str, list[bool]] = {}
-    for kind, _ in MIX:
+    for kind in kinds:
         for k in range(n_batches):
             rng = np.random.default_rng([999, k])
             batch = getattr(mixer, kind)(rng, SIZES[kind])
@@ -91,37 +93,34 @@ def evaluate(model: TinyOmni, mixer: Mixer, n_batches: int = 4) -> dict[str, flo
     return {task: sum(right) / len(right) for task, right in sorted(found.items())}
 
 
-def start_from_stage_1(model: TinyOmni, work: Path) -> None:
-    """Take over the towers."""
-    for name, prefixes in STAGE_1.items():
-        path = work / f"{name}.pt"
-        if path.exists():
+def take_over(model: TinyOmni, path: Path) -> None:
+    """Take the tensors of a checkpoint's folder, of a tower from stage 1, or of a saved run."""
+    with torch.no_grad():
+        if path.is_dir():
+            file = SafetensorsFile(path / "model.safetensors")
+            for name in file.names():
+                model.t(name).copy_(torch.from_numpy(file.tensor(name).astype(np.float32)))
+        else:
             state = torch.load(path, weights_only=True)["model"]
+            prefixes = STAGE_1.get(path.stem, ("",))
             own = model.state_dict()
             taken = {k: v for k, v in state.items() if k[2:].startswith(prefixes)}
             model.load_state_dict({**own, **taken})
-            print(f"{name}: {len(taken)} tensors from {path.name}")
-
-
-def start_from_checkpoint(model: TinyOmni, folder: Path) -> None:
-    """Take over every tensor of a checkpoint that was exported before."""
-    file = SafetensorsFile(folder / "model.safetensors")
-    with torch.no_grad():
-        for name in file.names():
-            values = file.tensor(name).astype(np.float32)
-            model.t(name).copy_(torch.from_numpy(values))
 
 
 def main() -> None:
     parser = stage_parser(__doc__, n_steps=10_000, lr=1.2e-3)
-    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="go on from a model")
+    parser.add_argument("--name", default="all", help="of the run: its state and its log")
+    parser.add_argument(
+        "--start-from", type=Path, nargs="+", metavar="PATH", help="checkpoints and saved runs"
+    )
     parser.add_argument("--easy-share", type=float, default=EASY_SHARE)
+    parser.add_argument("--kinds", nargs="+", choices=[k for k, _ in MIX], help="only these")
     arguments = begin(parser)
     model = TinyOmni(settings.config(), arguments.seed)
-    if arguments.start_from:
-        start_from_checkpoint(model, arguments.start_from)
-    else:
-        start_from_stage_1(model, arguments.work)
+    for path in arguments.start_from or [arguments.work / f"{name}.pt" for name in STAGE_1]:
+        take_over(model, path)
+    kinds = arguments.kinds or list(SIZES)
     spec = model_spec(model.config, {"eos_token_id": 11}).vision
     write_texts(arguments.work / "texts")
     sounds, writer = Sounds(arguments.work / "speech.npz"), Writer(arguments.work / "texts")
@@ -130,12 +129,12 @@ def main() -> None:
     towers = {n: p for n, p in parts.items() if n[2:].startswith(TOWERS)}
     decoder = {n: p for n, p in parts.items() if n not in towers}
     opt = optimizer((decoder, 1.0), (towers, TOWER_SHARE))
-    run = Run("all", {"model": model}, opt, arguments)
+    run = Run(arguments.name, {"model": model}, opt, arguments)
     for step in run:
         rng = np.random.default_rng([arguments.seed, step])
         schedule(opt, arguments.lr, step, arguments.steps)
         easy = step < arguments.easy_share * arguments.steps
-        batch = draw(train, rng, easy)
+        batch = draw(train, rng, easy, kinds)
         out = logits(model, batch, train_towers=not easy)
         loss = answer_loss(out, batch)
         opt.zero_grad()
@@ -147,7 +146,7 @@ def main() -> None:
         right = {task: float(np.mean(r)) for task, r in hits(out, batch).items()}
         run.log(loss.item(), right)
         if (step + 1) % EVALUATE_EVERY_STEPS == 0:
-            run.note({k: round(v, 3) for k, v in evaluate(model, held_out).items()})
+            run.note({k: round(v, 3) for k, v in evaluate(model, held_out, kinds).items()})
 
 
 if __name__ == "__main__":

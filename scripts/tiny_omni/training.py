@@ -86,6 +86,7 @@ class Run:
             arguments: of `begin`.
         """
         self.name, self.modules, self.opt = name, modules, opt
+        self.seed = arguments.seed
         self.n_steps, self.save_every = arguments.steps, arguments.save_every
         self.last = min(self.n_steps, arguments.stop_after or self.n_steps)
         arguments.work.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,7 @@ class Run:
         began = time.monotonic()
         with tqdm(total=self.n_steps, initial=self.step, desc=self.name, mininterval=5) as bar:
             while self.step < self.last:
+                torch.manual_seed(self.seed + self.step)  # so that a continued run drops the same
                 yield self.step
                 self.step += 1
                 bar.update()
