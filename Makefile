@@ -21,7 +21,8 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml | $(BIN)/python
+$(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) | $(BIN)/python
+	sh scripts/install_compiler.sh $(BIN)/python
 	$(PIP) -e '.[build]'
 	@touch $@
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
-import onnx
 
 import edge
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_weights import write_decoder
-from build_engine.graphs.audio import audio_model
-from build_engine.graphs.vision import vision_model
+from build_engine.encoder_graphs import write_encoders
 from build_engine.verify import verify, write_self_check
 from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
 from edge.engines.cpu import CpuEngine
@@ -42,10 +40,7 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
     with _partial_folder(out) as folder:
         _copy_tokenizer(checkpoint, folder)
         write_decoder(checkpoint, folder / DECODER_WEIGHTS, progress)
-        for stage, emit in (("vision", vision_model), ("audio", audio_model)):
-            progress(stage, 0, 1)
-            _save_graph(emit(checkpoint), folder / f"{stage}.onnx")
-            progress(stage, 1, 1)
+        write_encoders(checkpoint, folder, progress)
         manifest = Manifest(
             format=FORMAT,
             name=checkpoint.folder.resolve().name,
@@ -85,11 +80,6 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
             raise CheckpointError(source, "is missing", "download the checkpoint again, complete")
         shutil.copyfile(source, folder / name)
     Tokenizer(folder)
-
-
-def _save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Weights go beside the graph: a protobuf file ends at 2 GB."""
-    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
 
 
 def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from edge.model.spec import ModelSpec, model_spec
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+QUANTIZATION = "hf_quant_config.json"
 RESTORE = "download the checkpoint again, complete"
+CHECKED_AT_ONCE = 1 << 22
+NOT_FINITE: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "bfloat16": (np.uint16, 0x7F80),
+    "float8_e4m3fn": (np.uint8, 0x7F),
+}
+"""By dtype: the bits that are all set in a NaN or an infinity."""
 
 
 class Checkpoint:
@@ -69,6 +77,45 @@ class Checkpoint:
         """Names of all tensors."""
         return list(self._shard_of)
 
+    @cached_property
+    def quantization(self) -> dict[str, Any]:
+        """What the checkpoint says of its quantization; empty if it says nothing."""
+        described = self.config.get("quantization_config")
+        if described is None and (self.folder / QUANTIZATION).exists():
+            described = self.json(QUANTIZATION).get("quantization")
+        return described if isinstance(described, dict) else {}
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._shard_of
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """dtype of one tensor, without touching its data.
+
+        Raises:
+            CheckpointError: it is missing or of an unknown dtype.
+        """
+        return self._file_of(name).dtype(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor as the file has it."""
+        return self._file_of(name).shape(name)
+
+    def n_bytes(self, name: str) -> int:
+        """Bytes of one tensor in the file."""
+        return self._file_of(name).n_bytes(name)
+
+    def release(self) -> None:
+        """Let go of what was read: it need not stay in memory."""
+        for file in self._files.values():
+            file.release()
+
+    def _file_of(self, name: str) -> SafetensorsFile:
+        shard = self._shard_of.get(name)
+        if shard is None or name not in self._file(shard).names():
+            raise CheckpointError(name, f"is missing from {self.folder}", RESTORE)
+        return self._file(shard)
+
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """One tensor in the file's own dtype, as a view of the mapped shard.
 
@@ -77,17 +124,27 @@ class Checkpoint:
         Raises:
             CheckpointError: it is missing or has another shape.
         """
-        shard = self._shard_of.get(name)
-        if shard is None or name not in self._file(shard).names():
-            raise CheckpointError(name, f"is missing from {self.folder}", RESTORE)
-        file = self._file(shard)
-        if file.shape(name) != shape:
+        file = self._file_of(name)
+        if file.shape(name) != shape and (shape, file.shape(name)) != ((), (1,)):
             raise CheckpointError(
                 name,
                 f"has shape {file.shape(name)}, but config.json means {shape}",
                 "use the config.json that belongs to these weights",
             )
-        return file.tensor(name)
+        return file.tensor(name).reshape(shape)
+
+    def finite(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """`tensor`, read once from end to end.
+
+        Raises:
+            CheckpointError: as `tensor`, or it holds a NaN or an infinity.
+        """
+        values = self.tensor(name, shape)
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, CHECKED_AT_ONCE):
+            if not _all_finite(flat[start : start + CHECKED_AT_ONCE]):
+                raise CheckpointError(name, "holds a NaN or an infinity", RESTORE)
+        return values
 
     def float32(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """One tensor converted to float32.
@@ -95,10 +152,7 @@ class Checkpoint:
         Raises:
             CheckpointError: as `tensor`, or it holds a NaN or an infinity.
         """
-        values = self.tensor(name, shape).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise CheckpointError(name, "holds a NaN or an infinity", RESTORE)
-        return values
+        return self.finite(name, shape).astype(np.float32)
 
     def digest(self) -> str:
         """sha256 over the configuration and every shard's header: the checkpoint's identity.
@@ -111,3 +165,10 @@ class Checkpoint:
             file = self._file(shard)
             digest.update(json.dumps([[n, file.shape(n)] for n in file.names()]).encode())
         return digest.hexdigest()
+
+
+def _all_finite(values: NDArray[Any]) -> bool:
+    if values.dtype.name in NOT_FINITE:  # numpy knows the special values of its own types only
+        kind, special = NOT_FINITE[values.dtype.name]
+        return not bool(((values.view(kind) & kind(special)) == kind(special)).any())
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())

@@ -12,7 +12,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from build_engine.bundle import TARGETS, Progress, build_bundle
+from build_engine.checkpoint import Checkpoint
+from build_engine.describe import describe
+from build_engine.evaluate import compare
+from build_engine.plan import BOARDS, RECIPES, make_plan, read_spec
+from build_engine.quantize import Job, quantize
+from build_engine.recipe import known_recipes, load_recipe
+from build_engine.samples import read_samples, samples_of_checkpoint
 from build_engine.verify import verify
+from edge.engines.bundle import Bundle
+from edge.engines.cpu import CpuEngine
 from edge.errors import EdgeError
 
 EXIT_IO_ERROR = 74
@@ -47,6 +56,65 @@ def bundle(arguments: argparse.Namespace) -> None:
         )
 
 
+def quantize_(arguments: argparse.Namespace) -> None:
+    """BF16 checkpoint -> quantized checkpoint, in a layout that other runtimes read as well.
+
+    Block by block: memory for one block is enough. A run that was killed continues when the
+    same command is given again.
+    """
+    started = time.monotonic()
+    checkpoint, recipe = Checkpoint(arguments.checkpoint), load_recipe(arguments.recipe)
+    samples = samples_of_checkpoint(checkpoint, arguments.samples)
+    quiet = arguments.json or not sys.stderr.isatty()
+    with tqdm(desc="quantize", unit="B", unit_scale=True, disable=quiet) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        counts = quantize(Job(checkpoint, recipe, samples, arguments.out), progress)
+    seconds = time.monotonic() - started
+    n_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
+    if arguments.json:
+        report = {"linears": counts, "n_bytes": n_bytes, "seconds": round(seconds, 3)}
+        print(json.dumps(report))
+    else:
+        linears = ", ".join(f"{n} linears {name}" for name, n in counts.items())
+        print(f"{arguments.out}: {linears}; {n_bytes / 1e6:.1f} MB, {seconds:.1f} s")
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """What is in a checkpoint or a bundle: formats, sizes, hashes."""
+    found = describe(arguments.path)
+    print(json.dumps(found.as_dict()) if arguments.json else found.table())
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """How far a bundle's decoder is from another's: each block, and what it would say next."""
+    engine, reference = (CpuEngine(Bundle(path)) for path in (arguments.bundle, arguments.against))
+    samples = read_samples(reference, arguments.against, arguments.samples)
+    found = compare(engine, reference, samples)
+    if arguments.picture:
+        arguments.picture.write_text(found.picture())
+    if arguments.json:
+        print(json.dumps(found.as_dict()))
+        return
+    print("block    cosine  relative error")
+    for i, kind in enumerate(found.layers):
+        print(f"{i:3} {kind}  {found.cosine[i]:8.5f}  {found.relative_error[i]:14.2e}")
+    print(
+        f"{found.n_tokens} tokens: KL {found.kl:.2e} nats, same likeliest token {found.top_1:.1%}"
+    )
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """What a board needs for a recipe: memory, context, and the bandwidth limit on decode."""
+    spec = read_spec(arguments.checkpoint)
+    result = make_plan(spec, arguments.board, arguments.recipe, arguments.context, arguments.fps)
+    print(json.dumps(result.as_dict()) if arguments.json else result.table())
+    result.require_fit()
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Check a bundle's bytes and replay its self-check."""
     differences = verify(arguments.bundle)
@@ -70,6 +138,41 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("out", type=Path, help="folder to create")
     command.add_argument("--target", choices=TARGETS, required=True, help="what will execute it")
     command.set_defaults(run=bundle)
+    command = commands.add_parser(
+        "quantize", help="quantize a checkpoint", description=quantize_.__doc__
+    )
+    command.add_argument("checkpoint", type=Path, help="folder in the published BF16 layout")
+    command.add_argument("out", type=Path, help="folder to create")
+    command.add_argument(
+        "--recipe", required=True, help=f"{', '.join(known_recipes())}, or a TOML file"
+    )
+    command.add_argument(
+        "--samples",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="recordings, pictures, sounds and texts like those that the robot will meet",
+    )
+    command.set_defaults(run=quantize_)
+    command = commands.add_parser("inspect", help="what is in it", description=inspect.__doc__)
+    command.add_argument("path", type=Path, help="a checkpoint's or a bundle's folder")
+    command.set_defaults(run=inspect)
+    command = commands.add_parser(
+        "evaluate", help="compare two bundles", description=evaluate.__doc__
+    )
+    command.add_argument("bundle", type=Path)
+    command.add_argument("--against", type=Path, required=True, help="the reference bundle")
+    command.add_argument("--samples", type=Path, nargs="+", required=True, metavar="FILE")
+    command.add_argument("--picture", type=Path, help="write the error by block as an SVG")
+    command.set_defaults(run=evaluate)
+    command = commands.add_parser("plan", help="what fits a board", description=plan.__doc__)
+    command.add_argument("checkpoint", type=Path, help="folder; its config.json is enough")
+    command.add_argument("--board", choices=BOARDS, required=True)
+    command.add_argument("--recipe", choices=RECIPES, required=True)
+    command.add_argument("--context", type=int, default=8192, help="tokens (default: 8192)")
+    command.add_argument("--fps", type=float, default=2.0, help="frames a second (default: 2)")
+    command.set_defaults(run=plan)
     command = commands.add_parser("verify", help="check a bundle", description=check.__doc__)
     command.add_argument("bundle", type=Path)
     command.set_defaults(run=check)
@@ -87,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"build-engine: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"build-engine: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = error.filename or "while writing"  # a full disk names no file
+        print(f"build-engine: {where}: {error.strerror}", file=sys.stderr)
         return EXIT_IO_ERROR
     return 0
 

@@ -381,7 +381,7 @@ def write_weights(
         with SafetensorsWriter(out / file, {n: layout[n] for n in names}) as writer:
             for name in names:
                 values = tensor_values(name, layout[name][1], seed)
-                writer.write(name, values.astype(layout[name][0]))
+                writer.write(name, [values.astype(layout[name][0])])
                 weight_map[name] = file
     if shards > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from edge.engines.safetensors import SafetensorsFile
 from edge.errors import BundleError
 from edge.model.spec import ModelSpec
-from edge.types import Float32
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -102,7 +101,7 @@ class Bundle:
             )
         return None
 
-    def decoder_weights(self) -> Mapping[str, Float32]:
+    def decoder_weights(self) -> Mapping[str, NDArray[Any]]:
         """The decoder's weights by name, as views of the mapped file."""
         file = SafetensorsFile(self.path / DECODER_WEIGHTS)
         return {name: file.tensor(name) for name in file.names()}

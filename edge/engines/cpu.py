@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
 from edge.engines.bundle import Bundle
 from edge.engines.cpu_ops import CpuOps, DecoderState
-from edge.engines.engine import MAX_AUDIO_FRAMES, MAX_PREFILL_TOKENS
+from edge.engines.encoders import CALL_IT_RIGHT, Encoders
+from edge.engines.engine import MAX_PREFILL_TOKENS
+from edge.engines.weights import DecoderWeights
 from edge.errors import EngineError
-from edge.features.positions import interpolation_weights
 from edge.model.decoder import advance
 from edge.model.spec import ModelSpec
 from edge.types import Float32, Int32
-
-CALL_IT_RIGHT = "this is a defect of the caller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +35,8 @@ class CpuEngine:
         Args:
             n_threads: threads of the encoders; 0 is one a core.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.log_severity_level = 3
-        self.weights = bundle.decoder_weights()
-        self._vision, self._audio = (
-            onnxruntime.InferenceSession(
-                str(bundle.path / name), options, providers=["CPUExecutionProvider"]
-            )
-            for name in ("vision.onnx", "audio.onnx")
-        )
+        self.weights = DecoderWeights(bundle.decoder_weights())
+        self._encoders = Encoders(bundle.path, bundle.manifest.spec, n_threads)
         self._spec = bundle.manifest.spec
 
     @property
@@ -54,46 +44,19 @@ class CpuEngine:
         return self._spec
 
     def encode_image(self, patches: Float32, grid: tuple[int, int]) -> Float32:
-        n_features = patches.shape[-1]
-        padding = (self._spec.vision.tubelet_frames - 1) * n_features
-        padded = np.pad(patches, ((0, 0), (0, padding)))
-        embeddings: Float32 = self._see(padded[None], grid, embedder=0)[0]
-        return embeddings
+        return self._encoders.encode_image(patches, grid)
 
     def encode_tubelets(self, patches: Float32, grid: tuple[int, int]) -> Float32:
-        return self._see(patches, grid, embedder=1)
-
-    def _see(self, patches: Float32, grid: tuple[int, int], embedder: int) -> Float32:
-        vision = self._spec.vision
-        rows, columns = grid
-        n_features = vision.tubelet_frames * 3 * vision.patch_size**2
-        if patches.shape[1:] != (rows * columns, n_features) or rows % 2 or columns % 2:
-            raise EngineError(
-                "patches", f"have shape {patches.shape} for grid {grid}", CALL_IT_RIGHT
-            )
-        longest = max(grid)
-        inputs = {
-            "patches": np.ascontiguousarray(patches, np.float32),
-            "embedder": np.array([embedder], np.int32),
-            "row_weights": interpolation_weights(rows, longest, vision.position_grid),
-            "column_weights": interpolation_weights(columns, longest, vision.position_grid),
-        }
-        embeddings: Float32 = self._vision.run(["embeddings"], inputs)[0]
-        return embeddings
+        return self._encoders.encode_tubelets(patches, grid)
 
     def encode_audio(self, mel: Float32) -> Float32:
-        if mel.shape[1:] != (self._spec.audio.n_mels,) or not 1 <= len(mel) <= MAX_AUDIO_FRAMES:
-            raise EngineError("mel", f"has shape {mel.shape}", CALL_IT_RIGHT)
-        inputs = {"mel": np.ascontiguousarray(mel, np.float32)[None]}
-        embeddings: Float32 = self._audio.run(["embeddings"], inputs)[0][0]
-        return embeddings
+        return self._encoders.encode_audio(mel)
 
     def embed(self, ids: Int32) -> Float32:
         vocab = self._spec.decoder.vocab_size
         if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
             raise EngineError("token ids", f"reach from {ids.min()} to {ids.max()}", CALL_IT_RIGHT)
-        embeddings: Float32 = self.weights["embeddings"][ids]
-        return embeddings
+        return self.weights.rows("embeddings", ids)
 
     def new_state(self) -> DecoderState:
         return DecoderState.empty(self._spec.decoder)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.engines.weights import Weights
 from edge.model.spec import DecoderSpec
 from edge.types import Float32
 
@@ -90,7 +91,7 @@ class CpuOps:
     """`Ops` over numpy arrays, on one state."""
 
     spec: DecoderSpec
-    weights: Mapping[str, Float32]
+    weights: Weights
     state: DecoderState
 
     def linear(self, x: Float32, weight: str) -> Float32:
@@ -197,13 +198,17 @@ class CpuOps:
         return grouped.reshape(choice.shape)
 
     def experts(self, x: Float32, ids: Any, weights: Any, layer: int) -> Float32:
-        up, down = (self.weights[f"layers.{layer}.experts_{name}"] for name in ("up", "down"))
+        up, down = (f"layers.{layer}.experts_{name}" for name in ("up", "down"))
         out = np.zeros_like(x)
         for expert in np.unique(ids):
             rows, slots = np.nonzero(ids == expert)
-            hidden = self.relu2(x[rows] @ up[expert].T)
-            out[rows] += weights[rows, slots, None] * (hidden @ down[expert].T)
+            hidden = self.relu2(self.expert_linear(x[rows], up, expert))
+            out[rows] += weights[rows, slots, None] * self.expert_linear(hidden, down, expert)
         return out
+
+    def expert_linear(self, x: Float32, weight: str, expert: int) -> Float32:
+        """`linear` with one of a stack of matrices."""
+        return x @ self.weights.expert(weight, expert).T
 
 
 def _normalised(x: Float32, eps: float) -> Float32:

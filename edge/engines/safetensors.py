@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -75,6 +75,10 @@ class SafetensorsFile:
             )
         return 8 + length, header
 
+    def release(self) -> None:
+        """Let go of what was read: it need not stay in memory, views stay valid."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def names(self) -> list[str]:
         """Names of the tensors, in the file's order."""
         return list(self._header)
@@ -83,14 +87,27 @@ class SafetensorsFile:
         """Shape of one tensor, without touching its data."""
         return tuple(self._header[name]["shape"])
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """dtype of one tensor, without touching its data.
+
+        Raises:
+            CheckpointError: it is none that is known here.
+        """
+        dtype = self._header[name]["dtype"]
+        if dtype not in DTYPES:
+            raise CheckpointError(
+                name, f"has the unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}"
+            )
+        return DTYPES[dtype]
+
+    def n_bytes(self, name: str) -> int:
+        """Bytes of one tensor."""
+        start, end = self._header[name]["data_offsets"]
+        return int(end - start)
+
     def tensor(self, name: str) -> NDArray[Any]:
         """One tensor as a read-only view of the mapped file, in the file's dtype."""
-        entry = self._header[name]
-        dtype = DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise CheckpointError(
-                name, f"has the unknown dtype {entry['dtype']!r}", f"known: {', '.join(DTYPES)}"
-            )
+        entry, dtype = self._header[name], self.dtype(name)
         shape = tuple(entry["shape"])
         start, end = entry["data_offsets"]
         if end - start != math.prod(shape) * dtype.itemsize:
@@ -128,14 +145,17 @@ class SafetensorsWriter:
         self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
 
-    def write(self, name: str, values: NDArray[Any]) -> None:
-        """Append the next tensor of the layout."""
+    def write(self, name: str, parts: Iterable[NDArray[Any]]) -> None:
+        """Append the next tensor of the layout, given as pieces that lie behind one another."""
         expected, (dtype, shape) = next(self._expected)
-        if (name, values.dtype, values.shape) != (expected, dtype, shape):
-            raise ValueError(
-                f"expected {expected} {dtype} {shape}, not {name} {values.dtype} {values.shape}"
-            )
-        self._file.write(np.ascontiguousarray(values).tobytes())
+        n_left = math.prod(shape)
+        for part in parts:
+            n_left -= part.size
+            if (name, part.dtype) != (expected, dtype) or n_left < 0:
+                raise ValueError(f"expected {expected} {dtype}, not {name} {part.dtype}")
+            self._file.write(np.ascontiguousarray(part).view(np.uint8).data)
+        if n_left:
+            raise ValueError(f"{name} of shape {shape} lacks {n_left} values")
 
     def __enter__(self) -> SafetensorsWriter:
         return self
@@ -150,3 +170,11 @@ class SafetensorsWriter:
         missing = next(self._expected, None)
         if kind is None and missing is not None:
             raise ValueError(f"{self._file.name} was closed without {missing[0]}")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write tensors that are all in memory."""
+    layout = {name: (values.dtype, values.shape) for name, values in tensors.items()}
+    with SafetensorsWriter(path, layout) as writer:
+        for name, values in tensors.items():
+            writer.write(name, [values])

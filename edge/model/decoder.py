@@ -14,11 +14,16 @@ from edge.model.spec import DecoderSpec
 
 def blocks(ops: Ops[T], spec: DecoderSpec, rows: T) -> Iterator[T]:
     """Advance the state over `rows` [n, H]; yields the residual stream after each block."""
-    mixers = {"M": mamba2, "*": attention, "E": mixture_of_experts}
-    for layer, letter in enumerate(spec.pattern):
-        normed = ops.rms_norm(rows, f"layers.{layer}.norm")
-        rows = ops.add(rows, mixers[letter](ops, spec, layer, normed))
+    for layer in range(len(spec.pattern)):
+        rows = block(ops, spec, layer, rows)
         yield rows
+
+
+def block(ops: Ops[T], spec: DecoderSpec, layer: int, rows: T) -> T:
+    """One block over `rows` [n, H]: the residual stream after it."""
+    mixers = {"M": mamba2, "*": attention, "E": mixture_of_experts}
+    normed = ops.rms_norm(rows, f"layers.{layer}.norm")
+    return ops.add(rows, mixers[spec.pattern[layer]](ops, spec, layer, normed))
 
 
 def head(ops: Ops[T], rows: T) -> T:

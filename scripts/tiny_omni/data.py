@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scenes import FRAME_S, Scene, render
 from stories import SPOKEN, a_scene, some_turns
-from tasks import Asked, spoken, typed_only, word_said
+from tasks import Asked, spoken, transcript, typed_only, word_said
 from torch import Tensor
 from train_vision import GRIDS
 
@@ -185,13 +185,19 @@ class Mixer:
         return rows, torch.from_numpy(np.concatenate(patches)), grid
 
     def word(self, rng: np.random.Generator, n: int) -> Batch:
-        """A word, or only noise."""
-        n_tokens = CLIP_TOKENS[rng.integers(2)]
+        """A word, or only noise; or a spoken question, to be written down."""
+        whole = bool(rng.random() < 0.5)
+        n_tokens = CLIP_TOKENS[rng.integers(2, len(CLIP_TOKENS)) if whole else rng.integers(2)]
         rows, clips = [], []
         for _ in range(n):
-            samples, word = self.sounds.word(rng, self.split, n_tokens * 1280)  # type: ignore[attr-defined]
+            if whole:
+                samples, aloud = self.sounds.question(rng, self.split, n_tokens * 1280)  # type: ignore[attr-defined]
+                asked = transcript(aloud)
+            else:
+                samples, word = self.sounds.word(rng, self.split, n_tokens * 1280)  # type: ignore[attr-defined]
+                asked = word_said(word)
             clips.append(samples)
-            rows.append(Row([audio_text(n_tokens)], [word_said(word)]))
+            rows.append(Row([audio_text(n_tokens)], [asked]))
         return self.writer.batch(rows, mel=self.mel(rng, clips))
 
     def film_with_sound(self, rng: np.random.Generator, n: int) -> Batch:
@@ -209,11 +215,13 @@ class Mixer:
             texts, tubelets = film_media(rng, scene, grid, self.spec)
             if rng.random() < 0.2:
                 samples, word = self.sounds.word(rng, self.split, n_tokens * 1280)  # type: ignore[attr-defined]
-                turns = [word_said(word), *some_turns(rng, scene, film=True, n=2)]
+                turns = [word_said(word), *some_turns(rng, scene, film=True, n=4)]
             else:
                 aloud, answer = spoken(asked)
                 samples = self.sounds.said(rng, self.split, aloud, n_tokens * 1280)  # type: ignore[attr-defined]
-                turns = [answer, *some_turns(rng, scene, film=True, n=2)]
+                turns = [answer, *some_turns(rng, scene, film=True, n=3)]
+                if rng.random() < 0.5:
+                    turns.insert(rng.integers(len(turns) + 1), transcript(aloud))
                 if rng.random() < 0.5:
                     turns = [*turns[1:], turns[0]]
             clips.append(samples)

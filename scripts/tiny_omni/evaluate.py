@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from chart import bars
 from numpy.typing import NDArray
 from scenes import FRAME_S, render
 from settings import WORK
@@ -26,6 +25,7 @@ from stories import SPOKEN, a_scene
 from tasks import ABOUT_A_FILM, NONE, NOTHING, Asked, spoken, typed_only, word_said
 from tqdm import tqdm
 
+from build_engine.chart import bars
 from edge.clock import NS_PER_S, VirtualClock
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine

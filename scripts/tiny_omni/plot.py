@@ -10,8 +10,9 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from chart import curves
 from settings import WORK
+
+from build_engine.chart import curves
 
 
 def main() -> None:

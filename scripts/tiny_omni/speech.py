@@ -423,7 +423,7 @@ def augment(
             if delay < n_samples:
                 out[delay:] += np.float32(gain * rng.choice((-1, 1))) * dry[: n_samples - delay]
     power = float(np.square(heard).sum()) / max(len(heard), 1)
-    scale = np.sqrt(max(power, 1e-6)) * 10 ** (-rng.uniform(8, 35) / 20)
+    scale = np.sqrt(max(power, 1e-6)) * 10 ** (-rng.uniform(8, 45) / 20)
     out += np.float32(scale) * _noise(rng, n_samples)
     if rng.random() < 0.15:
         turns = np.arange(n_samples, dtype=np.float32) * np.float32(rng.choice((50, 60, 100, 120)))

@@ -147,11 +147,17 @@ ABOUT_A_FILM = (*ABOUT_A_PICTURE, ask_move, ask_move, ask_change)
 
 ANSWER_IT = "Answer the question."
 WHICH_WORD = "Which word was said?"
+WHAT_WAS_SAID = "What was said?"
 
 
 def word_said(word: str | None) -> Asked:
     """About a sound that holds one word, or none."""
     return Asked("word", WHICH_WORD, word or NONE)
+
+
+def transcript(aloud: str) -> Asked:
+    """About a sound that holds a spoken question: the question itself."""
+    return Asked("said", WHAT_WAS_SAID, aloud)
 
 
 def spoken(asked: Asked) -> tuple[str, Asked]:

@@ -31,8 +31,10 @@ TOWER_SHARE = 0.3
 EASY_SHARE = 0.35
 """Share of the steps with short prompts and still towers, before the whole mix."""
 EASY_MIX = (("film", 0.45), ("image", 0.3), ("word", 0.2), ("text", 0.05))
-MIX = (("film", 0.4), ("image", 0.15), ("film_with_sound", 0.3), ("word", 0.1), ("text", 0.05))
+MIX = (("film", 0.3), ("image", 0.1), ("film_with_sound", 0.4), ("word", 0.15), ("text", 0.05))
 SIZES = {"film": 12, "image": 16, "film_with_sound": 12, "word": 24, "text": 24}
+SPOKEN_WEIGHT = 4.0
+"""Of an answer to a spoken question: the rarest and the hardest."""
 EVALUATE_EVERY_STEPS = 500
 
 
@@ -63,7 +65,14 @@ def logits(model: TinyOmni, batch: Batch, train_towers: bool = True) -> Tensor:
 def answer_loss(out: Tensor, batch: Batch) -> Tensor:
     """Cross entropy of the answers' tokens."""
     wanted = batch.answer[:, 1:]
-    return F.cross_entropy(out[:, :-1][wanted], batch.ids[:, 1:][wanted])
+    loss = F.cross_entropy(out[:, :-1][wanted], batch.ids[:, 1:][wanted], reduction="none")
+    weights = torch.ones(batch.ids.shape)
+    for row, places in zip(weights, batch.tasks, strict=True):
+        for task, start, end in places:
+            if task.startswith("spoken"):
+                row[start:end] = SPOKEN_WEIGHT
+    weights = weights[:, 1:][wanted]
+    return (loss * weights).sum() / weights.sum()
 
 
 def hits(out: Tensor, batch: Batch) -> dict[str, list[bool]]:

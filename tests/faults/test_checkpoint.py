@@ -54,7 +54,7 @@ def rewrite(path: Path, change) -> None:
     layout = {name: (values.dtype, values.shape) for name, values in tensors.items()}
     with SafetensorsWriter(path.with_suffix(".new"), layout) as writer:
         for name, values in tensors.items():
-            writer.write(name, values)
+            writer.write(name, [values])
     path.with_suffix(".new").rename(path)
 
 

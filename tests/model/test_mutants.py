@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from edge import _kernels
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPARE = """
 import sys
 from pathlib import Path
 root, preset = Path(sys.argv[1]), sys.argv[2]
+# An editable install puts a finder in front, which would find the original.
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
 sys.path[:0] = [str(root), str(root / "scripts"), str(root / "tests")]
 import numpy as np
 from make_tiny_checkpoint import make_checkpoint
@@ -176,6 +180,7 @@ def rotary(rows, n_past, head_dim):
 def project_copy(folder: Path) -> None:
     for name in ("edge", "build_engine", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(_kernels.__file__, folder / "edge")
     (folder / "tests" / "assets").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "parity.py", folder / "tests")
     shutil.copytree(ROOT / "tests" / "assets" / "goldens", folder / "tests" / "assets" / "goldens")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,3 +31,16 @@ def reference(checkpoint_folder: Path) -> Reference:
     from oracle.reference import load
 
     return load(checkpoint_folder)
+
+
+@pytest.fixture(scope="session")
+def models() -> ModuleType:
+    """ModelOpt's side. Its import takes half a minute and warns of what it does not find."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if os.environ.get("CI") != "true":  # in CI an absent oracle is a failure
+            for name in ("torch", "transformers", "modelopt.torch"):
+                pytest.importorskip(name, reason=f"needs {name}: install omni-edge[oracle]")
+        from oracle import modelopt_models
+
+        return modelopt_models

@@ -1,0 +1,101 @@
+"""Calibration, one block at a time: how large the values are that reach each linear.
+
+The samples run through the decoder block by block, in float32, while ModelOpt's own quantizers
+watch: what they collect is what ModelOpt's `max` calibration of the whole model collects, but only
+one block's weights are ever in use. Source: `modelopt.torch.quantization` 0.47.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import modelopt
+import numpy as np
+import torch
+from modelopt.torch.quantization.config import QuantizerAttributeConfig
+from modelopt.torch.quantization.nn import TensorQuantizer
+
+from build_engine.checkpoint import Checkpoint
+from build_engine.checkpoint_weights import CheckpointWeights
+from edge.engines.cpu_ops import CpuOps, DecoderState
+from edge.model.decoder import block
+from edge.model.spec import DecoderSpec
+from edge.types import Float32
+
+E4M3_BITS = (4, 3)
+
+
+@dataclass
+class Observers:
+    """ModelOpt's quantizers of one block, each collecting the largest magnitude it meets."""
+
+    quantizers: dict[str, Any] = field(default_factory=dict)
+
+    def see(self, name: str, values: Float32) -> None:
+        """Show values to the quantizer `name`."""
+        if name not in self.quantizers:
+            quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=E4M3_BITS, axis=None))
+            quantizer.disable_quant()
+            quantizer.enable_calib()
+            self.quantizers[name] = quantizer
+        self.quantizers[name](torch.from_numpy(np.ascontiguousarray(values)))
+
+    def largest(self) -> dict[str, float]:
+        """By quantizer: the largest magnitude."""
+        for quantizer in self.quantizers.values():
+            quantizer.load_calib_amax()
+        return {name: float(quantizer.amax) for name, quantizer in self.quantizers.items()}
+
+
+@dataclass(slots=True)
+class ObservedOps(CpuOps):
+    """The cpu engine's operations, with an observer at every linear's input.
+
+    Keys and values are observed as they leave their projections, for the K/V cache.
+    """
+
+    observers: Observers = field(default_factory=Observers)
+
+    def linear(self, x: Float32, weight: str) -> Float32:
+        self.observers.see(weight, x)
+        y = CpuOps.linear(self, x, weight)
+        if weight.endswith((".k_proj", ".v_proj")):
+            self.observers.see(f"{weight}.output", y)
+        return y
+
+    def expert_linear(self, x: Float32, weight: str, expert: int) -> Float32:
+        self.observers.see(f"{weight}.{expert}", x)
+        return CpuOps.expert_linear(self, x, weight, expert)
+
+
+def calibrate_block(
+    checkpoint: Checkpoint, layer: int, samples: Sequence[Float32]
+) -> tuple[list[Float32], dict[str, float]]:
+    """Run the samples through one block and watch.
+
+    Args:
+        samples: [n, H] each, as they reach the block; every sample is a sequence of its own.
+    Returns:
+        The samples as they leave the block, and by observed linear (named as in a bundle, routed
+        experts with their number) the largest magnitude of its input.
+    """
+    spec: DecoderSpec = checkpoint.spec.decoder
+    weights, observers = CheckpointWeights(checkpoint), Observers()
+
+    def run(rows: Float32) -> Float32:
+        ops = ObservedOps(spec, weights, DecoderState.empty(spec), observers)
+        return block(ops, spec, layer, rows)
+
+    if spec.pattern[layer] == "E":  # no row depends on another: each expert is read only once
+        ends = np.cumsum([len(rows) for rows in samples])[:-1]
+        after = np.split(run(np.concatenate(samples)), ends)
+    else:
+        after = [run(rows) for rows in samples]
+    return after, observers.largest()
+
+
+def versions() -> dict[str, str]:
+    """Of what the result depends on."""
+    return {"modelopt": modelopt.__version__, "torch": torch.__version__, "numpy": np.__version__}

@@ -1,0 +1,62 @@
+"""The native kernels (kernels/cpu). Matrices are C-contiguous and are never converted.
+
+A bfloat16 is passed as its bits (uint16), an E4M3 as its code (uint8). Outputs are the caller's
+arrays. n_threads 0 takes all cores. The interpreter's lock is released while a kernel runs.
+
+Raises:
+    TypeError: an array has another dtype, rank or layout.
+    ValueError: the shapes do not belong together.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+def amax(weight: NDArray[np.float32] | NDArray[np.uint16], n_threads: int) -> float:
+    """The largest magnitude; NaN or infinity if the weight holds one."""
+
+def pack_nvfp4(
+    weight: NDArray[np.float32] | NDArray[np.uint16],
+    scale_2: float,
+    codes: NDArray[np.uint8],
+    block_scale: NDArray[np.uint8],
+    n_threads: int,
+) -> None:
+    """weight [n, k] -> codes [n, k / 2], block_scale [n, k / 16] (E4M3)."""
+
+def unpack_nvfp4(
+    codes: NDArray[np.uint8],
+    block_scale: NDArray[np.uint8],
+    scale_2: float,
+    weight: NDArray[np.float32],
+    n_threads: int,
+) -> None:
+    """codes [n, k / 2], block_scale [n, k / 16] (E4M3) -> weight [n, k]."""
+
+def pack_fp8(
+    weight: NDArray[np.float32] | NDArray[np.uint16],
+    scale: float,
+    codes: NDArray[np.uint8],
+    n_threads: int,
+) -> None:
+    """weight [n, k] -> codes [n, k] (E4M3)."""
+
+def unpack_fp8(
+    codes: NDArray[np.uint8], scale: float, weight: NDArray[np.float32], n_threads: int
+) -> None:
+    """codes [n, k] (E4M3) -> weight [n, k]."""
+
+def pack_int4(
+    weight: NDArray[np.float32] | NDArray[np.uint16],
+    codes: NDArray[np.uint8],
+    block_scale: NDArray[np.float32],
+    n_threads: int,
+) -> None:
+    """weight [n, k] -> codes [n / 2, k], block_scale [n, k / 128]."""
+
+def unpack_int4(
+    codes: NDArray[np.uint8],
+    block_scale: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    n_threads: int,
+) -> None:
+    """codes [n / 2, k], block_scale [n, k / 128] -> weight [n, k]."""

@@ -1,0 +1,194 @@
+"""Number formats of quantized weights: what their bytes mean and how they are made.
+
+A weight W of a linear layer is [n, k]: n outputs, k inputs. The layouts are those of ModelOpt's
+checkpoints, and packing gives the very bytes of its exporter on a CPU:
+
+    NVFP4   W[i, j] = E2M1(codes) * block_scale[i, j / 16] * scale    W4A4 and W4A16
+    FP8     W[i, j] = E4M3(codes) * scale
+    INT4    W[i, j] = int4(codes) * block_scale[i, j / 128]           weight-only and AWQ
+
+One exception: where ModelOpt's scale of a whole tensor is zero (all weights zero, or below about
+1e-42), it divides by zero and writes NaN. Here that scale is 1 and the weights read back as zero.
+
+Source: NVIDIA ModelOpt 0.47.0, torch/export/quant_utils.py and
+torch/quantization/qtensor/nvfp4_tensor.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import _kernels
+from edge.errors import CheckpointError
+
+NVFP4_GROUP = 16
+"""Columns that share a block scale."""
+INT4_BLOCK = 128
+E2M1_MAX = 6.0
+E4M3_MAX = 448.0
+
+
+@dataclass(frozen=True)
+class Nvfp4:
+    """A weight of 4.5 bits an element.
+
+    Args:
+        codes: [n, k / 2] uint8. Column 2j is the low half of byte j, column 2j + 1 the high half;
+            three bits choose from 0, 0.5, 1, 1.5, 2, 3, 4, 6 and the fourth is the sign.
+        block_scale: [n, k / 16] float8_e4m3fn (`weight_scale`).
+        scale: of the whole tensor (`weight_scale_2`).
+    """
+
+    codes: NDArray[np.uint8]
+    block_scale: NDArray[Any]
+    scale: np.float32
+
+
+@dataclass(frozen=True)
+class Fp8:
+    """A weight of 8 bits an element.
+
+    Args:
+        codes: [n, k] float8_e4m3fn.
+        scale: of the whole tensor (`weight_scale`).
+    """
+
+    codes: NDArray[Any]
+    scale: np.float32
+
+
+@dataclass(frozen=True)
+class Int4:
+    """A weight of 4.25 bits an element.
+
+    Args:
+        codes: [n / 2, k] uint8. Row 2i is the low half of a byte, row 2i + 1 the high half; each
+            half is a two's complement integer, -8 to 7.
+        block_scale: [n, k / 128] float32 (`weight_scale`).
+    """
+
+    codes: NDArray[np.uint8]
+    block_scale: NDArray[np.float32]
+
+
+def pack_nvfp4(
+    weight: NDArray[Any], scale_2: float | None = None, *, name: str = "weight", n_threads: int = 0
+) -> Nvfp4:
+    """Quantize to NVFP4.
+
+    Args:
+        weight: [n, k] float32 or bfloat16, k a multiple of 16.
+        scale_2: scale of the whole tensor, above zero; by default its largest magnitude / 2688.
+        name: what errors call the weight.
+        n_threads: 0 takes all cores.
+
+    Raises:
+        CheckpointError: a wrong shape or dtype, NaN or infinity in the weight.
+    """
+    bits, amax = _checked(weight, name, 1, NVFP4_GROUP, n_threads)
+    n, k = bits.shape
+    scale = _scale(amax, E2M1_MAX * E4M3_MAX) if scale_2 is None else np.float32(scale_2)
+    if not 0 < scale < np.inf:
+        raise ValueError(f"scale_2 is {scale_2}")
+    codes = np.empty((n, k // 2), np.uint8)
+    block_scale = np.empty((n, k // NVFP4_GROUP), np.uint8)
+    _kernels.pack_nvfp4(bits, float(scale), codes, block_scale, n_threads)
+    return Nvfp4(codes, block_scale.view(ml_dtypes.float8_e4m3fn), scale)
+
+
+def unpack_nvfp4(weight: Nvfp4, *, n_threads: int = 0) -> NDArray[np.float32]:
+    """The values [n, k] that the bytes stand for."""
+    n, half = weight.codes.shape
+    values = np.empty((n, 2 * half), np.float32)
+    codes = np.ascontiguousarray(weight.codes)
+    block_scale = np.ascontiguousarray(weight.block_scale).view(np.uint8)
+    _kernels.unpack_nvfp4(codes, block_scale, float(weight.scale), values, n_threads)
+    return values
+
+
+def pack_fp8(weight: NDArray[Any], *, name: str = "weight", n_threads: int = 0) -> Fp8:
+    """Quantize to FP8, one scale: the largest magnitude / 448.
+
+    Args:
+        weight: [n, k] float32 or bfloat16.
+        name: what errors call the weight.
+        n_threads: 0 takes all cores.
+
+    Raises:
+        CheckpointError: a wrong shape or dtype, NaN or infinity in the weight.
+    """
+    bits, amax = _checked(weight, name, 1, 1, n_threads)
+    scale = _scale(amax, E4M3_MAX)
+    codes = np.empty(bits.shape, np.uint8)
+    _kernels.pack_fp8(bits, float(scale), codes, n_threads)
+    return Fp8(codes.view(ml_dtypes.float8_e4m3fn), scale)
+
+
+def unpack_fp8(weight: Fp8, *, n_threads: int = 0) -> NDArray[np.float32]:
+    """The values [n, k] that the bytes stand for; NaN where a code is NaN."""
+    values = np.empty(weight.codes.shape, np.float32)
+    codes = np.ascontiguousarray(weight.codes).view(np.uint8)
+    _kernels.unpack_fp8(codes, float(weight.scale), values, n_threads)
+    return values
+
+
+def pack_int4(weight: NDArray[Any], *, name: str = "weight", n_threads: int = 0) -> Int4:
+    """Quantize to INT4, one scale for 128 columns of a row: their largest magnitude / 7.
+
+    Args:
+        weight: [n, k] float32 or bfloat16, n even, k a multiple of 128. For AWQ it is already
+            divided by `pre_quant_scale`, which the layer multiplies its input with.
+        name: what errors call the weight.
+        n_threads: 0 takes all cores.
+
+    Raises:
+        CheckpointError: a wrong shape or dtype, NaN or infinity in the weight.
+    """
+    bits, _ = _checked(weight, name, 2, INT4_BLOCK, n_threads)
+    n, k = bits.shape
+    codes = np.empty((n // 2, k), np.uint8)
+    block_scale = np.empty((n, k // INT4_BLOCK), np.float32)
+    _kernels.pack_int4(bits, codes, block_scale, n_threads)
+    return Int4(codes, block_scale)
+
+
+def unpack_int4(weight: Int4, *, n_threads: int = 0) -> NDArray[np.float32]:
+    """The values [n, k] that the bytes stand for."""
+    pairs, k = weight.codes.shape
+    values = np.empty((2 * pairs, k), np.float32)
+    codes = np.ascontiguousarray(weight.codes)
+    block_scale = np.ascontiguousarray(weight.block_scale)
+    _kernels.unpack_int4(codes, block_scale, values, n_threads)
+    return values
+
+
+def _checked(
+    weight: NDArray[Any], name: str, rows: int, columns: int, n_threads: int
+) -> tuple[NDArray[Any], np.float32]:
+    """The weight as the kernels take it, and its largest magnitude."""
+    if weight.dtype not in (np.float32, ml_dtypes.bfloat16):
+        raise CheckpointError(name, f"is {weight.dtype}", "float32 and bfloat16 can be quantized")
+    if weight.ndim != 2 or weight.shape[0] % rows or weight.shape[1] % columns:
+        raise CheckpointError(
+            name,
+            f"has the shape {weight.shape}",
+            f"this format takes rows by {rows} and columns by {columns}",
+        )
+    bits = np.ascontiguousarray(weight)
+    if bits.dtype == ml_dtypes.bfloat16:
+        bits = bits.view(np.uint16)
+    amax = np.float32(_kernels.amax(bits, n_threads))
+    if not np.isfinite(amax):
+        raise CheckpointError(name, "holds NaN or infinity", "the checkpoint is damaged")
+    return bits, amax
+
+
+def _scale(amax: np.float32, largest_code: float) -> np.float32:
+    """The tensor's scale, so that its largest magnitude becomes the largest code."""
+    scale = amax / np.float32(largest_code)
+    return scale if scale > 0 else np.float32(1)

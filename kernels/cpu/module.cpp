@@ -1,0 +1,9 @@
+// edge._kernels: the native kernels. edge/_kernels.pyi says what each takes.
+#include "kernels.h"
+
+NB_MODULE(_kernels, module) {
+    bind_amax(module);
+    bind_fp8(module);
+    bind_int4(module);
+    bind_nvfp4(module);
+}

@@ -1,0 +1,411 @@
+"""Quantizing under bad conditions: killed, no room, damaged sources, contradictory wishes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from make_tiny_checkpoint import PRESETS, checkpoint_config, make_checkpoint
+from synthesize_checkpoint import synthesize
+
+from build_engine import cli
+from build_engine.checkpoint import Checkpoint
+from build_engine.quantize import Job, quantize
+from build_engine.recipe import load_recipe
+from edge.engines.safetensors import SafetensorsFile, write_safetensors
+
+ROOT = Path(__file__).resolve().parents[2]
+MIXER = "language_model.backbone.layers.1.mixer"
+EXPERT = f"{MIXER}.experts.3.up_proj"
+
+RUN = """
+import sys
+from pathlib import Path
+from build_engine.checkpoint import Checkpoint
+from build_engine.quantize import Job, quantize
+from build_engine.recipe import load_recipe
+
+job = Job(Checkpoint(Path(sys.argv[1])), load_recipe("w4a16"), (), Path(sys.argv[2]))
+quantize(job, lambda done, total: (print(done, flush=True), sys.stdin.readline()))
+"""
+LIMITED = """
+import resource, sys
+from build_engine.cli import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run(capsys, source: Path, out: Path, recipe: object = "w4a16") -> tuple[int, str]:
+    """Exit code, and the one line on standard error if there is one."""
+    code = cli.main(["quantize", str(source), str(out), "--recipe", str(recipe), "--json"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (code != 0), lines
+    return code, "".join(lines)
+
+
+def refused(capsys, source: Path, tmp_path: Path, recipe: object = "w4a16") -> tuple[int, str]:
+    """As `run`, and nothing is left that looks finished."""
+    code, line = run(capsys, source, tmp_path / "out", recipe)
+    assert code != 0
+    assert not (tmp_path / "out").exists()
+    return code, line
+
+
+@pytest.fixture(scope="module")
+def many_layers(tmp_path_factory):
+    """A checkpoint of 30 small layers, and what an undisturbed run makes of it."""
+    folder = tmp_path_factory.mktemp("many")
+    changes = {"llm_config": {"hybrid_override_pattern": "ME*" * 10}}
+    make_checkpoint(folder / "checkpoint", "base", changes)
+    assert cli.main(["quantize", *map(str, folder.iterdir()), str(folder / "whole"), *W4A16]) == 0
+    return folder / "checkpoint", files(folder / "whole")
+
+
+W4A16 = ("--recipe", "w4a16", "--json")
+
+
+def kill(source: Path, out: Path, after: int, delay_s: float) -> bool:
+    """Start or go on, and kill a moment after so many layers; False if it ended before."""
+    command = [sys.executable, "-c", RUN, str(source), str(out)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, bufsize=0, **pipes) as process:
+        for _ in range(after):
+            assert process.stdout.readline()
+            process.stdin.write(b"\n")  # it waits for this after every layer
+        until = time.perf_counter() + delay_s
+        while time.perf_counter() < until:
+            pass  # anywhere within the next layer: that is the point
+        process.kill()
+    assert process.returncode in (0, -signal.SIGKILL)
+    return process.returncode != 0
+
+
+def test_killed_ten_times_it_ends_with_the_same_bytes(many_layers, tmp_path):
+    source, whole = many_layers
+    rng, out = random.Random(7), tmp_path / "out"
+    n_units = sum(name.endswith(".safetensors") for name in whole)
+    assert n_units == 31
+    interrupted, found = 0, set()
+    for after in [*sorted(rng.sample(range(n_units), 9)), n_units]:
+        interrupted += kill(source, out, after, rng.uniform(0, 0.006))
+        if out.exists():
+            break
+        found.add(len(list((tmp_path / ".out.partial").glob("*.safetensors"))))
+    else:
+        command = [sys.executable, "-c", RUN, str(source), str(out)]
+        subprocess.run(command, cwd=ROOT, check=True, input=b"", capture_output=True)
+    assert interrupted >= 9  # the tenth may come too late
+    assert len(found) >= 5, found
+    assert files(out) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_survived(many_layers, tmp_path):
+    """A limit on the size of files stands for the disk: the largest shard does not fit."""
+    source, whole = many_layers
+    out = tmp_path / "out"
+    limit = max(map(len, whole.values())) - 1
+    command = [sys.executable, "-c", LIMITED, str(limit), "quantize", str(source), str(out), *W4A16]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 74
+    assert ended.stderr == "build-engine: while writing: File too large\n"
+    assert not out.exists()
+    shards = [p.name for p in (tmp_path / ".out.partial").glob("*.safetensors")]
+    assert 0 < len(shards) < 31
+    assert cli.main(["quantize", str(source), str(out), *W4A16]) == 0
+    assert files(out) == whole
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_start(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    code, line = refused(capsys, checkpoint("base"), tmp_path)
+    assert code == 78
+    assert "needs 0.3 GB, 0.0 GB are free; make room" in line
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def interrupted(source: Path, out: Path, recipe: str = "w4a16", n_units: int = 3) -> None:
+    """Leave a run unfinished."""
+    done = []
+
+    def progress(*_: int) -> None:
+        done.append(None)
+        if len(done) == n_units:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(Job(Checkpoint(source), load_recipe(recipe), (), out), progress)
+
+
+def test_what_a_kill_left_unfinished_is_written_again(checkpoint, tmp_path, capsys):
+    """A shard that was being written, and files of the very end."""
+    out, work = tmp_path / "out", tmp_path / ".out.partial"
+    assert run(capsys, checkpoint("base"), tmp_path / "whole")[0] == 0
+    interrupted(checkpoint("base"), out)
+    next_shard = "model-00004-of-00009.safetensors"
+    assert not (work / next_shard).exists()
+    left = [f"{next_shard}.partial", "config.json", "config.json.partial", "tokenizer.json"]
+    for name in [*left, "provenance.json.partial", "model.safetensors.index.json"]:
+        (work / name).write_bytes(b'{"half')
+    assert run(capsys, checkpoint("base"), out)[0] == 0
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_another_interrupted_run_is_not_continued(checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    interrupted(checkpoint("base"), out)
+    code, line = refused(capsys, checkpoint("base"), tmp_path, "bf16")
+    assert code == 78
+    assert ".out.partial: holds another, interrupted run" in line
+    code, line = refused(capsys, checkpoint("single"), tmp_path)
+    assert (code, "holds another, interrupted run" in line) == (78, True)
+    assert run(capsys, checkpoint("base"), out)[0] == 0
+    assert run(capsys, checkpoint("base"), tmp_path / "again")[0] == 0
+    assert files(out) == files(tmp_path / "again")
+
+
+def test_an_output_that_exists_is_left_alone(checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("precious")
+    code, line = run(capsys, checkpoint("base"), out)
+    assert code == 78
+    assert f"{out}: exists already; remove it or name another folder" in line
+    assert files(out) == {"mine": b"precious"}
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "nvfp4", "nvfp4-all"])
+def test_missing_samples_are_named(checkpoint, tmp_path, capsys, recipe):
+    code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
+    assert code == 78
+    assert "--samples: are missing: this recipe quantizes activations" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def own_recipe(tmp_path: Path, **formats: str) -> Path:
+    """A recipe of one rule for each pattern."""
+    path = tmp_path / "own.toml"
+    rules = [f'[[rules]]\nmodules = "{m}"\nformat = "{f}"\n' for m, f in formats.items()]
+    path.write_text('description = "mine"\n' + "".join(rules))
+    return path
+
+
+def test_a_quantized_cache_alone_needs_samples_too(checkpoint, tmp_path, capsys):
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('description = "mine"\nkv_cache = "fp8"\n')
+    code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
+    assert (code, "--samples: are missing" in line) == (78, True)
+
+
+def test_samples_that_no_linear_needs_are_not_looked_at(checkpoint, tmp_path):
+    """And ModelOpt is not imported."""
+    samples = (np.ones((3, 64), np.float32),)
+    for name, given in (("with", samples), ("without", ())):
+        job = Job(Checkpoint(checkpoint("base")), load_recipe("w4a16"), given, tmp_path / name)
+        assert quantize(job, lambda *_: None) == {"w4a16": 116}
+    assert files(tmp_path / "with") == files(tmp_path / "without")
+
+
+def test_experts_need_one_format(checkpoint, tmp_path, capsys):
+    recipe = own_recipe(tmp_path, **{"*.experts.3.*": "bf16", "*_proj": "w4a16"})
+    code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
+    assert code == 78
+    assert "layers.1.experts_up: has its experts in bf16 and w4a16 by this recipe" in line
+
+
+def test_a_recipe_that_the_sizes_forbid_is_named(checkpoint, tmp_path, capsys):
+    code, line = refused(capsys, checkpoint("base"), tmp_path, "int4")
+    assert code == 65
+    assert "in_proj.weight: has the shape (520, 64); this format takes rows by 2" in line
+
+
+@pytest.fixture
+def broken(checkpoint, tmp_path):
+    """A checkpoint of one's own to break: three shards, bfloat16."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint("wide"), folder)
+    return folder
+
+
+def shard_of(folder: Path, name: str) -> Path:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return folder / index["weight_map"][name]
+
+
+def rewrite(path: Path, change) -> None:
+    """Write the tensors again as `change` leaves them."""
+    file = SafetensorsFile(path)
+    tensors = {name: file.tensor(name).copy() for name in file.names()}
+    change(tensors)
+    write_safetensors(path.with_suffix(".new"), tensors)
+    path.with_suffix(".new").rename(path)
+
+
+IN_PROJ = "language_model.backbone.layers.1.mixer.in_proj.weight"
+
+
+@pytest.mark.parametrize("n_bytes", [0, 4, 2000, -1])
+def test_a_truncated_shard_is_named(broken, tmp_path, capsys, n_bytes):
+    path = shard_of(broken, "language_model.lm_head.weight")
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    code, line = refused(capsys, broken, tmp_path)
+    assert code == 65
+    assert f"{path}: " in line
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_an_index_that_names_a_missing_file(broken, tmp_path, capsys):
+    path = shard_of(broken, IN_PROJ)
+    path.unlink()
+    code, line = refused(capsys, broken, tmp_path)
+    assert code == 65
+    assert f"{path}: cannot be read" in line
+
+
+def test_an_index_that_names_a_tensor_that_is_not_there(broken, tmp_path, capsys):
+    norm = "language_model.backbone.layers.2.norm.weight"
+    rewrite(shard_of(broken, norm), lambda tensors: tensors.pop(norm))
+    code, line = refused(capsys, broken, tmp_path)
+    assert (code, f"{norm}: is missing from {broken}" in line) == (65, True)
+
+
+def test_a_tensor_of_another_shape(broken, tmp_path, capsys):
+    wrong = {IN_PROJ: np.ones((3, 96), np.float32)}
+    rewrite(shard_of(broken, IN_PROJ), lambda tensors: tensors.update(wrong))
+    code, line = refused(capsys, broken, tmp_path)
+    assert (code, f"{IN_PROJ}: has shape (3, 96), but" in line) == (65, True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("name", "recipe"), [(IN_PROJ, "w4a16"), (IN_PROJ, "bf16"), ("mlp1.1.weight", "bf16")]
+)
+def test_a_weight_that_is_no_number(broken, tmp_path, capsys, name, recipe, value):
+    def poison(tensors):
+        tensors[name][-1, -1] = value
+
+    rewrite(shard_of(broken, name), poison)
+    code, line = refused(capsys, broken, tmp_path, recipe)
+    assert (code, f"{name}: holds a NaN or an infinity" in line) == (65, True)
+
+
+def test_a_source_that_is_quantized_already(checkpoint, tmp_path, capsys):
+    assert run(capsys, checkpoint("base"), tmp_path / "first")[0] == 0
+    for recipe in ("w4a16", "bf16"):
+        code, line = refused(capsys, tmp_path / "first", tmp_path, recipe)
+        assert code == 65
+        assert "mixer.in_proj: is w4a16 already; quantize the BF16 checkpoint" in line
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A checkpoint in the published mix: do not change it."""
+    folder = tmp_path_factory.mktemp("mixed") / "checkpoint"
+    synthesize(folder, checkpoint_config(PRESETS["grouped"]), "nvfp4")
+    return folder
+
+
+@pytest.fixture
+def quantized(mixed, tmp_path):
+    """One's own to break."""
+    shutil.copytree(mixed, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def unbundled(capsys, folder: Path) -> tuple[int, str]:
+    """Exit code and error of a bundle that cannot be built."""
+    out = folder.parent / "bundle"
+    code = cli.main(["bundle", str(folder), str(out), "--target", "cpu", "--json"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+    return code, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (f"{EXPERT}.weight_scale_2", 0, "holds 0.0, a scale must be above zero"),
+        (f"{EXPERT}.input_scale", 0, "holds 0.0, a scale must be above zero"),
+        (f"{EXPERT}.weight_scale", 0, "holds 0.0, a scale must be above zero"),
+        (f"{EXPERT}.weight_scale", np.nan, "holds a NaN or an infinity"),
+        (f"{MIXER}.shared_experts.up_proj.weight_scale", 0, "holds 0.0, a scale"),
+        (f"{MIXER}.shared_experts.up_proj.weight", np.nan, "holds a NaN or an infinity"),
+    ],
+)
+def test_a_scale_that_is_none(quantized, capsys, name, value, expected):
+    def spoil(tensors):
+        tensors[name].reshape(-1)[-1] = value
+
+    rewrite(shard_of(quantized, name), spoil)
+    code, line = unbundled(capsys, quantized)
+    assert (code, f"{name}: {expected}" in line) == (65, True)
+
+
+def test_experts_of_one_layer_in_two_formats(quantized, capsys):
+    def unquantize(tensors):
+        shape = tensors[f"{EXPERT}.weight"].shape
+        for name in [name for name in tensors if name.startswith(EXPERT)]:
+            del tensors[name]
+        weight = np.ones((shape[0], 2 * shape[1]), ml_dtypes.bfloat16)
+        tensors[f"{EXPERT}.weight"] = weight
+
+    shard = shard_of(quantized, f"{EXPERT}.weight")
+    rewrite(shard, unquantize)
+    index = json.loads((quantized / "model.safetensors.index.json").read_text())
+    gone = {f"{EXPERT}.{name}" for name in ("weight_scale", "weight_scale_2", "input_scale")}
+    index["weight_map"] = {k: v for k, v in index["weight_map"].items() if k not in gone}
+    (quantized / "model.safetensors.index.json").write_text(json.dumps(index))
+    say(quantized, EXPERT, None)
+    code, line = unbundled(capsys, quantized)
+    assert code == 65
+    assert f"{EXPERT}.weight: is in another format than {MIXER}.experts.0.up_proj.weight" in line
+
+
+def say(folder: Path, module: str, algorithm: str | None) -> None:
+    """Let the configuration say another algorithm of a module, or nothing."""
+    config = json.loads((folder / "config.json").read_text())
+    layers = config["quantization_config"]["quantized_layers"]
+    layers.pop(module, None)
+    if algorithm:
+        layers[module] = {"quant_algo": algorithm}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("module", "algorithm", "expected"),
+    [
+        (EXPERT, "FP8", "is fp8 by the quantization configuration, its tensors are nvfp4"),
+        (EXPERT, "W4A16_NVFP4", "is w4a16 by the quantization configuration"),
+        (EXPERT, None, "is bf16 by the quantization configuration, its tensors are nvfp4"),
+        (EXPERT, "NVFP4_AWQ", "has the unknown quant_algo 'NVFP4_AWQ'; known: FP8, NVFP4"),
+        (f"{MIXER}.shared_experts.up_proj", "NVFP4", "its tensors are fp8"),
+        ("language_model.lm_head", "FP8", "is fp8 by the quantization configuration, its"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_tensors(
+    quantized, capsys, module, algorithm, expected
+):
+    say(quantized, module, algorithm)
+    code, line = unbundled(capsys, quantized)
+    assert code == 65
+    assert line.startswith(f"build-engine: {module}: ")
+    assert expected in line
