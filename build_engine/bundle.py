@@ -45,7 +45,7 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
             format=FORMAT,
             name=checkpoint.folder.resolve().name,
             target=target,
-            recipe="fp32",
+            recipe=checkpoint.quantization.get("quant_algo", "unquantized"),
             spec=checkpoint.spec,
             checkpoint_sha256=checkpoint.digest(),
             builder_version=edge.__version__,

@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
     """What executes it: cpu."""
     recipe: str
-    """In which precision the weights are."""
+    """How the decoder's weights are quantized, in ModelOpt's words."""
     spec: ModelSpec
     checkpoint_sha256: str
     """Identity of the checkpoint that it was built from."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scenes import FRAME_S, Scene, render
 from stories import SPOKEN, a_scene, some_turns
-from tasks import Asked, spoken, transcript, typed_only, word_said
+from tasks import Asked, quoted, spoken, transcript, typed_only, word_said
 from torch import Tensor
 from train_vision import GRIDS
 
@@ -26,8 +26,10 @@ from edge.model.tokenizer import Tokenizer
 
 IMAGE_ID, AUDIO_ID, TURN_END_ID = 18, 27, 11
 FILM_TUBELETS = (1, 1, 2, 2, 3, 3, 4, 5)
-CLIP_TOKENS = (13, 19, 25, 32, 38)
-"""Lengths of sound in a batch: 1, 1.5, 2, 2.5 and 3 s."""
+WORD_TOKENS, QUESTION_TOKENS = (8, 10, 13, 19), (16, 19, 22, 25, 32)
+"""Lengths of sound in a batch, 0.08 s each: cut close, as where speech ends, or with silence."""
+P_QUOTED = 0.45
+"""Share of questions that are written where others are spoken, which leads to those."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +183,18 @@ class Mixer:
             scene = a_scene(rng, grid[1] / grid[0], 2 * n_tubelets)
             texts, tubelets = film_media(rng, scene, grid, self.spec)
             patches.append(tubelets)
-            rows.append(Row(texts, some_turns(rng, scene, film=True, n=turns)))
+            rows.append(Row(texts, self._film_turns(rng, scene, turns)))
         return rows, torch.from_numpy(np.concatenate(patches)), grid
+
+    def _film_turns(self, rng: np.random.Generator, scene: Scene, n: int) -> list[Asked]:
+        """Questions about a film, some of them quoted."""
+        turns = some_turns(rng, scene, film=True, n=n)
+        return [quoted(turn) if rng.random() < P_QUOTED else turn for turn in turns]
 
     def word(self, rng: np.random.Generator, n: int) -> Batch:
         """A word, or only noise; or a spoken question, to be written down."""
         whole = bool(rng.random() < 0.5)
-        n_tokens = CLIP_TOKENS[rng.integers(2, len(CLIP_TOKENS)) if whole else rng.integers(2)]
+        n_tokens = int(rng.choice(QUESTION_TOKENS if whole else WORD_TOKENS))
         rows, clips = [], []
         for _ in range(n):
             if whole:
@@ -204,7 +211,7 @@ class Mixer:
         """A short film, then a spoken question about it, or a word."""
         grid = GRIDS[rng.integers(len(GRIDS))]
         n_tubelets = FILM_TUBELETS[rng.integers(len(FILM_TUBELETS))]
-        n_tokens = CLIP_TOKENS[rng.integers(2, len(CLIP_TOKENS))]
+        n_tokens = int(rng.choice(QUESTION_TOKENS))
         rows, clips, patches = [], [], []
         while len(rows) < n:
             scene = a_scene(rng, grid[1] / grid[0], 2 * n_tubelets)
@@ -213,13 +220,13 @@ class Mixer:
             if asked is None:
                 continue
             texts, tubelets = film_media(rng, scene, grid, self.spec)
-            if rng.random() < 0.2:
+            if rng.random() < 0.1:
                 samples, word = self.sounds.word(rng, self.split, n_tokens * 1280)  # type: ignore[attr-defined]
-                turns = [word_said(word), *some_turns(rng, scene, film=True, n=4)]
+                turns = [word_said(word), *self._film_turns(rng, scene, 4)]
             else:
                 aloud, answer = spoken(asked)
                 samples = self.sounds.said(rng, self.split, aloud, n_tokens * 1280)  # type: ignore[attr-defined]
-                turns = [answer, *some_turns(rng, scene, film=True, n=3)]
+                turns = [answer, *self._film_turns(rng, scene, 3)]
                 if rng.random() < 0.5:
                     turns.insert(rng.integers(len(turns) + 1), transcript(aloud))
                 if rng.random() < 0.5:

@@ -1,6 +1,6 @@
 """Accuracy of the small model by task, on held-out scenes and voices, run through the runtime.
 
-    python scripts/tiny_omni/evaluate.py BUNDLE --n 200 --json --picture accuracy.svg
+    python scripts/tiny_omni/evaluate.py BUNDLE [BUNDLE ...] --n 200 --picture accuracy.svg
 
 Each case is answered twice: streamed in as a live session and then asked, and as one request.
 `--without video` or `--without audio` withholds a sense, to see what really depends on it.
@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,8 @@ SIZES = ((240, 320), (360, 640), (256, 256), (480, 360), (144, 192))
 """Heights and widths of the cameras."""
 MAX_ANSWER_TOKENS = 32
 CHUNK = SAMPLE_RATE_HZ // 10
+HONEST = "honest none"
+"""All cases whose truth is that there is none."""
 FILM_TASKS = tuple(dict.fromkeys(ABOUT_A_FILM))
 
 
@@ -162,9 +165,37 @@ def withheld(case: Case, sense: str | None) -> Case:
     return replace(case, sound=None) if sense == "audio" else case
 
 
+def measure(
+    subject: Subject, n: int, seed: int, without: str | None, sounds: Sounds | None, quiet: bool
+) -> dict[str, Any]:
+    """Shares of right answers by task, live and as one request, and how often both agree."""
+    kinds = [maker.__name__.removeprefix("ask_") for maker in FILM_TASKS] + ["text"]
+    kinds += ["word", "spoken"] if sounds else []
+    live: dict[str, list[bool]] = defaultdict(list)
+    request: dict[str, list[bool]] = defaultdict(list)
+    agree: list[bool] = []
+    for kind in kinds:
+        for case in tqdm(cases(kind, n, sounds, seed), total=n, desc=kind, disable=quiet):
+            shown = withheld(case, without)
+            one, other = subject.live(shown), subject.request(shown)
+            truth = case.asked.answer
+            live[kind].append(one == truth)
+            request[kind].append(other == truth)
+            agree.append(one == other)
+            if truth in (NONE, NOTHING, "no"):
+                live[HONEST].append(one == truth)
+                request[HONEST].append(other == truth)
+    return {
+        "live": {kind: round(float(np.mean(hits)), 4) for kind, hits in live.items()},
+        "request": {kind: round(float(np.mean(hits)), 4) for kind, hits in request.items()},
+        "cases": {kind: len(hits) for kind, hits in live.items()},
+        "agree": round(float(np.mean(agree)), 4),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--n", type=int, default=200, help="cases a task")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--without", choices=("video", "audio"), help="withhold a sense")
@@ -172,42 +203,30 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line for machines")
     parser.add_argument("--picture", type=Path, help="write the accuracies as an SVG")
     arguments = parser.parse_args()
-    subject = Subject(arguments.bundle)
     sounds = Sounds(arguments.speech) if arguments.speech.exists() else None
-    kinds = [maker.__name__.removeprefix("ask_") for maker in FILM_TASKS] + ["text"]
-    kinds += ["word", "spoken"] if sounds else []
-    live: dict[str, list[bool]] = defaultdict(list)
-    request: dict[str, list[bool]] = defaultdict(list)
-    agree: list[bool] = []
-    for kind in kinds:
-        drawn = cases(kind, arguments.n, sounds, arguments.seed)
-        for case in tqdm(drawn, total=arguments.n, desc=kind, disable=arguments.json):
-            shown = withheld(case, arguments.without)
-            one, other = subject.live(shown), subject.request(shown)
-            truth = case.asked.answer
-            live[kind].append(one == truth)
-            request[kind].append(other == truth)
-            agree.append(one == other)
-            if truth in (NONE, NOTHING, "no"):
-                live["honest none"].append(one == truth)
-    accuracy = {kind: sum(hits) / len(hits) for kind, hits in live.items()}
-    at_once = {kind: sum(hits) / len(hits) for kind, hits in request.items()}
-    report = {
-        "n": arguments.n,
-        "without": arguments.without,
-        "live": {kind: round(share, 4) for kind, share in accuracy.items()},
-        "request": {kind: round(share, 4) for kind, share in at_once.items()},
-        "agree": round(sum(agree) / len(agree), 4),
+    reports = {
+        path.name: measure(
+            Subject(path), arguments.n, arguments.seed, arguments.without, sounds, arguments.json
+        )
+        for path in arguments.bundles
     }
     if arguments.picture:
-        series = {"live session": accuracy, "one request": at_once}
-        arguments.picture.write_text(bars("Accuracy on held-out scenes and voices", series))
+        series = {
+            f"{name}, {kind}": report[key]
+            for name, report in reports.items()
+            for key, kind in (("live", "live session"), ("request", "one request"))
+        }
+        title = "Accuracy on held-out scenes and voices"
+        arguments.picture.write_text(bars(title, series))
     if arguments.json:
-        print(json.dumps(report))
+        print(json.dumps({"n": arguments.n, "without": arguments.without, "bundles": reports}))
         return
-    for kind, share in accuracy.items():
-        print(f"{kind:12} {share:6.1%}  ({len(live[kind])} cases)")
-    print(f"live session and one request agree on {report['agree']:.1%}")
+    print(f"{'live session':14}" + "".join(f"{name:>12}" for name in reports) + "   cases")
+    for kind, n in next(iter(reports.values()))["cases"].items():
+        shares = "".join(f"{report['live'][kind]:12.1%}" for report in reports.values())
+        print(f"{kind:14}{shares}   {n}")
+    agreed = "".join(f"{report['agree']:12.1%}" for report in reports.values())
+    print(f"{'one request':14}{agreed}   agrees with it")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from settings import CHECKPOINT, WORK
 from tasks import corpus
 from tiny_tokenizer import write_tokenizer
 
-from edge.engines.safetensors import SafetensorsWriter
+from edge.engines.safetensors import write_safetensors
 
 
 def write_texts(out: Path) -> None:
@@ -35,10 +35,7 @@ def write_weights(out: Path, state: dict[str, torch.Tensor]) -> int:
             array = np.asarray(1000, np.int64)
         tensors[name] = array.astype(tensor_dtype(name, BF16))
     path = out / "model.safetensors"
-    layout = {name: (values.dtype, values.shape) for name, values in tensors.items()}
-    with SafetensorsWriter(path, layout) as writer:
-        for name, values in tensors.items():
-            writer.write(name, values)
+    write_safetensors(path, tensors)
     return path.stat().st_size
 
 

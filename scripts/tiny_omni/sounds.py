@@ -16,17 +16,24 @@ P_NOISE = 0.12
 """Share of sounds without any word, for which the honest answer is `none`."""
 
 
+FITS = {"train": 0.8, "held_out": 0.9}
+"""Most of a window that a clip may fill before its pace is changed."""
+
+
 class Sounds:
     """Draws augmented sounds from a corpus."""
 
     def __init__(self, path: Path) -> None:
         self.corpus: Corpus = load_corpus(path)
+        self._lengths = np.diff(self.corpus.offsets)
         self._indices = cache(self.corpus.indices)
 
     def said(self, rng: np.random.Generator, split: Split, text: str, n: int) -> Float32:
-        """`text` as one of the split's voices says it, [n]."""
+        """`text` as one of the split's voices says it, [n]: one that is quick enough."""
         indices = self._indices(split, text)
-        clip = self.corpus.clip(int(indices[rng.integers(len(indices))]))
+        lengths = self._lengths[indices]
+        fitting = indices[lengths <= max(FITS[split] * n, lengths.min())]
+        clip = self.corpus.clip(int(fitting[rng.integers(len(fitting))]))
         return augment(clip, rng, n, uneven=split == "train")
 
     def word(self, rng: np.random.Generator, split: Split, n: int) -> tuple[Float32, str | None]:

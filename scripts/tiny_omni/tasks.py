@@ -166,6 +166,12 @@ def spoken(asked: Asked) -> tuple[str, Asked]:
     return aloud, Asked(f"spoken {asked.task}", ANSWER_IT, asked.answer)
 
 
+def quoted(asked: Asked) -> Asked:
+    """As `spoken`, but written."""
+    aloud, _ = spoken(asked)
+    return Asked(f"quoted {asked.task}", f"{aloud}\n{ANSWER_IT}", asked.answer)
+
+
 def typed_only(rng: np.random.Generator) -> Asked:
     """A question that needs no sense, or one about a sound that nobody made."""
     if rng.random() < 0.05:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import settings
 import torch
-from data import CLIP_TOKENS, log_mel
+from data import QUESTION_TOKENS, WORD_TOKENS, log_mel
 from model import TinyOmni
 from sounds import Sounds, Split
 from speech import QUESTIONS, WORDS
@@ -28,13 +28,13 @@ def batch(rng: np.random.Generator, sounds: Sounds, split: Split, n: int) -> tup
     """Log-mel [n, frames, mels] of words or of questions, and which text each is."""
     clips, labels = [], []
     if rng.random() < 0.5:
-        n_samples = CLIP_TOKENS[rng.integers(0, 2)] * 1280
+        n_samples = int(rng.choice(WORD_TOKENS)) * 1280
         for _ in range(n):
             samples, word = sounds.word(rng, split, n_samples)
             clips.append(samples)
             labels.append(NO_WORD if word is None else TEXTS.index(word))
     else:
-        n_samples = CLIP_TOKENS[rng.integers(2, len(CLIP_TOKENS))] * 1280
+        n_samples = int(rng.choice(QUESTION_TOKENS)) * 1280
         for _ in range(n):
             samples, text = sounds.question(rng, split, n_samples)
             clips.append(samples)
