@@ -24,10 +24,10 @@ MIN_SPEECH_BLOCKS = 7
 """0.22 s of blocks with speech; what has fewer is a click and no utterance."""
 MIN_SILENCE_BLOCKS = 16
 """A pause of 0.51 s ends an utterance."""
-PRE_ROLL_BLOCKS = 6
-"""0.19 s before the onset belong to it: a word begins before it is recognised as speech."""
-POST_ROLL_BLOCKS = 3
-"""0.1 s of the pause belong to it: a last consonant is quiet."""
+PRE_ROLL_BLOCKS = 10
+"""0.32 s before the onset belong to it: a word begins before it is recognised as speech."""
+POST_ROLL_BLOCKS = 8
+"""0.26 s of the pause belong to it: a last consonant is quiet, and nobody waits for it longer."""
 MAX_BLOCKS = 468
 """14.98 s: a longer utterance is cut here and goes on as a new one."""
 

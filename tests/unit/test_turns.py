@@ -133,7 +133,7 @@ def test_two_utterances_share_no_sample():
     second = 20 + MIN_SILENCE_BLOCKS
     assert found == [
         (10 - PRE_ROLL_BLOCKS, 20 + POST_ROLL_BLOCKS),
-        (second - PRE_ROLL_BLOCKS, second + 10 + POST_ROLL_BLOCKS),
+        (max(20 + POST_ROLL_BLOCKS, second - PRE_ROLL_BLOCKS), second + 10 + POST_ROLL_BLOCKS),
     ]
 
 
@@ -177,7 +177,7 @@ def test_flush_gives_what_is_being_said_to_its_last_sample():
     end = 30 + 100 / BLOCK_SAMPLES
     assert spoken((10, 0.0), (20, 0.9), odd=100) == [(10 - PRE_ROLL_BLOCKS, end)]
     assert spoken((10, 0.0), (20, 0.9), (2, 0.0), odd=100) == [(10 - PRE_ROLL_BLOCKS, 32)]
-    assert spoken((10, 0.0), (20, 0.9), (10, 0.0)) == [(10 - PRE_ROLL_BLOCKS, 33)]
+    assert spoken((10, 0.0), (20, 0.9), (10, 0.0)) == [(10 - PRE_ROLL_BLOCKS, 38)]
     assert spoken((10, 0.0), (3, 0.9)) == []
     assert spoken((10, 0.0)) == []
 
@@ -281,8 +281,8 @@ def test_recorded_speech_is_one_utterance(speech, name):
     (utterance,) = heard(cut(samples), None, flush=False)
     loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
     start = (utterance.capture_ns - START_NS) / NS_PER_SAMPLE
-    assert -0.25 * RATE_HZ <= start - loud[0] <= 0
-    assert 0 <= start + len(utterance.samples) - loud[-1] <= 0.25 * RATE_HZ
+    assert -0.4 * RATE_HZ <= start - loud[0] <= 0
+    assert 0 <= start + len(utterance.samples) - loud[-1] <= 0.4 * RATE_HZ
 
 
 def test_noise_and_silence_are_no_speech(speech):
