@@ -212,7 +212,7 @@ def main() -> None:
     }
     if arguments.picture:
         series = {
-            f"{name}, {kind}": report[key]
+            (kind if len(reports) == 1 else f"{name}, {kind}"): report[key]
             for name, report in reports.items()
             for key, kind in (("live", "live session"), ("request", "one request"))
         }
