@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -84,7 +85,7 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
         Number of linears by format.
     Raises:
         CheckpointError: the source is damaged or quantized already.
-        ConfigurationError: `out` exists, samples are missing, the recipe cannot be followed, or
+        ConfigurationError: `out` exists, samples or ModelOpt are missing, the recipe cannot be followed, or
             the interrupted run was another.
     """
     if job.out.exists():
@@ -97,6 +98,10 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
             "--samples",
             "are missing: this recipe quantizes activations",
             "give recordings, pictures, sounds or texts like those that the robot will meet",
+        )
+    if job.samples and find_spec("modelopt") is None:
+        raise ConfigurationError(
+            "modelopt", "is not installed, and calibrates", "pip install 'omni-edge[quantize]'"
         )
     units = _units(job.checkpoint)
     n_bytes = sum(unit.n_bytes for unit in units)

@@ -22,6 +22,7 @@ from build_engine.checkpoint import Checkpoint
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import load_recipe
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
+from edge.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
 MIXER = "language_model.backbone.layers.1.mixer"
@@ -197,6 +198,17 @@ def test_missing_samples_are_named(checkpoint, tmp_path, capsys, recipe):
     code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
     assert code == 78
     assert "--samples: are missing: this recipe quantizes activations" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_modelopt_a_calibrated_recipe_says_what_to_install(
+    checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("build_engine.quantize.find_spec", lambda _name: None)
+    samples = (np.ones((3, 64), np.float32),)
+    job = Job(Checkpoint(checkpoint("base")), load_recipe("fp8"), samples, tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="pip install"):
+        quantize(job, lambda *_: None)
     assert list(tmp_path.iterdir()) == []
 
 
