@@ -85,8 +85,8 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
         Number of linears by format.
     Raises:
         CheckpointError: the source is damaged or quantized already.
-        ConfigurationError: `out` exists, samples or ModelOpt are missing, the recipe cannot be followed, or
-            the interrupted run was another.
+        ConfigurationError: `out` exists, samples or ModelOpt are missing, the recipe cannot be
+            followed, or the interrupted run was another.
     """
     if job.out.exists():
         raise ConfigurationError(job.out, "exists already", "remove it or name another folder")
