@@ -29,14 +29,15 @@ class CpuSnapshot:
 class CpuEngine:
     """Executes a bundle of target `cpu` with any number of threads."""
 
-    def __init__(self, bundle: Bundle, n_threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, n_threads: int = 0, frugal: bool = False) -> None:
         """Map the decoder's weights and load the encoders.
 
         Args:
             n_threads: threads of the encoders; 0 is one a core.
+            frugal: keep one encoder or one block of the decoder in memory at a time: slower.
         """
-        self.weights = DecoderWeights(bundle.decoder_weights())
-        self._encoders = Encoders(bundle.path, bundle.manifest.spec, n_threads)
+        self.weights = DecoderWeights(bundle.decoder_weights(one_block=frugal))
+        self._encoders = Encoders(bundle.path, bundle.manifest.spec, n_threads, frugal)
         self._spec = bundle.manifest.spec
 
     @property
