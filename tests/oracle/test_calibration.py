@@ -140,9 +140,7 @@ def test_experts_of_a_layer_share_their_scale(models, checkpoint_here, reference
                 if packed.name.endswith(f".{kind}_proj"):
                     found[f"{module}.{kind}_scale"] = theirs[f"{packed.name}.output"] / 448
     assert set(scales) == set(found)
-    assert worst({name: float(scale) for name, scale in scales.items()}, found) <= (
-        TORCH_TOLERANCE
-    )
+    assert worst({name: float(scale) for name, scale in scales.items()}, found) <= (TORCH_TOLERANCE)
 
 
 def test_the_tolerance_notices_a_sample_that_runs_into_the_next(
