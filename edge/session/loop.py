@@ -1,8 +1,9 @@
 """The loop: takes what the senses deliver, keeps the live context, answers questions.
 
 One thread owns the engine and runs `run`. Others put: each sense its ring, the socket its turns.
-A step does one thing and looks again: a waiting question first, then sound, then sight. What
-arrives meanwhile waits in a bounded ring; a full ring drops its oldest and counts it.
+A step does one thing and looks again: a waiting question first, then sound, then sight, then a
+chunk of a rebase; a rebase that must not wait longer goes before the senses. What arrives meanwhile
+waits in a bounded ring; a full ring drops its oldest and counts it.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class LiveLoop:
         counters = dict(self._counters)
         counters["frames_dropped"] = self._frames.n_dropped
         counters["chunks_dropped"] = self._chunks.n_dropped
-        counters["rebuilds"] = self._context.n_rebuilds
+        counters["rebases"] = self._context.n_rebases
         return Status(
             ready=not self._stopped.is_set(),
             model=self._model,
@@ -192,6 +193,8 @@ class LiveLoop:
         if turn is not None:
             self._answer(turn)
             return True
+        if self._context.owes_rebase:
+            return self._context.rebase()
         if (chunk := self._chunks.take()) is not None:
             self._perceive(partial(self._listener.push, chunk))
             return True
@@ -201,7 +204,7 @@ class LiveLoop:
         if self._ended:
             self._perceive(self._ended.popleft())
             return True
-        return False
+        return self._context.rebase()
 
     def _perceive(self, collect: Callable[[], list[Seen]]) -> None:
         """Take what a sense has collected into the state, segment by segment."""
