@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edge.clock import NS_PER_MS, Clock
+from edge.clock import NS_PER_MS, NS_PER_S, Clock
 from edge.config import Config
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, EngineError, MediaError, ProtocolError
 from edge.session.answer import LivePrompt, answer
+from edge.session.budget import Budget, Degraded, Load
 from edge.session.context import LiveContext
 from edge.session.perceive import Seen
 from edge.session.sense import Sense
@@ -71,16 +72,27 @@ class LiveLoop:
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
         self._recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
+        self._budget = Budget(start_ns)
+        self._looked_ns, self._worked_ns, self._lateness_ns = start_ns, 0, 0
+        self.degraded: deque[Degraded] = deque(maxlen=N_RECENT_STAGES)
+        """The newest steps on the budget's ladder, oldest first."""
 
     # What other threads call.
 
-    def ask(self, question: Question, deliver: Callable[[AnswerEvent], None]) -> Turn:
+    def ask(
+        self,
+        question: Question,
+        deliver: Callable[[AnswerEvent], None],
+        asked_ns: int | None = None,
+    ) -> Turn:
         """Queue a question; `deliver` is called from the loop's thread.
 
+        Args:
+            asked_ns: when it was asked, if not just now.
         Raises:
             CapacityError: socket.max_waiting questions wait already.
         """
-        turn = Turn(question, self._clock.now_ns(), deliver)
+        turn = Turn(question, asked_ns or self._clock.now_ns(), deliver)
         with self._turns_lock:
             limit = self._config.socket.max_waiting
             if len(self._turns) >= limit:
@@ -150,6 +162,7 @@ class LiveLoop:
 
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""
+        self._look_at_the_load()
         with self._turns_lock:
             turn = self._turns.popleft() if self._turns else None
         if turn is not None:
@@ -160,6 +173,22 @@ class LiveLoop:
         if any(map(self._perceive, self._senses)):
             return True
         return self._context.rebase()
+
+    def _look_at_the_load(self) -> None:
+        """Once a second the budget sees what perception costs."""
+        now_ns = self._clock.now_ns()
+        since_ns = now_ns - self._looked_ns
+        if since_ns < NS_PER_S:
+            return
+        load = Load(self._lateness_ns / NS_PER_S, self._worked_ns / since_ns)
+        self._looked_ns, self._worked_ns, self._lateness_ns = now_ns, 0, 0
+        step = self._budget.look(now_ns, load)
+        if step is not None:
+            self.degraded.append(step)
+            self._counters["degraded"] += 1
+            log.warning("budget=%s cause=%s", step.rung.name, step.cause)
+            for sense in self._senses:
+                sense.stand_on(step.rung)
 
     def _perceive(self, sense: Sense[Any]) -> bool:
         """Take one item of a sense and what it completes into the state; False if none waits."""
@@ -174,20 +203,22 @@ class LiveLoop:
         return segments is not None
 
     def _append(self, seen: Seen) -> None:
-        before = self._context.n_tokens
+        before, late_ns = self._context.n_tokens, seen.stages.taken_ns - seen.stages.captured_ns
+        self._lateness_ns = max(self._lateness_ns, late_ns)
         self._context.append(seen.perceived)
         stages = replace(
             seen.stages,
             prefilled_ns=self._clock.now_ns(),
             n_tokens=len(seen.perceived.embeddings),
         )
+        self._worked_ns += stages.prefilled_ns - stages.taken_ns
         self._recent.append(stages)
         self._counters[f"{stages.modality}_segments"] += 1
         log.info(
             "segment=%s tokens=%d context=%d->%d late_ms=%.1f features_ms=%.1f encode_ms=%.1f "
             "prefill_ms=%.1f",
             *(stages.modality, stages.n_tokens, before, self._context.n_tokens),
-            (stages.taken_ns - stages.captured_ns) / NS_PER_MS,
+            late_ns / NS_PER_MS,
             (stages.features_ns - stages.taken_ns) / NS_PER_MS,
             (stages.encoded_ns - stages.features_ns) / NS_PER_MS,
             (stages.prefilled_ns - stages.encoded_ns) / NS_PER_MS,

@@ -13,6 +13,7 @@ from edge.errors import EdgeError
 from edge.model.tokenizer import Tokenizer
 from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
+from edge.session.budget import Rung
 from edge.session.perceive import Collector, Listener, Seen, Watcher
 from edge.types import AudioChunk, Frame
 
@@ -26,6 +27,12 @@ AUDIO_RING_CHUNKS = 300
 
 class Perceiver(Protocol[U]):
     """What makes segments of a source's items."""
+
+    rung: Rung
+    """How much of the source is perceived; the loop sets it."""
+
+    def wants(self, n: int) -> bool:
+        """Whether the source's item number `n` is taken at all."""
 
     def push(self, item: U) -> list[Seen]:
         """Take the next item; the segments that it completes."""
@@ -58,7 +65,7 @@ class Sense(Generic[T]):
         """Called from the source's thread when there is something to do."""
         self.defect: Exception | None = None
         """An error in the source's code, which must end the service."""
-        self.n_received = self.n_failed = 0
+        self.n_received = self.n_skipped = self.n_failed = 0
         self._perceiver, self._items = perceiver, items
         self._ring: Ring[T] = Ring(capacity, lambda: self.woken())
         self._ended = False
@@ -68,6 +75,7 @@ class Sense(Generic[T]):
         """What happened to its items, by the sense's name."""
         counts = {
             "received": self.n_received,
+            "skipped": self.n_skipped,
             "dropped": self._ring.n_dropped,
             "failed": self.n_failed,
         }
@@ -83,9 +91,17 @@ class Sense(Generic[T]):
         return thread
 
     def put(self, item: T) -> None:
-        """Let an item wait for the loop."""
+        """Let an item wait for the loop, unless the budget leaves it out."""
         self.n_received += 1
-        self._ring.put(item)
+        if self._perceiver.wants(self.n_received - 1):
+            self._ring.put(item)
+        else:
+            self.n_skipped += 1
+            self.woken()  # time passes for the budget
+
+    def stand_on(self, rung: Rung) -> None:
+        """Perceive as much as the budget allows from now on."""
+        self._perceiver.rung = rung
 
     def end(self) -> None:
         """Say that no more items will come."""
