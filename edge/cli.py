@@ -13,7 +13,7 @@ from pathlib import Path
 import edge
 from edge.client import Client, Finished, Text
 from edge.config import load_config
-from edge.errors import EdgeError
+from edge.errors import ConfigurationError, EdgeError
 
 EXIT_IO_ERROR = 74
 DEFAULT_SOCKET = "/run/edge/edge.sock"
@@ -85,6 +85,27 @@ def status(arguments: argparse.Namespace) -> None:
             print(f"{key:20} {value}")
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure this machine with a bundle: figures, and their ratio to what memory allows."""
+    from edge import bench
+    from edge.engines.bundle import Bundle
+
+    found: dict[str, float] = {}
+    if arguments.what == "bandwidth":
+        found = bench.bandwidth(arguments.threads, arguments.rounds)
+    elif arguments.bundle is None:
+        raise ConfigurationError("bundle", "is missing", f"edge bench {arguments.what} BUNDLE")
+    else:
+        bundle = Bundle(arguments.bundle, check_hashes=False)
+        found = bench.BENCHES[arguments.what](bundle, arguments.threads, arguments.rounds)
+    if not arguments.json:
+        where = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        print(f"{arguments.what}: median of {arguments.rounds}, {where}")
+        for name, value in found.items():
+            print(f"  {name:28} {value}")
+    print(json.dumps(found))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -121,8 +142,16 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("status", help="what a service is doing")
     command.set_defaults(call=status)
+
+    command = commands.add_parser("bench", help="measure this machine", description=bench.__doc__)
+    command.add_argument("what", choices=("bandwidth", "decode", "prefill", "features", "load"))
+    command.add_argument("bundle", type=Path, nargs="?", help="all but bandwidth need one")
+    command.add_argument("--threads", type=int, default=0, help="0: one a core (default)")
+    command.add_argument("--rounds", type=int, default=9, help="medians are taken of (default 9)")
+    command.set_defaults(call=bench)
     for name, command in commands.choices.items():
-        command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
+        if name != "bench":
+            command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
         if name != "run":
             command.add_argument("--json", action="store_true", help="one JSON line for machines")
     return top

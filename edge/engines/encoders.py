@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge.features.positions import interpolation_weights
 from edge.model.spec import ModelSpec
 from edge.types import Float32
 
+VISION, AUDIO = NAMES = ("vision.onnx", "audio.onnx")
 CALL_IT_RIGHT = "this is a defect of the caller"
 
 
@@ -24,7 +26,7 @@ class Encoders:
     def __init__(
         self, folder: Path, spec: ModelSpec, n_threads: int = 0, frugal: bool = False
     ) -> None:
-        """Load both.
+        """Load both, in the background: text needs neither.
 
         Args:
             n_threads: 0 is one a core.
@@ -34,19 +36,20 @@ class Encoders:
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = n_threads
         self._options.log_severity_level = 3
-        names = () if frugal else ("vision.onnx", "audio.onnx")
-        self._sessions = {name: self._load(name) for name in names}
+        self._loader = ThreadPoolExecutor(1, "encoders")
+        self._sessions = {} if frugal else {name: self._load(name) for name in NAMES}
 
-    def _load(self, name: str) -> onnxruntime.InferenceSession:
-        return onnxruntime.InferenceSession(
-            str(self._folder / name), self._options, providers=["CPUExecutionProvider"]
+    def _load(self, name: str) -> Future[onnxruntime.InferenceSession]:
+        path, providers = str(self._folder / name), ["CPUExecutionProvider"]
+        return self._loader.submit(
+            onnxruntime.InferenceSession, path, self._options, providers=providers
         )
 
     def _run(self, name: str, inputs: dict[str, NDArray[Any]]) -> Float32:
         if name not in self._sessions:
             self._sessions.clear()
             self._sessions[name] = self._load(name)
-        embeddings: Float32 = self._sessions[name].run(["embeddings"], inputs)[0]
+        embeddings: Float32 = self._sessions[name].result().run(["embeddings"], inputs)[0]
         return embeddings
 
     @property
@@ -79,11 +82,11 @@ class Encoders:
             "row_weights": interpolation_weights(rows, longest, vision.position_grid),
             "column_weights": interpolation_weights(columns, longest, vision.position_grid),
         }
-        return self._run("vision.onnx", inputs)
+        return self._run(VISION, inputs)
 
     def encode_audio(self, mel: Float32) -> Float32:
         if mel.shape[1:] != (self._spec.audio.n_mels,) or not 1 <= len(mel) <= MAX_AUDIO_FRAMES:
             raise EngineError("mel", f"has shape {mel.shape}", CALL_IT_RIGHT)
         inputs = {"mel": np.ascontiguousarray(mel, np.float32)[None]}
-        embeddings: Float32 = self._run("audio.onnx", inputs)[0]
+        embeddings: Float32 = self._run(AUDIO, inputs)[0]
         return embeddings
