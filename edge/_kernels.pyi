@@ -60,3 +60,57 @@ def unpack_int4(
     n_threads: int,
 ) -> None:
     """codes [n / 2, k], block_scale [n, k / 128] -> weight [n, k]."""
+
+def set_threads(n_threads: int) -> None:
+    """How many threads kernels share, the caller included; 0: one for each usable core."""
+
+def threads() -> int:
+    """How many they are."""
+
+def instruction_sets() -> list[str]:
+    """Those that this build and this processor have, the best first."""
+
+def instruction_set() -> str:
+    """The one in use."""
+
+def use_instruction_set(name: str) -> None:
+    """Take another one of `instruction_sets()`, for the whole process."""
+
+class Weight:
+    """A weight [n, k], or a stack of them, over arrays that it keeps and never copies."""
+
+    def __init__(
+        self,
+        format: str,
+        n_matrices: int,
+        n: int,
+        k: int,
+        values: NDArray[np.uint8],
+        block_scale: NDArray[np.uint8] | None,
+        scales: NDArray[np.float32] | None,
+    ) -> None:
+        """format: float32, bfloat16, fp8, int4 or nvfp4; arrays are flat."""
+
+    @property
+    def n(self) -> int:
+        """Outputs of a matrix."""
+
+    @property
+    def k(self) -> int:
+        """Inputs of a matrix."""
+
+def linear(
+    weight: Weight, x: NDArray[np.float32], y: NDArray[np.float32], exact: bool
+) -> None:
+    """x [rows, k] -> y [rows, n]."""
+
+def experts(
+    up: Weight,
+    down: Weight,
+    x: NDArray[np.float32],
+    ids: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    y: NDArray[np.float32],
+    exact: bool,
+) -> None:
+    """x [rows, hidden], ids and weights [rows, slots] -> y [rows, hidden]."""

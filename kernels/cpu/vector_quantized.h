@@ -1,0 +1,121 @@
+// Matrix-vector products in integers: 4-bit weight codes with 8-bit activation codes. A weight's
+// scale, an activation's scale and the integer sum meet in float32, once for each lane of a block.
+
+// Below this a group of activations counts as zero: 127 / amax must stay finite.
+constexpr float SMALLEST_AMAX = 0x1p-100f;
+
+// 16 activations -> codes; returns their scale. A NaN or an infinity makes the scale NaN.
+INLINE float quantize16(const float *x, int8_t *codes) {
+    F32x8 a = load(x), b = load(x + 8);
+    float lanes[8], amax = 0;
+    store(lanes, max(magnitude(a), magnitude(b)));
+    for (float lane : lanes) amax = lane > amax ? lane : amax;
+    float inverse = amax < SMALLEST_AMAX ? 0 : 127 / amax;
+    store_codes(codes, a * splat(inverse), b * splat(inverse));
+    return amax / 127 + sum((a + b) * splat(0));
+}
+
+// k is padded with zeros to a multiple of 128.
+void quantize(Format format, const float *x, size_t k, const Quantized &to) {
+    const bool halves = format == Format::NVFP4;
+    const int32_t offset = halves ? NVFP4_OFFSET : INT4_OFFSET;
+    const size_t lane_values = halves ? 8 : 4;
+    size_t padded = (k + 127) / 128 * 128;
+    float *scales = to.scales;
+    int32_t *offsets = to.offsets;
+    for (size_t j = 0; j < padded; j += 16) {
+        float values[16] = {};
+        const float *from = x + j;
+        if (j + 16 > k) {
+            if (j < k) std::memcpy(values, x + j, (k - j) * sizeof *x);
+            from = values;
+        }
+        int8_t codes[16];
+        float scale = quantize16(from, codes);
+        for (size_t lane = 0; lane < 16; lane += lane_values) {
+            int32_t total = 0;
+            for (size_t i = 0; i < lane_values; i++) total += codes[lane + i];
+            *scales++ = scale;
+            *offsets++ = offset * total;
+        }
+        if (halves) {
+            int8_t *even = to.codes + j / NVFP4_BLOCK * NVFP4_BLOCK + j % NVFP4_BLOCK / 2;
+            for (size_t i = 0; i < 8; i++) {
+                even[i] = codes[2 * i];
+                even[i + NVFP4_BLOCK / 2] = codes[2 * i + 1];
+            }
+        } else {
+            std::memcpy(to.codes + j, codes, sizeof codes);
+        }
+    }
+}
+
+// 128 columns of a row.
+INLINE void nvfp4_blocks(const uint8_t *codes, const uint8_t *scales, const Quantized &x, size_t j,
+                         F32x8 &s0, F32x8 &s1) {
+    F32x8 first, second;
+    load_group_scales(scales, first, second);
+    size_t lane = j / 8;
+    s0 = fma(dot_nvfp4(codes, x.codes + j, x.offsets + lane), first * load(x.scales + lane), s0);
+    s1 = fma(dot_nvfp4(codes + 32, x.codes + j + 64, x.offsets + lane + 8),
+             second * load(x.scales + lane + 8), s1);
+}
+
+void gemv_nvfp4(const Matrix &w, size_t first, size_t last, const Quantized &x, float *y) {
+    const size_t whole = w.k / 128 * 128, rest = w.k - whole;
+    const uint8_t *codes = w.values + first * (w.k / 2);
+    const uint8_t *scales = w.block_scale + first * (w.k / NVFP4_GROUP);
+    const float factor = 0x1p7f * w.scale;  // scales come as 2^-8, codes doubled
+    for (size_t i = first; i < last; i++) {
+        F32x8 s0 = zero(), s1 = zero();
+        for (size_t j = 0; j < whole; j += 128, codes += 64, scales += 8) {
+            prefetch(codes + 2048);
+            nvfp4_blocks(codes, scales, x, j, s0, s1);
+        }
+        if (rest) {
+            uint8_t last_codes[64] = {}, last_scales[8] = {};
+            std::memcpy(last_codes, codes, rest / 2);
+            std::memcpy(last_scales, scales, rest / NVFP4_GROUP);
+            nvfp4_blocks(last_codes, last_scales, x, whole, s0, s1);
+            codes += rest / 2;
+            scales += rest / NVFP4_GROUP;
+        }
+        y[i] = sum(s0 + s1) * factor;
+    }
+}
+
+// Rows in pairs: first and last are even.
+void gemv_int4(const Matrix &w, size_t first, size_t last, const Quantized &x, float *y) {
+    const size_t n_blocks = w.k / INT4_BLOCK;
+    const uint8_t *codes = w.values + first / 2 * w.k;
+    const uint8_t *scales = w.block_scale + first * n_blocks * 4;
+    for (size_t i = first; i < last; i += 2, scales += 2 * n_blocks * 4) {
+        F32x8 even = zero(), odd = zero();
+        for (size_t b = 0; b < n_blocks; b++) {
+            F32x8 low = zero(), high = zero();
+            for (size_t j = b * INT4_BLOCK; j < (b + 1) * INT4_BLOCK; j += INT4_STEP) {
+                F32x8 sum_low, sum_high, scale = load(x.scales + j / 4);
+                dot_int4(codes, x.codes + j, x.offsets + j / 4, sum_low, sum_high);
+                low = fma(sum_low, scale, low);
+                high = fma(sum_high, scale, high);
+                codes += INT4_STEP;
+            }
+            prefetch(codes + 2048);
+            prefetch(codes + 2048 + 64);
+            float step[2];
+            std::memcpy(step, scales + 4 * b, sizeof *step);
+            std::memcpy(step + 1, scales + 4 * (n_blocks + b), sizeof *step);
+            even = fma(low, splat(step[0]), even);
+            odd = fma(high, splat(step[1]), odd);
+        }
+        y[i] = sum(even);
+        y[i + 1] = sum(odd);
+    }
+}
+
+void gemv_quantized(const Matrix &w, size_t first, size_t last, const Quantized &x, float *y) {
+    if (w.format == Format::NVFP4)
+        gemv_nvfp4(w, first, last, x, y);
+    else
+        gemv_int4(w, first, last, x, y);
+}
