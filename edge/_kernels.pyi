@@ -114,3 +114,66 @@ def experts(
     exact: bool,
 ) -> None:
     """x [rows, hidden], ids and weights [rows, slots] -> y [rows, hidden]."""
+
+def rms_norm(
+    x: NDArray[np.float32], weight: NDArray[np.float32], eps: float, y: NDArray[np.float32]
+) -> None:
+    """x, y [rows, n], weight [n]."""
+
+def gated_rms_norm(
+    x: NDArray[np.float32],
+    gate: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    n_groups: int,
+    eps: float,
+    y: NDArray[np.float32],
+) -> None:
+    """x, gate, y [rows, n], weight [n]; y may be x."""
+
+def causal_conv1d(
+    x: NDArray[np.float32],
+    past: NDArray[np.float32],
+    taps: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    y: NDArray[np.float32],
+    next: NDArray[np.float32],
+) -> None:
+    """x, y [rows, n], past and next [taps - 1, n], taps [taps, n], bias [n]."""
+
+def state_space(
+    x: NDArray[np.float32],
+    b: NDArray[np.float32],
+    c: NDArray[np.float32],
+    dt: NDArray[np.float32],
+    dt_bias: NDArray[np.float32],
+    a_log: NDArray[np.float32],
+    d: NDArray[np.float32],
+    n_groups: int,
+    state: NDArray[np.float32],
+    y: NDArray[np.float32],
+    next: NDArray[np.float32],
+) -> None:
+    """x, y [rows, heads * dim], b, c [rows, groups * size], dt [rows, heads].
+
+    dt_bias, a_log, d [heads], state, next [heads, dim, size].
+    """
+
+def attention(
+    q: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    y: NDArray[np.float32],
+) -> None:
+    """q, y [rows, heads * dim], keys, values [past + rows, K/V heads, dim]."""
+
+def route(
+    logits: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    n_groups: int,
+    n_chosen_groups: int,
+    normalise: bool,
+    factor: float,
+    ids: NDArray[np.int32],
+    weights: NDArray[np.float32],
+) -> None:
+    """logits [rows, experts], bias [experts] -> ids, weights [rows, slots]."""

@@ -94,3 +94,101 @@ def experts(
     y = np.empty((len(x), down.n), np.float32)
     _kernels.experts(up, down, x, ids, weights, y, exact)
     return y
+
+
+def rms_norm(x: Float32, w: Float32, eps: float) -> Float32:
+    """[rows, n] -> same: x / sqrt(mean(x^2) + eps) * w."""
+    y = np.empty(x.shape, np.float32)
+    _kernels.rms_norm(x, w, eps, y)
+    return y
+
+
+def gated_rms_norm(x: Float32, gate: Float32, w: Float32, n_groups: int, eps: float) -> Float32:
+    """[rows, n] -> same: x * silu(gate), then RMS norm within each group of columns."""
+    y = np.empty(x.shape, np.float32)
+    _kernels.gated_rms_norm(x, gate, w, n_groups, eps, y)
+    return y
+
+
+def causal_conv1d(
+    x: Float32, past: Float32, taps: Float32, bias: Float32
+) -> tuple[Float32, Float32]:
+    """Depthwise convolution along the rows, then SiLU.
+
+    Args:
+        x: [rows, n].
+        past: [taps - 1, n], the rows before x.
+        taps: [taps, n]; the last meets a row itself.
+        bias: [n].
+
+    Returns:
+        [rows, n], and the past of what follows x.
+    """
+    y, after = np.empty(x.shape, np.float32), np.empty(past.shape, np.float32)
+    _kernels.causal_conv1d(x, past, taps, bias, y, after)
+    return y, after
+
+
+def state_space(
+    x: Float32,
+    b: Float32,
+    c: Float32,
+    dt: Float32,
+    heads: tuple[Float32, Float32, Float32],
+    n_groups: int,
+    state: Float32,
+) -> tuple[Float32, Float32]:
+    """S_t = exp(dt A) S + dt x B^T, y = S C + D x, with dt = softplus(dt + bias), A = -exp(A_log).
+
+    Args:
+        x: [rows, heads * head dim].
+        b, c: [rows, groups * state size]; neighbouring heads share a group.
+        dt: [rows, heads], before bias and softplus.
+        heads: bias of dt, A_log and D, each [heads].
+        state: [heads, head dim, state size]; it is not written to.
+
+    Returns:
+        y as x, and the state after the last row.
+    """
+    y, after = np.empty(x.shape, np.float32), np.empty(state.shape, np.float32)
+    _kernels.state_space(x, b, c, dt, *heads, n_groups, state, y, after)
+    return y, after
+
+
+def attention(q: Float32, keys: Float32, values: Float32) -> Float32:
+    """Causal grouped-query attention of the last rows over all rows.
+
+    Args:
+        q: [rows, heads * head dim].
+        keys, values: [past + rows, K/V heads, head dim].
+    """
+    y = np.empty(q.shape, np.float32)
+    _kernels.attention(q, keys, values, y)
+    return y
+
+
+def route(
+    logits: Float32,
+    bias: Float32,
+    n_slots: int,
+    groups: tuple[int, int],
+    normalise: bool,
+    factor: float,
+) -> tuple[Int32, Float32]:
+    """The experts of each row and their weights.
+
+    Args:
+        logits: [rows, experts]; their sigmoid is the score.
+        bias: [experts], added for the choice alone.
+        n_slots: experts of a row.
+        groups: how many groups there are, and how many of them a row may use.
+        normalise: whether a row's weights are divided by their sum.
+        factor: of all weights.
+
+    Returns:
+        ids and weights [rows, n_slots], the highest first; of equal ones the first expert.
+    """
+    ids = np.empty((len(logits), n_slots), np.int32)
+    weights = np.empty(ids.shape, np.float32)
+    _kernels.route(logits, bias, *groups, normalise, factor, ids, weights)
+    return ids, weights

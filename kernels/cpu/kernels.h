@@ -65,3 +65,4 @@ void bind_int4(nb::module_ &module);
 void bind_linear(nb::module_ &module);
 void bind_nvfp4(nb::module_ &module);
 void bind_pool(nb::module_ &module);
+void bind_sequence(nb::module_ &module);

@@ -8,4 +8,5 @@ NB_MODULE(_kernels, module) {
     bind_linear(module);
     bind_nvfp4(module);
     bind_pool(module);
+    bind_sequence(module);
 }
