@@ -99,9 +99,7 @@ class Weight:
     def k(self) -> int:
         """Inputs of a matrix."""
 
-def linear(
-    weight: Weight, x: NDArray[np.float32], y: NDArray[np.float32], exact: bool
-) -> None:
+def linear(weight: Weight, x: NDArray[np.float32], y: NDArray[np.float32], exact: bool) -> None:
     """x [rows, k] -> y [rows, n]."""
 
 def experts(

@@ -13,7 +13,7 @@ from edge import _kernels
 from edge.engines import kernels
 from edge.engines.state import DecoderState
 from edge.model.spec import DecoderSpec
-from edge.types import Float32, Int32
+from edge.types import Float32
 
 
 class KernelWeights:
@@ -28,10 +28,8 @@ class KernelWeights:
     def matrix(self, name: str) -> _kernels.Weight:
         """A linear's weight or a stack of experts, over the mapped bytes."""
         if name not in self._matrices:
-            parts = (name, f"{name}.block_scale", f"{name}.scale")
-            self._matrices[name] = kernels.weight(
-                *(self._stored[part] if part in self._stored else None for part in parts)
-            )
+            block_scale, scale = (self._stored.get(f"{name}.{s}") for s in ("block_scale", "scale"))
+            self._matrices[name] = kernels.weight(self._stored[name], block_scale, scale)
         return self._matrices[name]
 
     def vector(self, name: str) -> Float32:
@@ -105,6 +103,6 @@ class CpuOps:
             spec.routed_scaling_factor,
         )
 
-    def experts(self, x: Float32, ids: Int32, weights: Float32, layer: int) -> Float32:
+    def experts(self, x: Float32, ids: Any, weights: Any, layer: int) -> Float32:
         up, down = (self.weights.matrix(f"layers.{layer}.experts_{n}") for n in ("up", "down"))
         return kernels.experts(up, down, x, ids, weights, exact=self.exact)

@@ -182,7 +182,8 @@ def project_copy(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(_kernels.__file__, folder / "edge")
     (folder / "tests" / "assets").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "parity.py", folder / "tests")
+    for name in ("parity.py", "reference_engine.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
     shutil.copytree(ROOT / "tests" / "assets" / "goldens", folder / "tests" / "assets" / "goldens")
 
 

@@ -199,4 +199,6 @@ def test_what_does_not_fit_is_refused() -> None:
     stack, _ = case("float32", 8, 8, stack=(3,))
     ids = np.int32([[0, 3]])
     with pytest.raises(ValueError, match="an expert that does not exist"):
-        kernels.experts(stack, stack, activations(1, 8), ids, np.ones((1, 2), np.float32), exact=True)
+        kernels.experts(
+            stack, stack, activations(1, 8), ids, np.ones((1, 2), np.float32), exact=True
+        )
