@@ -67,19 +67,20 @@ void many_rows(const Stack &up, const Stack &down, Rows x, const int32_t *ids,
     std::vector<size_t> next(begins.begin(), begins.end() - 1);
     for (size_t i = 0; i < n; i++) slots[next[ids[i]]++] = i;
 
-    float *gathered = gathered_buffer.of<float>(n * up.k), *hidden = hidden_buffer.of<float>(n * up.n);
+    Blocked gathered{gathered_buffer.of<float>(n * Blocked::padded(up.k)), n, up.k};
+    Blocked hidden{hidden_buffer.of<float>(n * Blocked::padded(up.n)), n, up.n};
     pool::ranges(n, 16, [&](size_t first, size_t last) {
-        for (size_t i = first; i < last; i++)
-            std::copy_n(x.row(slots[i] / n_slots), up.k, gathered + i * up.k);
+        for (size_t i = first; i < last; i++) gathered.set_row(i, x.row(slots[i] / n_slots));
     });
+    static_assert(BLOCK_COLUMNS % PRODUCT_ROWS == 0, "a piece of hidden lies in one block");
     size_t n_pieces = (up.n + PRODUCT_ROWS - 1) / PRODUCT_ROWS;
     pool::run(groups.size() * n_pieces, [&](size_t piece) {
         const Group &group = groups[piece / n_pieces];
         size_t first = piece % n_pieces * PRODUCT_ROWS, rows = group.end - group.begin;
         size_t last = std::min(up.n, first + PRODUCT_ROWS);
-        MutableRows to{hidden + group.begin * up.n + first, rows, last - first, up.n};
-        product(up.matrix(group.expert), first, last,
-                {gathered + group.begin * up.k, rows, up.k, up.k}, to);
+        MutableRows to{hidden.at(group.begin, first), rows, last - first,
+                       hidden.step(first / BLOCK_COLUMNS * BLOCK_COLUMNS)};
+        product(up.matrix(group.expert), first, last, gathered, group.begin, group.end, to);
         for (size_t i = 0; i < rows; i++) kernels().relu2(to.row(i), to.width);
     });
     // A piece has its columns of y for itself, and adds the experts in their order.
@@ -89,8 +90,7 @@ void many_rows(const Stack &up, const Stack &down, Rows x, const int32_t *ids,
         for (const Group &group : groups) {
             size_t rows = group.end - group.begin, width = last - first;
             MutableRows part{buffer.of<float>(rows * width), rows, width, width};
-            product(down.matrix(group.expert), first, last,
-                    {hidden + group.begin * down.k, rows, down.k, down.k}, part);
+            product(down.matrix(group.expert), first, last, hidden, group.begin, group.end, part);
             for (size_t i = 0; i < rows; i++) {
                 size_t slot = slots[group.begin + i];
                 kernels().add_scaled(part.row(i), weights[slot],

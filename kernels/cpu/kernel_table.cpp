@@ -6,8 +6,9 @@ const KernelTable *const *runnable_kernels() {
 #if defined(__x86_64__)
     static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                              __builtin_cpu_supports("f16c");
-    static const KernelTable *const all[] = {&AVX2_KERNELS, &PORTABLE_KERNELS, nullptr};
-    return avx2 ? all : all + 1;
+    static const KernelTable *const all[] = {&AVX_VNNI_KERNELS, &AVX2_KERNELS, &PORTABLE_KERNELS,
+                                             nullptr};
+    return !avx2 ? all + 2 : __builtin_cpu_supports("avxvnni") ? all : all + 1;
 #else
     static const KernelTable *const all[] = {&PORTABLE_KERNELS, nullptr};
     return all;

@@ -52,4 +52,4 @@ const KernelTable &kernels();
 const KernelTable *const *runnable_kernels();
 void use_kernels(const KernelTable &table);
 
-extern const KernelTable AVX2_KERNELS, PORTABLE_KERNELS;
+extern const KernelTable AVX_VNNI_KERNELS, AVX2_KERNELS, PORTABLE_KERNELS;

@@ -1,6 +1,8 @@
 // Linears and routed experts.
 #pragma once
 
+#include <algorithm>
+
 #include "kernel_table.h"
 
 // float32 rows [n, width]; a row is `step` values behind the one before.
@@ -46,6 +48,28 @@ inline bool takes_quantized(Format format) {
 // Rows of a matrix that one piece of work takes: enough to outweigh handing it out.
 size_t rows_per_piece(const Matrix &w);
 
-// Columns first .. last of a product with several rows of x, into y [x.n, last - first].
-void product(const Matrix &w, size_t first, size_t last, Rows x, MutableRows y);
+// Rows of activations as a product reads them: blocks of 512 columns, a block's rows one behind the
+// other and aligned, so that neighbouring rows share pages and no load crosses a cache line.
+constexpr size_t BLOCK_COLUMNS = 512;
+struct Blocked {
+    float *data;  // room for n * padded(k), aligned to 64 bytes
+    size_t n, k;
+
+    static size_t padded(size_t k) { return (k + 15) / 16 * 16; }
+    // Between two rows of the block that begins at this column.
+    size_t step(size_t begin) const { return std::min(BLOCK_COLUMNS, padded(k - begin)); }
+    // Row i from this column on, to the end of the column's block.
+    float *at(size_t i, size_t column) const {
+        size_t begin = column / BLOCK_COLUMNS * BLOCK_COLUMNS;
+        return data + begin * n + i * step(begin) + column % BLOCK_COLUMNS;
+    }
+    void set_row(size_t i, const float *from) const {
+        for (size_t column = 0; column < k; column += BLOCK_COLUMNS)
+            std::copy_n(from + column, std::min(BLOCK_COLUMNS, k - column), at(i, column));
+    }
+};
+
+// Columns first .. last of x[begin .. end] @ W^T, into y [end - begin, last - first].
+void product(const Matrix &w, size_t first, size_t last, const Blocked &x, size_t begin, size_t end,
+             MutableRows y);
 constexpr size_t PRODUCT_ROWS = 16;

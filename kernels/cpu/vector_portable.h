@@ -7,15 +7,15 @@
 typedef float F32x8 __attribute__((vector_size(32)));
 typedef int32_t I32x8 __attribute__((vector_size(32)));
 
-inline F32x8 load(const float *p) {
+INLINE F32x8 load(const float *p) {
     F32x8 x;
     std::memcpy(&x, p, sizeof x);
     return x;
 }
-inline void store(float *p, F32x8 x) { std::memcpy(p, &x, sizeof x); }
-inline F32x8 splat(float x) { return F32x8{x, x, x, x, x, x, x, x}; }
-inline F32x8 zero() { return F32x8{}; }
-inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) {
+INLINE void store(float *p, F32x8 x) { std::memcpy(p, &x, sizeof x); }
+INLINE F32x8 splat(float x) { return F32x8{x, x, x, x, x, x, x, x}; }
+INLINE F32x8 zero() { return F32x8{}; }
+INLINE F32x8 fma(F32x8 a, F32x8 b, F32x8 c) {
 #if defined(__aarch64__)
     float32x4_t parts[3][2];
     std::memcpy(parts[0], &a, sizeof a);
@@ -28,36 +28,34 @@ inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) {
     return a * b + c;
 #endif
 }
-inline F32x8 max(F32x8 a, F32x8 b) { return a > b ? a : b; }
-inline F32x8 min(F32x8 a, F32x8 b) { return a < b ? a : b; }
-inline F32x8 magnitude(F32x8 x) {
+INLINE F32x8 max(F32x8 a, F32x8 b) { return a > b ? a : b; }
+INLINE F32x8 min(F32x8 a, F32x8 b) { return a < b ? a : b; }
+INLINE F32x8 magnitude(F32x8 x) {
     return reinterpret_cast<F32x8>(reinterpret_cast<I32x8>(x) & 0x7fffffff);
 }
 // For |x| below 2^22, which is all that is asked here.
-inline F32x8 nearest(F32x8 x) {
+INLINE F32x8 nearest(F32x8 x) {
     F32x8 large = splat(0x1.8p23f);
     return x + large - large;
 }
-inline F32x8 square_root(F32x8 x) {
+INLINE F32x8 square_root(F32x8 x) {
     for (int i = 0; i < 8; i++) x[i] = __builtin_sqrtf(x[i]);
     return x;
 }
-inline F32x8 times_power_of_two(F32x8 x, F32x8 n) {
+INLINE F32x8 times_power_of_two(F32x8 x, F32x8 n) {
     I32x8 exponent = __builtin_convertvector(n, I32x8) + 127;
     return x * reinterpret_cast<F32x8>(exponent << 23);
 }
 
-inline float sum(F32x8 x) {
+INLINE float sum(F32x8 x) {
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
-inline void sums(F32x8 a, F32x8 b, F32x8 c, F32x8 d, float *to) {
-    to[0] = sum(a);
-    to[1] = sum(b);
-    to[2] = sum(c);
-    to[3] = sum(d);
+INLINE void add_sums(F32x8 a, F32x8 b, F32x8 c, F32x8 d, bool add, float *to) {
+    const float four[4] = {sum(a), sum(b), sum(c), sum(d)};
+    for (int i = 0; i < 4; i++) to[i] = (add ? to[i] : 0) + four[i];
 }
 
-inline F32x8 load_bfloat16(const uint8_t *p) {
+INLINE F32x8 load_bfloat16(const uint8_t *p) {
     uint16_t bits[8];
     std::memcpy(bits, p, sizeof bits);
     F32x8 x;
@@ -65,40 +63,52 @@ inline F32x8 load_bfloat16(const uint8_t *p) {
     return x;
 }
 
-inline void load_e4m3(const uint8_t *p, F32x8 &low, F32x8 &high) {
+INLINE void load_e4m3(const uint8_t *p, F32x8 &low, F32x8 &high) {
     for (int i = 0; i < 8; i++) low[i] = float_of_e4m3(p[i]);
     for (int i = 0; i < 8; i++) high[i] = float_of_e4m3(p[8 + i]);
 }
 
+INLINE void load_finite_e4m3(const uint8_t *p, F32x8 &low, F32x8 &high) {
+    load_e4m3(p, low, high);
+    low *= splat(0x1p-8f);
+    high *= splat(0x1p-8f);
+}
+
+// load_finite_e4m3 lets NaN through here.
+struct NanWatch {
+    void see(const uint8_t *) {}
+    bool seen() const { return false; }
+};
+
 constexpr int8_t TWICE_E2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-inline void load_e2m1(const uint8_t *p, F32x8 &low, F32x8 &high) {
+INLINE void load_e2m1(const uint8_t *p, F32x8 &low, F32x8 &high) {
     for (int i = 0; i < 8; i++) low[i] = TWICE_E2M1[p[i / 2] >> 4 * (i % 2) & 15];
     for (int i = 0; i < 8; i++) high[i] = TWICE_E2M1[p[4 + i / 2] >> 4 * (i % 2) & 15];
 }
 
-inline int signed_nibble(uint8_t byte, int shift) { return ((byte >> shift & 15) ^ 8) - 8; }
+INLINE int signed_nibble(uint8_t byte, int shift) { return ((byte >> shift & 15) ^ 8) - 8; }
 
-inline void load_int4(const uint8_t *p, int shift, F32x8 &low, F32x8 &high) {
+INLINE void load_int4(const uint8_t *p, int shift, F32x8 &low, F32x8 &high) {
     for (int i = 0; i < 8; i++) low[i] = static_cast<float>(signed_nibble(p[i], shift));
     for (int i = 0; i < 8; i++) high[i] = static_cast<float>(signed_nibble(p[8 + i], shift));
 }
 
-inline void store_codes(int8_t *to, F32x8 a, F32x8 b) {
+INLINE void store_codes(int8_t *to, F32x8 a, F32x8 b) {
     a = nearest(a);
     b = nearest(b);
     for (int i = 0; i < 8; i++) to[i] = static_cast<int8_t>(a[i]);
     for (int i = 0; i < 8; i++) to[8 + i] = static_cast<int8_t>(b[i]);
 }
 
-inline void prefetch(const void *p) { __builtin_prefetch(p); }
+INLINE void prefetch(const void *p) { __builtin_prefetch(p); }
 
 // Signed codes need no offset.
 constexpr int32_t NVFP4_OFFSET = 0, INT4_OFFSET = 0;
 
 #if defined(__aarch64__)
 // 32 products, the first 16 by 16 and the rest likewise, in lanes of 4.
-inline F32x8 lanes(int8x16_t a0, int8x16_t a1, const int8_t *codes) {
+INLINE F32x8 lanes(int8x16_t a0, int8x16_t a1, const int8_t *codes) {
     F32x8 x;
     int8x16_t a[2] = {a0, a1};
     for (int i = 0; i < 2; i++) {
@@ -112,7 +122,7 @@ inline F32x8 lanes(int8x16_t a0, int8x16_t a1, const int8_t *codes) {
     return x;
 }
 
-inline F32x8 dot_nvfp4(const uint8_t *weight, const int8_t *codes, const int32_t *) {
+INLINE F32x8 dot_nvfp4(const uint8_t *weight, const int8_t *codes, const int32_t *) {
     const int8x16_t table = vld1q_s8(TWICE_E2M1);
     uint8x16_t a = vld1q_u8(weight), b = vld1q_u8(weight + 16);
     const uint8x16_t nibble = vdupq_n_u8(15);
@@ -122,7 +132,7 @@ inline F32x8 dot_nvfp4(const uint8_t *weight, const int8_t *codes, const int32_t
                  codes + 32);
 }
 
-inline void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *, F32x8 &even,
+INLINE void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *, F32x8 &even,
                      F32x8 &odd) {
     int8x16_t a = vld1q_s8(reinterpret_cast<const int8_t *>(weight));
     int8x16_t b = vld1q_s8(reinterpret_cast<const int8_t *>(weight) + 16);
@@ -130,7 +140,7 @@ inline void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *
     odd = lanes(vshrq_n_s8(a, 4), vshrq_n_s8(b, 4), codes);
 }
 #else
-inline F32x8 dot_nvfp4(const uint8_t *weight, const int8_t *codes, const int32_t *) {
+INLINE F32x8 dot_nvfp4(const uint8_t *weight, const int8_t *codes, const int32_t *) {
     I32x8 lane{};
     for (int i = 0; i < 32; i++)
         lane[i / 4] += TWICE_E2M1[weight[i] & 15] * codes[i] +
@@ -138,7 +148,7 @@ inline F32x8 dot_nvfp4(const uint8_t *weight, const int8_t *codes, const int32_t
     return __builtin_convertvector(lane, F32x8);
 }
 
-inline void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *, F32x8 &even,
+INLINE void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *, F32x8 &even,
                      F32x8 &odd) {
     I32x8 low{}, high{};
     for (int i = 0; i < 32; i++) {
@@ -150,7 +160,7 @@ inline void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *
 }
 #endif
 
-inline void load_group_scales(const uint8_t *p, F32x8 &first, F32x8 &second) {
+INLINE void load_group_scales(const uint8_t *p, F32x8 &first, F32x8 &second) {
     for (int i = 0; i < 8; i++) first[i] = float_of_e4m3(p[i / 2]) * 0x1p-8f;
     for (int i = 0; i < 8; i++) second[i] = float_of_e4m3(p[4 + i / 2]) * 0x1p-8f;
 }

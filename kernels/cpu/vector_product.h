@@ -1,35 +1,47 @@
 // Matrix products over F32x8. All operands are float32 and near: a caller blocks for the caches.
 
-// NA rows of a with NB rows of b: NA * NB sums in registers.
-template <size_t NA, size_t NB>
+// c[i, j] += sum over the last few t.
+__attribute__((noinline)) void rest(const float *a, size_t lda, size_t n_a, const float *b,
+                                    size_t ldb, size_t n_b, size_t k, float *c, size_t ldc) {
+    for (size_t i = 0; i < n_a; i++)
+        for (size_t j = 0; j < n_b; j++)
+            for (size_t t = 0; t < k; t++) c[i * ldc + j] += a[i * lda + t] * b[j * ldb + t];
+}
+
+// NA rows of a with NB rows of b: NA * NB sums in registers. FETCH: the next rows of a come near
+// meanwhile; with many rows they wait in a farther cache.
+template <size_t NA, size_t NB, bool FETCH = false>
 INLINE void tile(const float *a, size_t lda, const float *b, size_t ldb, size_t k, float *c,
                  size_t ldc, bool add) {
-    F32x8 s[NA][4];
+    static_assert(NB == 4 || NB == 1, "sums come four at a time or alone");
+    F32x8 s[NA][NB];
     for (size_t i = 0; i < NA; i++)
-        for (size_t j = 0; j < 4; j++) s[i][j] = zero();
-    size_t t = 0;
-    for (; t + 8 <= k; t += 8) {
+        for (size_t j = 0; j < NB; j++) s[i][j] = zero();
+    size_t whole = k / 8 * 8;
+    for (size_t t = 0; t < whole; t += 8) {
         F32x8 x[NA];
         for (size_t i = 0; i < NA; i++) x[i] = load(a + i * lda + t);
+        if constexpr (FETCH)
+            for (size_t i = 0; i < NA; i++) prefetch(a + (NA + i) * lda + t);
         for (size_t j = 0; j < NB; j++) {
             F32x8 w = load(b + j * ldb + t);
             for (size_t i = 0; i < NA; i++) s[i][j] = fma(x[i], w, s[i][j]);
         }
     }
     for (size_t i = 0; i < NA; i++) {
-        float total[4];
-        sums(s[i][0], s[i][1], s[i][2], s[i][3], total);
-        for (size_t j = 0; j < NB; j++) {
-            for (size_t rest = t; rest < k; rest++) total[j] += a[i * lda + rest] * b[j * ldb + rest];
-            c[i * ldc + j] = add ? c[i * ldc + j] + total[j] : total[j];
-        }
+        if constexpr (NB == 4)
+            add_sums(s[i][0], s[i][1], s[i][2], s[i][3], add, c + i * ldc);
+        else
+            c[i * ldc] = (add ? c[i * ldc] : 0) + sum(s[i][0]);
     }
+    if (whole < k) rest(a + whole, lda, NA, b + whole, ldb, NB, k - whole, c, ldc);
 }
 
 template <size_t NA>
 void tiles(const float *a, size_t lda, const float *b, size_t ldb, size_t n_b, size_t k, float *c,
            size_t ldc, bool add) {
     size_t j = 0;
+    if (n_b >= 4) tile<NA, 4, true>(a, lda, b, ldb, k, c, ldc, add), j = 4;
     for (; j + 4 <= n_b; j += 4) tile<NA, 4>(a, lda, b + j * ldb, ldb, k, c + j, ldc, add);
     for (; j < n_b; j++) tile<NA, 1>(a, lda, b + j * ldb, ldb, k, c + j, ldc, add);
 }

@@ -50,15 +50,10 @@ void quantize(Format format, const float *x, size_t k, const Quantized &to) {
     }
 }
 
-// 128 columns of a row.
-INLINE void nvfp4_blocks(const uint8_t *codes, const uint8_t *scales, const Quantized &x, size_t j,
-                         F32x8 &s0, F32x8 &s1) {
-    F32x8 first, second;
-    load_group_scales(scales, first, second);
-    size_t lane = j / 8;
-    s0 = fma(dot_nvfp4(codes, x.codes + j, x.offsets + lane), first * load(x.scales + lane), s0);
-    s1 = fma(dot_nvfp4(codes + 32, x.codes + j + 64, x.offsets + lane + 8),
-             second * load(x.scales + lane + 8), s1);
+// 64 columns of a row; `scales` of their 4 groups, one for two lanes each.
+INLINE F32x8 nvfp4_block(const uint8_t *codes, F32x8 scales, const Quantized &x, size_t j, F32x8 s) {
+    F32x8 products = dot_nvfp4(codes, x.codes + j, x.offsets + j / 8);
+    return fma(products, scales * load(x.scales + j / 8), s);
 }
 
 void gemv_nvfp4(const Matrix &w, size_t first, size_t last, const Quantized &x, float *y) {
@@ -67,16 +62,22 @@ void gemv_nvfp4(const Matrix &w, size_t first, size_t last, const Quantized &x, 
     const uint8_t *scales = w.block_scale + first * (w.k / NVFP4_GROUP);
     const float factor = 0x1p7f * w.scale;  // scales come as 2^-8, codes doubled
     for (size_t i = first; i < last; i++) {
-        F32x8 s0 = zero(), s1 = zero();
+        F32x8 low, high, s0 = zero(), s1 = zero();
         for (size_t j = 0; j < whole; j += 128, codes += 64, scales += 8) {
-            prefetch(codes + 2048);
-            nvfp4_blocks(codes, scales, x, j, s0, s1);
+            prefetch(codes + AHEAD);
+            load_group_scales(scales, low, high);
+            s0 = nvfp4_block(codes, low, x, j, s0);
+            s1 = nvfp4_block(codes + 32, high, x, j + 64, s1);
         }
         if (rest) {
-            uint8_t last_codes[64] = {}, last_scales[8] = {};
-            std::memcpy(last_codes, codes, rest / 2);
+            uint8_t last_scales[8] = {}, last_codes[32] = {};
             std::memcpy(last_scales, scales, rest / NVFP4_GROUP);
-            nvfp4_blocks(last_codes, last_scales, x, whole, s0, s1);
+            load_group_scales(last_scales, low, high);
+            if (rest >= 64) s0 = nvfp4_block(codes, low, x, whole, s0);
+            if (rest % 64) {
+                std::memcpy(last_codes, codes + rest / 64 * 32, rest % 64 / 2);
+                s1 = nvfp4_block(last_codes, rest > 64 ? high : low, x, whole + rest / 64 * 64, s1);
+            }
             codes += rest / 2;
             scales += rest / NVFP4_GROUP;
         }
@@ -100,8 +101,8 @@ void gemv_int4(const Matrix &w, size_t first, size_t last, const Quantized &x, f
                 high = fma(sum_high, scale, high);
                 codes += INT4_STEP;
             }
-            prefetch(codes + 2048);
-            prefetch(codes + 2048 + 64);
+            prefetch(codes + AHEAD);
+            prefetch(codes + AHEAD + 64);
             float step[2];
             std::memcpy(step, scales + 4 * b, sizeof *step);
             std::memcpy(step + 1, scales + 4 * (n_blocks + b), sizeof *step);

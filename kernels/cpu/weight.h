@@ -35,7 +35,7 @@ constexpr size_t scale_bytes(Format format, size_t k) {
 
 // An activation row in 8 bits: x = code * scale, one scale for 16 of them. Ordered for the format
 // that it meets: blocks of 8 lanes, LANE values each, behind the codes of which stand for each lane
-// its scale and what an unsigned weight code adds to its sum.
+// its scale and what its sum lacks because weight codes are unsigned there.
 struct Quantized {
     int8_t *codes;
     float *scales;
