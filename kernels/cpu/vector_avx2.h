@@ -171,11 +171,14 @@ INLINE void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *
     odd = products(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), x, offsets);
 }
 
-// Scales of 8 NVFP4 groups, each for the two lanes of its group, 2^-8 of their values.
-INLINE void load_group_scales(const uint8_t *p, F32x8 &first, F32x8 &second) {
-    __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
-    __m256i half = half_of_e4m3_or_nan(_mm256_castsi128_si256(_mm_cvtepi8_epi16(bytes)));
-    F32x8 scales = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
-    first = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
-    second = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
+// Scales of 16 NVFP4 groups, each for the two lanes of its group, 2^-8 of their values.
+INLINE void load_group_scales(const uint8_t *p, F32x8 (&scales)[4]) {
+    F32x8 low, high;
+    to_floats(half_of_e4m3_or_nan(load_codes(p)), low, high);
+    const __m256i first = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    const __m256i second = _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7);
+    scales[0] = _mm256_permutevar8x32_ps(low, first);
+    scales[1] = _mm256_permutevar8x32_ps(low, second);
+    scales[2] = _mm256_permutevar8x32_ps(high, first);
+    scales[3] = _mm256_permutevar8x32_ps(high, second);
 }

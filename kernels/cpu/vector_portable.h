@@ -160,7 +160,6 @@ INLINE void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *
 }
 #endif
 
-INLINE void load_group_scales(const uint8_t *p, F32x8 &first, F32x8 &second) {
-    for (int i = 0; i < 8; i++) first[i] = float_of_e4m3(p[i / 2]) * 0x1p-8f;
-    for (int i = 0; i < 8; i++) second[i] = float_of_e4m3(p[4 + i / 2]) * 0x1p-8f;
+INLINE void load_group_scales(const uint8_t *p, F32x8 (&scales)[4]) {
+    for (int i = 0; i < 32; i++) scales[i / 8][i % 8] = float_of_e4m3(p[i / 2]) * 0x1p-8f;
 }

@@ -57,31 +57,36 @@ INLINE F32x8 nvfp4_block(const uint8_t *codes, F32x8 scales, const Quantized &x,
 }
 
 void gemv_nvfp4(const Matrix &w, size_t first, size_t last, const Quantized &x, float *y) {
-    const size_t whole = w.k / 128 * 128, rest = w.k - whole;
+    constexpr size_t BLOCKS = 4, COLUMNS = BLOCKS * NVFP4_BLOCK;
+    const size_t whole = w.k / COLUMNS * COLUMNS, rest = w.k - whole;
     const uint8_t *codes = w.values + first * (w.k / 2);
     const uint8_t *scales = w.block_scale + first * (w.k / NVFP4_GROUP);
     const float factor = 0x1p7f * w.scale;  // scales come as 2^-8, codes doubled
     for (size_t i = first; i < last; i++) {
-        F32x8 low, high, s0 = zero(), s1 = zero();
-        for (size_t j = 0; j < whole; j += 128, codes += 64, scales += 8) {
+        F32x8 steps[BLOCKS], s[2] = {zero(), zero()};
+        for (size_t j = 0; j < whole; j += COLUMNS, codes += COLUMNS / 2) {
             prefetch(codes + AHEAD);
-            load_group_scales(scales, low, high);
-            s0 = nvfp4_block(codes, low, x, j, s0);
-            s1 = nvfp4_block(codes + 32, high, x, j + 64, s1);
+            prefetch(codes + AHEAD + 64);
+            load_group_scales(scales, steps);
+            scales += COLUMNS / NVFP4_GROUP;
+            for (size_t b = 0; b < BLOCKS; b++)
+                s[b % 2] = nvfp4_block(codes + 32 * b, steps[b], x, j + NVFP4_BLOCK * b, s[b % 2]);
         }
         if (rest) {
-            uint8_t last_scales[8] = {}, last_codes[32] = {};
+            uint8_t last_scales[COLUMNS / NVFP4_GROUP] = {}, last_codes[NVFP4_BLOCK / 2] = {};
             std::memcpy(last_scales, scales, rest / NVFP4_GROUP);
-            load_group_scales(last_scales, low, high);
-            if (rest >= 64) s0 = nvfp4_block(codes, low, x, whole, s0);
-            if (rest % 64) {
-                std::memcpy(last_codes, codes + rest / 64 * 32, rest % 64 / 2);
-                s1 = nvfp4_block(last_codes, rest > 64 ? high : low, x, whole + rest / 64 * 64, s1);
+            load_group_scales(last_scales, steps);
+            size_t b = 0, j = whole;
+            for (; (b + 1) * NVFP4_BLOCK <= rest; b++, j += NVFP4_BLOCK)
+                s[0] = nvfp4_block(codes + 32 * b, steps[b], x, j, s[0]);
+            if (rest % NVFP4_BLOCK) {
+                std::memcpy(last_codes, codes + 32 * b, rest % NVFP4_BLOCK / 2);
+                s[1] = nvfp4_block(last_codes, steps[b], x, j, s[1]);
             }
             codes += rest / 2;
             scales += rest / NVFP4_GROUP;
         }
-        y[i] = sum(s0 + s1) * factor;
+        y[i] = sum(s[0] + s[1]) * factor;
     }
 }
 
