@@ -26,7 +26,7 @@ MULTIVERSION static void pack(const T *even, size_t n_blocks, uint8_t *codes, fl
         float high = scales[n_blocks + b] = scale_of(odd);
         for (size_t i = 0; i < BLOCK; i++)
             codes[i] = static_cast<uint8_t>((int4_of(to_float(even[i]) / low) & 15) |
-                                            int4_of(to_float(odd[i]) / high) << 4);
+                                            (int4_of(to_float(odd[i]) / high) & 15) << 4);
     }
 }
 

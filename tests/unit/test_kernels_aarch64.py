@@ -17,7 +17,8 @@ def test_self_test_on_neon(tmp_path: Path) -> None:
     for program in (COMPILER, EMULATOR):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}: apt-get install g++-aarch64-linux-gnu qemu-user-static")
-    files = [*SOURCES.glob("kernels_*.cpp"), SOURCES / "kernel_table.cpp", SOURCES / "self_test.cpp"]
+    names = ("kernels_*.cpp", "kernel_table.cpp", "self_test.cpp")
+    files = [path for name in names for path in SOURCES.glob(name)]
     program = tmp_path / "self_test"
     subprocess.run([COMPILER, *FLAGS, "-ffp-contract=off", *files, "-o", program], check=True)
     run = subprocess.run([EMULATOR, program], capture_output=True, text=True, check=False)
