@@ -19,6 +19,7 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 
 from build_engine.checkpoint import Checkpoint
 from build_engine.checkpoint_weights import CheckpointWeights
+from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.engines.reference_ops import ReferenceOps
 from edge.engines.state import DecoderState
 from edge.model.decoder import block
@@ -85,15 +86,21 @@ def calibrate_block(
     spec: DecoderSpec = checkpoint.spec.decoder
     weights, observers = CheckpointWeights(checkpoint), Observers()
 
-    def run(rows: Float32) -> Float32:
-        ops = ObservedOps(spec, weights, DecoderState.empty(spec), observers)
-        return block(ops, spec, layer, rows)
+    def run(rows: Float32, n_at_once: int) -> Float32:
+        state = DecoderState.empty(spec)
+        ops = ObservedOps(spec, weights, state, observers)
+        after = []
+        for start in range(0, len(rows), n_at_once):
+            after.append(block(ops, spec, layer, rows[start : start + n_at_once]))
+            state.n_tokens += len(after[-1])
+        return np.concatenate(after)
 
     if spec.pattern[layer] == "E":  # no row depends on another: each expert is read only once
+        together = np.concatenate(samples)
         ends = np.cumsum([len(rows) for rows in samples])[:-1]
-        after = np.split(run(np.concatenate(samples)), ends)
+        after = np.split(run(together, len(together)), ends)
     else:
-        after = [run(rows) for rows in samples]
+        after = [run(rows, MAX_PREFILL_TOKENS) for rows in samples]
     return after, observers.largest()
 
 

@@ -116,8 +116,8 @@ class Checkpoint:
             raise CheckpointError(name, f"is missing from {self.folder}", RESTORE)
         return self._file(shard)
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """One tensor in the file's own dtype, as a view of the mapped shard.
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """See that a tensor is there, without touching its data.
 
         Args:
             shape: what the configuration says it must be.
@@ -131,7 +131,17 @@ class Checkpoint:
                 f"has shape {file.shape(name)}, but config.json means {shape}",
                 "use the config.json that belongs to these weights",
             )
-        return file.tensor(name).reshape(shape)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """One tensor in the file's own dtype, as a view of the mapped shard.
+
+        Args:
+            shape: what the configuration says it must be.
+        Raises:
+            CheckpointError: as `check`.
+        """
+        self.check(name, shape)
+        return self._file_of(name).tensor(name).reshape(shape)
 
     def finite(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """`tensor`, read once from end to end.

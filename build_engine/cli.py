@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from build_engine.boards import BOARDS
 from build_engine.bundle import TARGETS, Progress, build_bundle
 from build_engine.checkpoint import Checkpoint
 from build_engine.describe import describe
 from build_engine.evaluate import compare
-from build_engine.plan import BOARDS, RECIPES, make_plan, read_spec
+from build_engine.plan import make_plan, read_spec
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
 from build_engine.samples import read_samples, samples_of_checkpoint
@@ -134,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
         description="Turn a Nemotron 3 Nano Omni checkpoint into a verified bundle.",
         epilog="example: build-engine bundle ./checkpoint ./bundle --target cpu",
     )
+    recipes = f"{', '.join(known_recipes())}, or a TOML file"
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = commands.add_parser("bundle", help="build a bundle", description=bundle.__doc__)
     command.add_argument("checkpoint", type=Path, help="folder in the published layout")
@@ -145,9 +147,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("checkpoint", type=Path, help="folder in the published BF16 layout")
     command.add_argument("out", type=Path, help="folder to create")
-    command.add_argument(
-        "--recipe", required=True, help=f"{', '.join(known_recipes())}, or a TOML file"
-    )
+    command.add_argument("--recipe", required=True, help=recipes)
     command.add_argument(
         "--samples",
         type=Path,
@@ -171,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("plan", help="what fits a board", description=plan.__doc__)
     command.add_argument("checkpoint", type=Path, help="folder; its config.json is enough")
     command.add_argument("--board", choices=BOARDS, required=True)
-    command.add_argument("--recipe", choices=RECIPES, required=True)
+    command.add_argument("--recipe", required=True, help=recipes)
     command.add_argument("--context", type=int, default=8192, help="tokens (default: 8192)")
     command.add_argument("--fps", type=float, default=2.0, help="frames a second (default: 2)")
     command.set_defaults(run=plan)

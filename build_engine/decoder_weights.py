@@ -127,4 +127,5 @@ def write_decoder(
         for done, tensor in enumerate(tensors):
             progress("decoder", done, len(tensors))
             tensor.write(checkpoint, writer)
+            checkpoint.release()
     progress("decoder", len(tensors), len(tensors))

@@ -49,6 +49,8 @@ OTHERS_BYTES = 2 << 30
 COPIED = (".json", ".jinja", ".py", ".txt", ".model")
 """Suffixes of a checkpoint's small files: tokenizer, template, code, licence."""
 DISK_RESERVE_BYTES = 1 << 28
+MEMORY_RESERVE_BYTES = 1 << 30
+MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,12 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
     units = _units(job.checkpoint)
     n_bytes = sum(unit.n_bytes for unit in units)
     _begin(job)
-    _check_disk(job, units, chosen)
+    left = [unit for unit in units if not (job.work / unit.shard).exists()]
+    _check_disk(job, left, chosen)
+    _check_memory(job, left)
     done = 0
     for unit in units:
-        if not (job.work / unit.shard).exists():
+        if unit in left:
             _write_unit(job, unit, chosen)
         done += unit.n_bytes
         progress(done, n_bytes)
@@ -131,7 +135,7 @@ def _formats(job: Job) -> dict[str, Format]:
                     f"is {found} already",
                     "quantize the BF16 checkpoint, or bundle this one as it is",
                 )
-            job.checkpoint.tensor(source, packed.source_shape)
+            job.checkpoint.check(source, packed.source_shape)
             if packed.matrix and packed.name.startswith("layers."):
                 chosen[module] = job.recipe.format_of(module.removeprefix("language_model."))
         experts = {chosen.get(source.removesuffix(".weight")) for source in packed.sources}
@@ -203,12 +207,32 @@ def _check_disk(job: Job, units: Sequence[Unit], chosen: dict[str, Format]) -> N
     """Refuse to start what cannot end."""
     needed = DISK_RESERVE_BYTES
     for unit in units:
-        if not (job.work / unit.shard).exists():
-            needed += sum(_output_bytes(job, name, chosen) for name in unit.names)
+        needed += sum(_output_bytes(job, name, chosen) for name in unit.names)
     free = shutil.disk_usage(job.work).free
     if free < needed:
         raise ConfigurationError(
             job.out, f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", "make room"
+        )
+
+
+def _check_memory(job: Job, units: Sequence[Unit]) -> None:
+    """Refuse to start what would be killed, or read its source from the disk again and again.
+
+    While a unit is written, its source is mapped and stays in memory, and what is packed of it
+    gathers beside it: at most half of the source, which is FP8 of BF16. What stays as it is, is a
+    view of the source. The reserve is for Python, ModelOpt and torch, and the samples on their way
+    through a block.
+    """
+    if not MEMINFO.exists():
+        return
+    needed = MEMORY_RESERVE_BYTES + max((unit.n_bytes for unit in units), default=0) * 3 // 2
+    sizes = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    available = 1024 * int(sizes["MemAvailable"].removesuffix("kB"))
+    if available < needed:
+        raise ConfigurationError(
+            job.out,
+            f"needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
+            "end other programs, or quantize on a larger machine",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,11 @@ MAX_S = 30
 """Of a longer recording the beginning is taken."""
 
 
+Perceived: TypeAlias = tuple[str, Float32 | None]
+"""What the prompt says of it, and the embeddings [n, H] of its placeholders."""
+NOTHING: Perceived = ("", None)
+
+
 class Embedder(Protocol):
     """What samples are prepared with: an engine, or a checkpoint's parts."""
 
@@ -46,7 +51,7 @@ class CheckpointEmbedder(Encoders):
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Write the encoders' graphs into `folder` and load them."""
         write_encoders(checkpoint, folder)
-        super().__init__(folder, checkpoint.spec)
+        super().__init__(folder, checkpoint.spec, frugal=True)
         self._weights = CheckpointWeights(checkpoint)
 
     def embed(self, ids: Int32) -> Float32:
@@ -75,7 +80,9 @@ def read_samples(embedder: Embedder, folder: Path, paths: Sequence[Path]) -> lis
         MediaError: a file cannot be used.
     """
     reader = _Reader(embedder, folder)
-    return [reader.read(path) for path in paths]
+    seen = [reader.see(path) for path in paths]  # one sense after the other: one encoder in memory
+    heard = [reader.hear(path) for path in paths]
+    return [reader.prompt(*sample) for sample in zip(paths, seen, heard, strict=True)]
 
 
 class _Reader:
@@ -83,33 +90,27 @@ class _Reader:
         self._embedder, self._spec = embedder, embedder.spec
         self._tokenizer, self._template = Tokenizer(folder), ChatTemplate(folder)
 
-    def read(self, path: Path) -> Float32:
-        if path.suffix in TEXT_SUFFIXES:
-            return self._prompt(_text(path), [], [])
-        contents = media.check(path, ())
-        texts: list[str] = []
-        rows: list[Float32] = []
-        for sense in (self._see, self._hear):
-            text, embedded = sense(path) if contents.tracks else ("", None)
-            if embedded is not None:
-                texts.append(text)
-                rows.append(embedded)
-        return self._prompt(QUESTION, texts, rows)
-
-    def _prompt(self, content: str, texts: list[str], media_rows: list[Float32]) -> Float32:
-        messages = [{"role": "user", "content": flatten(content, texts)}]
+    def prompt(self, path: Path, *senses: Perceived) -> Float32:
+        """[n, H]: a text, or what was perceived of a recording and a question about it."""
+        content = _text(path) if path.suffix in TEXT_SUFFIXES else QUESTION
+        perceived = [(text, rows) for text, rows in senses if rows is not None]
+        messages = [{"role": "user", "content": flatten(content, [text for text, _ in perceived])}]
         ids = self._tokenizer.encode(self._template.render(messages, thinking=False))
         rows = self._embedder.embed(ids).copy()
-        special = self._tokenizer.special
-        if media_rows:
-            rows[np.isin(ids, (special.image, special.audio))] = np.concatenate(media_rows)
+        if perceived:
+            special = self._tokenizer.special
+            places = np.isin(ids, (special.image, special.audio))
+            rows[places] = np.concatenate([rows for _, rows in perceived])
         return rows
 
-    def _see(self, path: Path) -> tuple[str, Float32 | None]:
+    def see(self, path: Path) -> Perceived:
+        """The pictures of a file; nothing if it has none."""
+        if not _has_tracks(path):
+            return NOTHING
         vision = self._spec.vision
         frames, times_s = _frames(path)
         if not frames:
-            return "", None
+            return NOTHING
         height, width = frames[0].shape[:2]
         if len(frames) == 1:
             grid = image_grid(
@@ -125,11 +126,14 @@ class _Reader:
         text = video_text(times_s, [tubelets.shape[1]] * len(tubelets), vision.tubelet_frames)
         return text, tubelets.reshape(-1, tubelets.shape[-1])
 
-    def _hear(self, path: Path) -> tuple[str, Float32 | None]:
+    def hear(self, path: Path) -> Perceived:
+        """The sound of a file; nothing if it has none."""
+        if not _has_tracks(path):
+            return NOTHING
         blocks = [block for _, block in media.mono_blocks(path)]
         samples = np.concatenate(blocks or [np.zeros(0, np.float32)])[: MAX_S * SAMPLE_RATE_HZ]
         if not len(samples):
-            return "", None
+            return NOTHING
         bounds = clip_bounds(len(samples))
         padded = np.pad(samples, (0, bounds[-1][1] - len(samples)))
         n_mels = self._spec.audio.n_mels
@@ -137,6 +141,10 @@ class _Reader:
             [self._embedder.encode_audio(log_mel(padded[a:b], n_mels)) for a, b in bounds]
         )
         return audio_text(len(heard)), heard
+
+
+def _has_tracks(path: Path) -> bool:
+    return path.suffix not in TEXT_SUFFIXES and bool(media.check(path, ()).tracks)
 
 
 def _text(path: Path) -> str:

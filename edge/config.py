@@ -39,9 +39,9 @@ class Context(msgspec.Struct, frozen=True):
     system: str = ""
     """System prompt at its start; empty for none."""
     max_tokens: PositiveInt = 8192
-    """Tokens at which it is rebuilt."""
+    """Bound of its tokens; near it a shorter state is rebuilt."""
     keep_tokens: PositiveInt = 2048
-    """Newest tokens that are kept when it is rebuilt; below max_tokens."""
+    """Newest tokens that are kept then; below max_tokens."""
 
 
 class Answer(msgspec.Struct, frozen=True):

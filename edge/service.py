@@ -8,11 +8,12 @@ import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from edge.clock import MonotonicClock
-from edge.config import Config
+from edge.config import Config, Perception
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.errors import ConfigurationError
@@ -20,10 +21,13 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
+from edge.senses.turns import UtteranceDetector
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.answer import LivePrompt
 from edge.session.loop import LiveLoop
+from edge.session.perceive import Collector, WindowCollector
+from edge.session.sense import Sense, audio_sense, video_sense
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +82,20 @@ def _session(bundle: Bundle, config: Config, senses: Senses) -> LiveLoop:
     clock, engine = MonotonicClock(), CpuEngine(bundle)
     prompt = LivePrompt(Tokenizer(bundle.path), ChatTemplate(bundle.path), config.context.system)
     _check_room(config, engine.spec.decoder.max_tokens)
-    start_ns, fps = clock.now_ns(), config.perception.fps
-    video = None if senses.video is None else senses.video.video(clock, start_ns, fps)
-    audio = None if senses.audio is None else senses.audio.sound(clock, start_ns)
-    name = bundle.manifest.name
-    return LiveLoop(
-        engine, prompt, config, clock, name, start_ns=start_ns, video=video, audio=audio
-    )
+    start_ns, tokenizer = clock.now_ns(), prompt.tokenizer
+    parts: list[Sense[Any]] = []  # sound first: an utterance may be a question
+    if senses.audio and (sound := senses.audio.sound(clock, start_ns)):
+        collector = _collector(config.perception)
+        parts.append(audio_sense(sound, engine, tokenizer, clock, collector))
+    if senses.video and (film := senses.video.video(clock, start_ns, config.perception.fps)):
+        parts.append(video_sense(film, engine, tokenizer, clock, start_ns))
+    return LiveLoop(engine, prompt, config, clock, bundle.manifest.name, parts, start_ns=start_ns)
+
+
+def _collector(perception: Perception) -> Collector:
+    if perception.listen == "utterances":
+        return UtteranceDetector()
+    return WindowCollector(perception.audio_window_s)
 
 
 def _check_room(config: Config, model_max_tokens: int) -> None:

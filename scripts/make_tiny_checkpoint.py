@@ -28,13 +28,12 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from published_config import CLIP_MEAN, CLIP_STD, CONFIG
 from tiny_tokenizer import CHAT_TEMPLATE, write_tokenizer
 
 from edge.engines.safetensors import SafetensorsWriter
 
 F32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 BASE_LLM = {
     "model_type": "nemotron_h",
@@ -106,31 +105,6 @@ BASE_SOUND = {
     "projection_bias": False,
     "sampling_rate": 16000,
 }
-BASE_TOP = {
-    "architectures": ["NemotronH_Nano_Omni_Reasoning_V3"],
-    "model_type": "NemotronH_Nano_Omni_Reasoning_V3",
-    "torch_dtype": "float32",
-    "max_sequence_length": 131072,
-    "force_image_size": 512,
-    "patch_size": 16,
-    "downsample_ratio": 0.5,
-    "use_thumbnail": True,
-    "ps_version": "v2",
-    "projector_hidden_size": 160,
-    "norm_mean": CLIP_MEAN,
-    "norm_std": CLIP_STD,
-    "video_pruning_rate": 0.7,
-    "video_temporal_patch_size": 2,
-    "eos_token_id": 11,
-    "img_context_token": "<image>",
-    "img_context_token_id": 18,
-    "img_start_token": "<img>",
-    "img_end_token": "</img>",
-    "video_context_token": "<video>",
-    "video_context_token_id": 131081,
-    "sound_context_token": "<so_embedding>",
-    "sound_context_token_id": 27,
-}
 
 # What each preset changes. `shards` and `dtype` shape the files, not config.json.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -192,9 +166,10 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_config(change: dict[str, Any]) -> dict[str, Any]:
-    """config.json of a preset."""
+    """config.json of a preset: the published one with small sizes."""
     base = {
-        **BASE_TOP,
+        **CONFIG,
+        "projector_hidden_size": 160,
         "llm_config": BASE_LLM,
         "vision_config": BASE_VISION,
         "sound_config": BASE_SOUND,

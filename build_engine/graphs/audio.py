@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from build_engine.checkpoint import Checkpoint
-from build_engine.graphs.onnx_ops import Graph
+from build_engine.graphs.onnx_ops import ExternalData, Graph
 from edge.engines.engine import MAX_AUDIO_FRAMES
 from edge.types import Float32
 
@@ -21,7 +21,7 @@ MAX_TOKENS = -(-MAX_AUDIO_FRAMES // 8)
 """Of the longest clip: three convolutions of stride 2."""
 
 
-def audio_model(checkpoint: Checkpoint) -> ModelProto:
+def audio_model(checkpoint: Checkpoint, weights: ExternalData | None = None) -> ModelProto:
     """The graph from log-mel features to embeddings of the decoder.
 
     Input:
@@ -31,12 +31,13 @@ def audio_model(checkpoint: Checkpoint) -> ModelProto:
 
     Args:
         checkpoint: the weights; read in float32.
+        weights: takes them, one by one; None keeps them in the model.
     Raises:
         CheckpointError: a weight is missing, has another shape, or is not finite.
     Source: transformers 5.23.0 `models/parakeet` and `nemotron_h_omni`, `get_audio_features`.
     """
     spec, hidden = checkpoint.spec.audio, checkpoint.spec.decoder.hidden_size
-    graph = Graph()
+    graph = Graph(weights)
     mel = graph.input("mel", np.float32, [1, "frames", spec.n_mels])
     x = _subsample(graph, checkpoint, mel)
     n_tokens = graph.size(x, 1)

@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from onnx import FunctionProto, ModelProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from edge.types import Float32
 
 OPSET, IR_VERSION = 21, 10
 END = np.iinfo(np.int64).max
 """A slice's end that means "to the last"."""
+EXTERNAL_FROM_BYTES = 1024
+DATA_ALIGNMENT_BYTES = 4096
 
 Argument = str | NDArray[Any] | np.generic
 """A node's input: the name of a tensor, or values that become an initializer."""
 
 
+class ExternalData:
+    """The file beside a graph that takes its weights as they are written: none stays in memory.
+
+    A protobuf message ends at 2 GB. Used as a context, which closes the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._name, self._file = path.name, path.open("wb")
+
+    def append(self, values: NDArray[Any], name: str) -> TensorProto:
+        """Write values at the next page, so that they can be mapped; returns what names them."""
+        self._file.seek(-self._file.tell() % DATA_ALIGNMENT_BYTES, os.SEEK_CUR)
+        tensor = TensorProto(name=name, dims=values.shape, raw_data=b"")
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
+        set_external_data(tensor, self._name, self._file.tell(), length=values.nbytes)
+        tensor.ClearField("raw_data")
+        self._file.write(np.ascontiguousarray(values).data)
+        return tensor
+
+    def __enter__(self) -> ExternalData:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
 class Graph:
     """Collects nodes in the order in which they are written; tensors are known by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: ExternalData | None = None) -> None:
+        """Begin an empty graph.
+
+        Args:
+            weights: takes the large constants; None keeps them in the graph.
+        """
+        self._weights = weights
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
         self._inputs: list[Any] = []
@@ -41,8 +84,11 @@ class Graph:
     def const(self, values: NDArray[Any] | np.generic) -> str:
         """Hold values in the graph, in their own dtype."""
         name = f"constant_{len(self._initializers)}"
-        # asarray, because ascontiguousarray would make a scalar one-dimensional
-        self._initializers.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
+        if self._weights and values.nbytes >= EXTERNAL_FROM_BYTES:
+            tensor = self._weights.append(np.asarray(values), name)
+        else:  # asarray, because ascontiguousarray would make a scalar one-dimensional
+            tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        self._initializers.append(tensor)
         return name
 
     def ops(

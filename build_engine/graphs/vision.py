@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from build_engine.checkpoint import Checkpoint
-from build_engine.graphs.onnx_ops import Graph
+from build_engine.graphs.onnx_ops import ExternalData, Graph
 from edge.model.spec import VisionSpec
 from edge.types import Float32
 
@@ -21,7 +21,7 @@ IMAGE, TUBELET = 0, 1
 """Values of the input `embedder`."""
 
 
-def vision_model(checkpoint: Checkpoint) -> ModelProto:
+def vision_model(checkpoint: Checkpoint, weights: ExternalData | None = None) -> ModelProto:
     """The graph from patches to embeddings of the decoder.
 
     Inputs, with h x w the patch grid (both even) and F = 3 x patch_size^2 x tubelet_frames:
@@ -35,14 +35,13 @@ def vision_model(checkpoint: Checkpoint) -> ModelProto:
 
     Args:
         checkpoint: the weights; read in float32.
-    Returns:
-        The model, in memory; above 2 GB it can only be saved with external data.
+        weights: takes them, one by one; None keeps them in the model.
     Raises:
         CheckpointError: a weight is missing, has another shape, or is not finite.
     Source: transformers 5.23.0 `models/radio` and `nemotron_h_omni`, `get_image_features`.
     """
     spec, hidden = checkpoint.spec.vision, checkpoint.spec.decoder.hidden_size
-    graph, table = Graph(), spec.position_grid
+    graph, table = Graph(weights), spec.position_grid
     features = 3 * spec.patch_size**2 * spec.tubelet_frames
     patches = graph.input("patches", np.float32, ["batch", "patches", features])
     embedder = graph.input("embedder", np.int32, [1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,27 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, digest.hexdigest())
 
 
+class OneBlock(Mapping[str, NDArray[Any]]):
+    """A mapped file's tensors, of which one block's stay in memory at a time."""
+
+    def __init__(self, weights: Mapping[str, NDArray[Any]], file: SafetensorsFile) -> None:
+        """Take views of `file`, named `layers.<block>.<weight>` or otherwise."""
+        self._weights, self._file, self._block = weights, file, ""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        block = ".".join(name.split(".")[:2])
+        if block != self._block:
+            self._file.release()
+            self._block = block
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 class Bundle:
     """An opened, verified bundle."""
 
@@ -101,10 +122,16 @@ class Bundle:
             )
         return None
 
-    def decoder_weights(self) -> Mapping[str, NDArray[Any]]:
-        """The decoder's weights by name, as views of the mapped file."""
+    def decoder_weights(self, one_block: bool = False) -> Mapping[str, NDArray[Any]]:
+        """The decoder's weights by name, as views of the mapped file.
+
+        Args:
+            one_block: keep no block in memory when another is asked for: a bundle larger than the
+                memory can be checked.
+        """
         file = SafetensorsFile(self.path / DECODER_WEIGHTS)
-        return {name: file.tensor(name) for name in file.names()}
+        weights = {name: file.tensor(name) for name in file.names()}
+        return OneBlock(weights, file) if one_block else weights
 
     def self_check(self) -> Mapping[str, NDArray[Any]]:
         """Inputs, and what the cpu engine made of them when the bundle was built."""

@@ -33,19 +33,22 @@ class CpuSnapshot:
 class CpuEngine:
     """Executes a bundle of target `cpu` with any number of threads."""
 
-    def __init__(self, bundle: Bundle, n_threads: int = 0, *, exact: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, n_threads: int = 0, *, exact: bool = False, frugal: bool = False
+    ) -> None:
         """Map the decoder's weights and load the encoders.
 
         Args:
             n_threads: threads of the encoders and, process-wide, of the kernels; 0 is one a core.
             exact: keep activations in float32 where 4-bit weights would meet them in 8 bits.
+            frugal: keep one encoder or one block of the decoder in memory at a time: slower.
         """
         kernels.choose_instruction_set()
         _kernels.set_threads(n_threads)
-        stored = bundle.decoder_weights()
+        stored = bundle.decoder_weights(one_block=frugal)
         self.weights = DecoderWeights(stored)
         self._kernel_weights, self._exact = KernelWeights(stored), exact
-        self._encoders = Encoders(bundle.path, bundle.manifest.spec, n_threads)
+        self._encoders = Encoders(bundle.path, bundle.manifest.spec, n_threads, frugal)
         self._spec = bundle.manifest.spec
 
     @property

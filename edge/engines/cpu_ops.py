@@ -27,9 +27,12 @@ class KernelWeights:
 
     def matrix(self, name: str) -> _kernels.Weight:
         """A linear's weight or a stack of experts, over the mapped bytes."""
+        values = self._stored[
+            name
+        ]  # asked for each time: a frugal bundle learns which block is in use
         if name not in self._matrices:
             block_scale, scale = (self._stored.get(f"{name}.{s}") for s in ("block_scale", "scale"))
-            self._matrices[name] = kernels.weight(self._stored[name], block_scale, scale)
+            self._matrices[name] = kernels.weight(values, block_scale, scale)
         return self._matrices[name]
 
     def vector(self, name: str) -> Float32:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from edge.engines.engine import MAX_AUDIO_FRAMES
 from edge.errors import EngineError
@@ -19,22 +21,33 @@ CALL_IT_RIGHT = "this is a defect of the caller"
 class Encoders:
     """vision.onnx and audio.onnx of one folder."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, n_threads: int = 0) -> None:
+    def __init__(
+        self, folder: Path, spec: ModelSpec, n_threads: int = 0, frugal: bool = False
+    ) -> None:
         """Load both.
 
         Args:
             n_threads: 0 is one a core.
+            frugal: load either when it is used and drop the other.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.log_severity_level = 3
-        self._vision, self._audio = (
-            onnxruntime.InferenceSession(
-                str(folder / name), options, providers=["CPUExecutionProvider"]
-            )
-            for name in ("vision.onnx", "audio.onnx")
+        self._folder, self._spec = folder, spec
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = n_threads
+        self._options.log_severity_level = 3
+        names = () if frugal else ("vision.onnx", "audio.onnx")
+        self._sessions = {name: self._load(name) for name in names}
+
+    def _load(self, name: str) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(
+            str(self._folder / name), self._options, providers=["CPUExecutionProvider"]
         )
-        self._spec = spec
+
+    def _run(self, name: str, inputs: dict[str, NDArray[Any]]) -> Float32:
+        if name not in self._sessions:
+            self._sessions.clear()
+            self._sessions[name] = self._load(name)
+        embeddings: Float32 = self._sessions[name].run(["embeddings"], inputs)[0]
+        return embeddings
 
     @property
     def spec(self) -> ModelSpec:
@@ -66,12 +79,11 @@ class Encoders:
             "row_weights": interpolation_weights(rows, longest, vision.position_grid),
             "column_weights": interpolation_weights(columns, longest, vision.position_grid),
         }
-        embeddings: Float32 = self._vision.run(["embeddings"], inputs)[0]
-        return embeddings
+        return self._run("vision.onnx", inputs)
 
     def encode_audio(self, mel: Float32) -> Float32:
         if mel.shape[1:] != (self._spec.audio.n_mels,) or not 1 <= len(mel) <= MAX_AUDIO_FRAMES:
             raise EngineError("mel", f"has shape {mel.shape}", CALL_IT_RIGHT)
         inputs = {"mel": np.ascontiguousarray(mel, np.float32)[None]}
-        embeddings: Float32 = self._audio.run(["embeddings"], inputs)[0][0]
+        embeddings: Float32 = self._run("audio.onnx", inputs)[0]
         return embeddings

@@ -116,11 +116,10 @@ def pack_fp8(weight: NDArray[Any], *, name: str = "weight", n_threads: int = 0) 
 
     Args:
         weight: [n, k] float32 or bfloat16.
-        name: what errors call the weight.
-        n_threads: 0 takes all cores.
+        name, n_threads: as in `pack_nvfp4`.
 
     Raises:
-        CheckpointError: a wrong shape or dtype, NaN or infinity in the weight.
+        CheckpointError: as `pack_nvfp4`.
     """
     bits, amax = _checked(weight, name, 1, 1, n_threads)
     scale = _scale(amax, E4M3_MAX)
@@ -143,11 +142,10 @@ def pack_int4(weight: NDArray[Any], *, name: str = "weight", n_threads: int = 0)
     Args:
         weight: [n, k] float32 or bfloat16, n even, k a multiple of 128. For AWQ it is already
             divided by `pre_quant_scale`, which the layer multiplies its input with.
-        name: what errors call the weight.
-        n_threads: 0 takes all cores.
+        name, n_threads: as in `pack_nvfp4`.
 
     Raises:
-        CheckpointError: a wrong shape or dtype, NaN or infinity in the weight.
+        CheckpointError: as `pack_nvfp4`.
     """
     bits, _ = _checked(weight, name, 2, INT4_BLOCK, n_threads)
     n, k = bits.shape

@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -33,6 +33,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+Layout: TypeAlias = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+"""dtype and shape by name, in the file's order."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DATA_ALIGNMENT_BYTES = 64
 """Writers pad the header so that data starts here; readers accept any start."""
@@ -105,6 +107,10 @@ class SafetensorsFile:
         start, end = self._header[name]["data_offsets"]
         return int(end - start)
 
+    def offset(self, name: str) -> int:
+        """Where in the file one tensor begins, in bytes."""
+        return self._start + int(self._header[name]["data_offsets"][0])
+
     def tensor(self, name: str) -> NDArray[Any]:
         """One tensor as a read-only view of the mapped file, in the file's dtype."""
         entry, dtype = self._header[name], self.dtype(name)
@@ -118,32 +124,31 @@ class SafetensorsFile:
         return view.reshape(shape)
 
 
+def header_bytes(layout: Layout) -> bytes:
+    """What stands before the data of a file with these tensors, in this order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
 class SafetensorsWriter:
     """Writes one file whose shapes are known beforehand, one tensor at a time, in order."""
 
-    def __init__(
-        self, path: Path, layout: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
-    ) -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
         """Create `path`.
 
         Args:
-            layout: name -> (dtype, shape), in the order in which `write` will be called.
+            layout: by name, in the order in which `write` will be called.
         """
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, (dtype, shape) in layout.items():
-            end = offset + math.prod(shape) * dtype.itemsize
-            header[name] = {
-                "dtype": NAMES[dtype],
-                "shape": list(shape),
-                "data_offsets": [offset, end],
-            }
-            offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT_BYTES)
         self._expected = iter(layout.items())
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(header_bytes(layout))
 
     def write(self, name: str, parts: Iterable[NDArray[Any]]) -> None:
         """Append the next tensor of the layout, given as pieces that lie behind one another."""

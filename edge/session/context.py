@@ -5,33 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, ConfigurationError
-from edge.types import Evidence, Float32, Int32, Modality, Segment
+from edge.session.slot import Perceived, Slot
+from edge.types import Evidence, Int32, Segment
 
 N_EVIDENCE = 4
 """An answer names this many of the newest segments."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Perceived:
-    """A segment ready to enter the state."""
-
-    modality: Modality
-    embeddings: Float32
-    """[n, H]: text around the media and the media itself, in order."""
-    evidence: Evidence
+REBASE_SHARE = 4
+"""A rebase begins when one part in 4 of the room above a rebased state is left."""
 
 
 class LiveContext:
     """Anchor, then what was perceived. Every token in the state is in the ledger.
 
-    Memory is bounded: past `max_tokens` the state is rebuilt from the anchor and the newest
-    segments, so the world goes on entering for ever.
+    Memory is bounded: near `max_tokens` a shorter state, of the anchor and the newest segments, is
+    rebuilt in a second slot while the first goes on serving, and then takes its place. So the world
+    goes on entering for ever. `rebase` does one prefill chunk of that work, when the caller has
+    nothing better to do or when `owes_rebase` says that it must not wait longer.
     """
 
     def __init__(
@@ -49,7 +42,7 @@ class LiveContext:
             anchor: ids of the text before everything perceived.
             separator: ids of the text between two segments.
             max_tokens: bound of the live state; a turn comes on top for as long as it lasts.
-            keep_tokens: how much of the newest past survives a rebuild.
+            keep_tokens: how much of the newest past survives a rebase.
         Raises:
             ConfigurationError: anchor and kept tokens do not fit into the bound.
         """
@@ -61,37 +54,53 @@ class LiveContext:
                 "lower it or raise context.max_tokens",
             )
         self.engine = engine
-        self._anchor = anchor
-        self._separator = engine.embed(separator)
+        self._anchor, self._separator = engine.embed(anchor), engine.embed(separator)
         self.max_tokens, self._keep_tokens = max_tokens, keep_tokens
+        self._rebase_room = (max_tokens - len(anchor) - keep_tokens) // REBASE_SHARE
         self._kept: deque[Perceived] = deque()
-        self.n_rebuilds = 0
-        self._start()
-
-    def _start(self) -> None:
-        self.state = self.engine.new_state()
-        self.engine.prefill(self.state, self.engine.embed(self._anchor))
-        self.ledger: list[Segment] = [Segment("text", len(self._anchor))]
+        self.n_rebases = 0
+        self._next: Slot | None = None
+        self._n_next_at_start = 0
         self._forked = False
+        self._live = Slot(engine, self._anchor, self._separator)
+        self._live.finish()
+
+    @property
+    def state(self) -> Any:
+        """The engine's state."""
+        return self._live.state
+
+    @property
+    def ledger(self) -> list[Segment]:
+        """What is in the state, in order."""
+        return self._live.ledger
 
     @property
     def n_tokens(self) -> int:
         """Tokens in the live state."""
-        return self.engine.n_tokens(self.state)
+        return self._live.n_tokens
 
     @property
     def has_perceived(self) -> bool:
         """Whether anything but the anchor is in the state."""
         return len(self.ledger) > 1
 
-    def append(self, perceived: Perceived) -> None:
-        """Prefill one segment and enter it in the ledger, rebuilding first when it is full.
+    def append(self, *perceived: Perceived) -> None:
+        """Enter segments in the ledger and prefill them, together where they are small.
 
         Raises:
-            CapacityError: the segment alone is larger than what the context may keep.
+            CapacityError: a segment alone is larger than what the context may keep; those before
+                it are in.
         """
         if self._forked:
             raise RuntimeError("append while a fork is open")
+        try:
+            for segment in perceived:
+                self._enter(segment)
+        finally:
+            self._live.finish()
+
+    def _enter(self, perceived: Perceived) -> None:
         n_new = self._n_rows(perceived)
         if n_new > self._keep_tokens:
             raise CapacityError(
@@ -99,12 +108,18 @@ class LiveContext:
                 f"has {n_new} tokens, the context keeps {self._keep_tokens}",
                 "raise context.keep_tokens or lower the frame size",
             )
+        if self._room() < n_new:
+            self._rebase_now()
         self._kept.append(perceived)
         self._forget_beyond(self._keep_tokens)
-        if self.n_tokens + n_new > self.max_tokens:
-            self.rebuild()
-        else:
-            self._enter(perceived)
+        for slot in (self._live, self._next):
+            if slot is not None:
+                slot.add(perceived)
+        if self._next is None and self._room() < self._rebase_room:
+            self._begin_rebase()
+
+    def _room(self) -> int:
+        return self.max_tokens - self._live.n_tokens - self._live.n_waiting
 
     def _forget_beyond(self, n_tokens: int) -> None:
         n_kept = sum(self._n_rows(kept) for kept in self._kept)
@@ -114,19 +129,40 @@ class LiveContext:
     def _n_rows(self, perceived: Perceived) -> int:
         return len(perceived.embeddings) + len(self._separator)
 
-    def rebuild(self) -> None:
-        """Start again from the anchor and the kept segments."""
-        self.n_rebuilds += 1
-        self._start()
-        for kept in self._kept:
-            self._enter(kept)
+    @property
+    def owes_rebase(self) -> bool:
+        """Whether a chunk of the rebase must come before more is perceived.
 
-    def _enter(self, perceived: Perceived) -> None:
-        rows = perceived.embeddings
-        if self.has_perceived:
-            rows = np.concatenate([self._separator, rows])
-        self.engine.prefill(self.state, rows)
-        self.ledger.append(Segment(perceived.modality, len(rows), perceived.evidence))
+        The second slot has to be ready when the live one is full, so what waits for it may shrink
+        no slower than the room in the live one.
+        """
+        if self._next is None:
+            return False
+        return self._next.n_waiting * self._rebase_room > self._n_next_at_start * self._room()
+
+    def rebase(self) -> bool:
+        """Do one chunk of the rebase; False if there is none to do."""
+        if self._forked:
+            raise RuntimeError("rebase while a fork is open")
+        if self._next is None:
+            return False
+        self._next.advance()
+        if not self._next.n_waiting:
+            self._live, self._next = self._next, None
+            self.n_rebases += 1
+        return True
+
+    def _begin_rebase(self) -> None:
+        self._next = Slot(self.engine, self._anchor, self._separator)
+        for kept in self._kept:
+            self._next.add(kept)
+        self._n_next_at_start = self._next.n_waiting
+
+    def _rebase_now(self) -> None:
+        if self._next is None:
+            self._begin_rebase()
+        while self.rebase():
+            pass
 
     @contextlib.contextmanager
     def fork(self) -> Iterator[LiveContext]:

@@ -1,7 +1,8 @@
 """The loop: takes what the senses deliver, keeps the live context, answers questions.
 
-One thread owns the engine and runs `run`. Others put: each sense its ring, the socket its turns.
-A step does one thing and looks again: a waiting question first, then sound, then sight. What
+One thread owns the engine and runs `run`. Others put: each sense into its ring, the socket its
+turns. A step does one thing and looks again: a waiting question first, then the senses in their
+order, then a chunk of a rebase; a rebase that must not wait longer goes before the senses. What
 arrives meanwhile waits in a bounded ring; a full ring drops its oldest and counts it.
 """
 
@@ -10,29 +11,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
+from typing import Any
 
-from edge.clock import NS_PER_MS, Clock
-from edge.config import Config, Perception
+from edge.clock import NS_PER_MS, NS_PER_S, Clock
+from edge.config import Config
 from edge.engines.engine import AnyEngine
-from edge.errors import CapacityError, EdgeError, EngineError, MediaError, ProtocolError
-from edge.senses.ring import Ring
-from edge.senses.source import AudioSource, FrameSource
-from edge.senses.turns import UtteranceDetector
+from edge.errors import CapacityError, EngineError, MediaError, ProtocolError
 from edge.session.answer import LivePrompt, answer
+from edge.session.budget import Budget, Degraded, Load
 from edge.session.context import LiveContext
-from edge.session.perceive import Collector, Listener, Seen, Watcher, WindowCollector
+from edge.session.perceive import Seen
+from edge.session.sense import Sense
 from edge.session.turn import AnswerEvent, Done, Failed, Question, Status, Turn
-from edge.types import AudioChunk, Frame, Stages
+from edge.types import Stages
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-AUDIO_RING_CHUNKS = 300
-"""30 s of sound in chunks of 0.1 s may wait."""
 N_RECENT_STAGES = 32
 FEED_JOIN_S = 2.0
 """A source may sleep until its next frame; its thread does not outlive the process."""
@@ -48,15 +44,15 @@ class LiveLoop:
         config: Config,
         clock: Clock,
         model: str,
+        senses: Sequence[Sense[Any]],
         *,
         start_ns: int,
-        video: FrameSource | None = None,
-        audio: AudioSource | None = None,
     ) -> None:
         """Prefill the anchor; nothing plays before `run`.
 
         Args:
             model: the name that clients see.
+            senses: the most urgent first.
             start_ns: the session's time 0, from which the prompt counts.
         """
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
@@ -69,28 +65,34 @@ class LiveLoop:
             keep_tokens=config.context.keep_tokens,
         )
         self._wake, self._stopped = threading.Event(), threading.Event()
-        self._video, self._audio = video, audio
-        self._frames: Ring[Frame] = Ring(engine.spec.vision.tubelet_frames, self._wake.set)
-        self._chunks: Ring[AudioChunk] = Ring(AUDIO_RING_CHUNKS, self._wake.set)
-        tokenizer = prompt.tokenizer
-        self._watcher = Watcher(engine, tokenizer, clock, start_ns)
-        self._listener = Listener(engine, tokenizer, clock, _collector(config.perception))
+        self._senses = senses
+        for sense in senses:
+            sense.woken = self._wake.set
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
-        self._ended: deque[Callable[[], list[Seen]]] = deque()
         self._counters: Counter[str] = Counter()
-        self._defects: list[Exception] = []
         self._recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
+        self._budget = Budget(start_ns)
+        self._looked_ns, self._worked_ns, self._lateness_ns = start_ns, 0, 0
+        self.degraded: deque[Degraded] = deque(maxlen=N_RECENT_STAGES)
+        """The newest steps on the budget's ladder, oldest first."""
 
     # What other threads call.
 
-    def ask(self, question: Question, deliver: Callable[[AnswerEvent], None]) -> Turn:
+    def ask(
+        self,
+        question: Question,
+        deliver: Callable[[AnswerEvent], None],
+        asked_ns: int | None = None,
+    ) -> Turn:
         """Queue a question; `deliver` is called from the loop's thread.
 
+        Args:
+            asked_ns: when it was asked, if not just now.
         Raises:
             CapacityError: socket.max_waiting questions wait already.
         """
-        turn = Turn(question, self._clock.now_ns(), deliver)
+        turn = Turn(question, asked_ns or self._clock.now_ns(), deliver)
         with self._turns_lock:
             limit = self._config.socket.max_waiting
             if len(self._turns) >= limit:
@@ -104,9 +106,9 @@ class LiveLoop:
     def status(self) -> Status:
         """The session as it stands."""
         counters = dict(self._counters)
-        counters["frames_dropped"] = self._frames.n_dropped
-        counters["chunks_dropped"] = self._chunks.n_dropped
-        counters["rebuilds"] = self._context.n_rebuilds
+        for sense in self._senses:
+            counters |= sense.counters
+        counters["rebases"] = self._context.n_rebases
         return Status(
             ready=not self._stopped.is_set(),
             model=self._model,
@@ -125,9 +127,8 @@ class LiveLoop:
             for turn in self._turns:
                 turn.cancel()
         self._wake.set()
-        for source in (self._video, self._audio):
-            if source is not None:
-                source.close()
+        for sense in self._senses:
+            sense.close()
 
     # What the loop's own thread does.
 
@@ -137,18 +138,15 @@ class LiveLoop:
         Raises:
             EngineError: the engine failed; the service must end.
         """
-        feeds = []
-        if self._video is not None:
-            feeds.append(self._feed("video", self._video.frames(), self._frames, self._watcher))
-        if self._audio is not None:
-            feeds.append(self._feed("audio", self._audio.chunks(), self._chunks, self._listener))
+        feeds = [thread for sense in self._senses if (thread := sense.start())]
         try:
             while not self._stopped.is_set():
                 self._wake.clear()
                 if not self.step():
                     self._wake.wait()
-                if self._defects:
-                    raise self._defects[0]
+                for sense in self._senses:
+                    if sense.defect is not None:
+                        raise sense.defect
         finally:
             self.stop()
             self._refuse_waiting()
@@ -162,71 +160,65 @@ class LiveLoop:
         for turn in waiting:
             turn.deliver(Failed(CapacityError("service", "is stopping", "ask again later")))
 
-    def _feed(
-        self, sense: str, items: Iterator[T], ring: Ring[T], collector: Watcher | Listener
-    ) -> threading.Thread:
-        """Start the thread that moves one source's items into its ring, at the source's pace."""
-
-        def move() -> None:
-            try:
-                for item in items:
-                    ring.put(item)
-                    self._counters[f"{sense}_received"] += 1
-                log.info("sense=%s event=ended", sense)
-            except EdgeError as error:
-                self._counters[f"{sense}_failed"] += 1
-                log.error("sense=%s event=failed error=%s", sense, error)
-            except Exception as defect:  # noqa: BLE001  a thread's top: the loop raises it
-                self._defects.append(defect)
-            self._ended.append(collector.flush)
-            self._wake.set()
-
-        thread = threading.Thread(target=move, name=sense, daemon=True)
-        thread.start()
-        return thread
-
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""
+        self._look_at_the_load()
         with self._turns_lock:
             turn = self._turns.popleft() if self._turns else None
         if turn is not None:
             self._answer(turn)
             return True
-        if (chunk := self._chunks.take()) is not None:
-            self._perceive(partial(self._listener.push, chunk))
+        if self._context.owes_rebase:
+            return self._context.rebase()
+        if any(map(self._perceive, self._senses)):
             return True
-        if (frame := self._frames.take()) is not None:
-            self._perceive(partial(self._watcher.push, frame))
-            return True
-        if self._ended:
-            self._perceive(self._ended.popleft())
-            return True
-        return False
+        return self._context.rebase()
 
-    def _perceive(self, collect: Callable[[], list[Seen]]) -> None:
-        """Take what a sense has collected into the state, segment by segment."""
+    def _look_at_the_load(self) -> None:
+        """Once a second the budget sees what perception costs."""
+        now_ns = self._clock.now_ns()
+        since_ns = now_ns - self._looked_ns
+        if since_ns < NS_PER_S:
+            return
+        load = Load(self._lateness_ns / NS_PER_S, self._worked_ns / since_ns)
+        self._looked_ns, self._worked_ns, self._lateness_ns = now_ns, 0, 0
+        step = self._budget.look(now_ns, load)
+        if step is not None:
+            self.degraded.append(step)
+            self._counters["degraded"] += 1
+            log.warning("budget=%s cause=%s", step.rung.name, step.cause)
+            for sense in self._senses:
+                sense.stand_on(step.rung)
+
+    def _perceive(self, sense: Sense[Any]) -> bool:
+        """Take one item of a sense and what it completes into the state; False if none waits."""
         try:
-            for seen in collect():
+            segments = sense.perceive()
+            for seen in segments or ():
                 self._append(seen)
         except (MediaError, CapacityError) as error:
             self._counters["segments_refused"] += 1
             log.warning("segment=refused error=%s", error)
+            return True
+        return segments is not None
 
     def _append(self, seen: Seen) -> None:
-        before = self._context.n_tokens
+        before, late_ns = self._context.n_tokens, seen.stages.taken_ns - seen.stages.captured_ns
+        self._lateness_ns = max(self._lateness_ns, late_ns)
         self._context.append(seen.perceived)
         stages = replace(
             seen.stages,
             prefilled_ns=self._clock.now_ns(),
             n_tokens=len(seen.perceived.embeddings),
         )
+        self._worked_ns += stages.prefilled_ns - stages.taken_ns
         self._recent.append(stages)
         self._counters[f"{stages.modality}_segments"] += 1
         log.info(
             "segment=%s tokens=%d context=%d->%d late_ms=%.1f features_ms=%.1f encode_ms=%.1f "
             "prefill_ms=%.1f",
             *(stages.modality, stages.n_tokens, before, self._context.n_tokens),
-            (stages.taken_ns - stages.captured_ns) / NS_PER_MS,
+            late_ns / NS_PER_MS,
             (stages.features_ns - stages.taken_ns) / NS_PER_MS,
             (stages.encoded_ns - stages.features_ns) / NS_PER_MS,
             (stages.prefilled_ns - stages.encoded_ns) / NS_PER_MS,
@@ -245,12 +237,6 @@ class LiveLoop:
             raise
         turn.deliver(outcome)
         _log_turn(outcome)
-
-
-def _collector(perception: Perception) -> Collector:
-    if perception.listen == "utterances":
-        return UtteranceDetector()
-    return WindowCollector(perception.audio_window_s)
 
 
 def _log_turn(outcome: Done | Failed) -> None:

@@ -15,7 +15,8 @@ from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
 from edge.senses.turns import end_ns, goes_on, joined
-from edge.session.context import Perceived
+from edge.session.budget import LADDER
+from edge.session.slot import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Stages
 
 
@@ -53,6 +54,11 @@ class Watcher:
         self._start_ns = start_ns
         self._frames: list[Frame] = []
         self._n_frames = 0
+        self.rung = LADDER[0]
+
+    def wants(self, n: int) -> bool:
+        """Whether the source's frame number `n` is taken on this rung."""
+        return self.rung.one_frame_in > 0 and n % self.rung.one_frame_in == 0
 
     def push(self, frame: Frame) -> list[Seen]:
         """Take a frame; a segment when it completes a tubelet."""
@@ -69,7 +75,8 @@ class Watcher:
         taken_ns = self._clock.now_ns()
         vision = self._engine.spec.vision
         height, width = frames[0].pixels.shape[:2]
-        grid = video_grid(width, height, vision.video_target_patches)
+        n_patches = int(vision.video_target_patches * self.rung.patch_share)
+        grid = video_grid(width, height, n_patches)
         patches = tubelet_patches([frame.pixels for frame in frames], grid, vision)
         features_ns = self._clock.now_ns()
         media = self._engine.encode_tubelets(patches, grid)[0]
@@ -134,6 +141,11 @@ class Listener:
         """Listen to what `collector` gives."""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._collector = collector
+        self.rung = LADDER[0]
+
+    def wants(self, _n: int) -> bool:
+        """Whether sound is taken on this rung."""
+        return self.rung.sound
 
     def push(self, chunk: AudioChunk) -> list[Seen]:
         """Take a chunk; the segments that it completes."""

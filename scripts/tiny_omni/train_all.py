@@ -31,7 +31,7 @@ TOWER_SHARE = 0.3
 EASY_SHARE = 0.35
 """Share of the steps with short prompts and still towers, before the whole mix."""
 EASY_MIX = (("film", 0.45), ("image", 0.3), ("word", 0.2), ("text", 0.05))
-MIX = (("film", 0.2), ("image", 0.1), ("film_with_sound", 0.5), ("word", 0.15), ("text", 0.05))
+MIX = (("film", 0.3), ("image", 0.15), ("film_with_sound", 0.4), ("word", 0.1), ("text", 0.05))
 SIZES = {"film": 12, "image": 16, "film_with_sound": 12, "word": 24, "text": 24}
 SPOKEN_WEIGHT = 4.0
 """Of an answer to a spoken question: the rarest and the hardest."""

@@ -143,6 +143,26 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_memory_that_is_too_small_is_refused_before_the_start(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    assert run(capsys, checkpoint("base"), tmp_path / "whole", "bf16")[0] == 0
+    shards = [SafetensorsFile(path) for path in (tmp_path / "whole").glob("*.safetensors")]
+    largest = max(sum(map(shard.n_bytes, shard.names())) for shard in shards)
+    needed_kb = (2**30 + largest * 3 // 2) // 1024 + 1
+    said = tmp_path / "meminfo"
+    monkeypatch.setattr("build_engine.quantize.MEMINFO", said)
+    said.write_text(f"MemTotal: 99999999 kB\nMemAvailable: {needed_kb - 1} kB\nHugePages_Free: 0\n")
+    code, line = refused(capsys, checkpoint("base"), tmp_path)
+    assert code == 78
+    assert "out: needs 1.1 GB of memory, 1.1 GB are available; end other programs" in line
+    assert not list((tmp_path / ".out.partial").glob("*.safetensors"))
+    said.write_text(f"MemAvailable: {needed_kb} kB\n")
+    assert run(capsys, checkpoint("base"), tmp_path / "out")[0] == 0
+    said.unlink()  # no Linux: nothing is known
+    assert run(capsys, checkpoint("base"), tmp_path / "again")[0] == 0
+
+
 def interrupted(source: Path, out: Path, recipe: str = "w4a16", n_units: int = 3) -> None:
     """Leave a run unfinished."""
     done = []

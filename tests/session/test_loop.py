@@ -16,8 +16,10 @@ from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
 from edge.senses.ring import Ring
 from edge.senses.turns import end_ns
+from edge.service import _collector
 from edge.session.answer import LivePrompt
 from edge.session.loop import LiveLoop
+from edge.session.sense import audio_sense, video_sense
 from edge.session.turn import Done, Failed, Message, Question
 from edge.types import AudioChunk, Frame
 
@@ -66,16 +68,13 @@ def make(bundle, engine):
         folder = bundle("base")
         config = load_config(None, {"perception": {"audio_window_s": 0.3}, **changes})
         prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), config.context.system)
-        return LiveLoop(
-            engine("base"),
-            prompt,
-            config,
-            VirtualClock(),
-            "base",
-            start_ns=0,
-            video=video,
-            audio=audio,
-        )
+        parts, clock = (engine("base"), prompt.tokenizer), VirtualClock()
+        collector = _collector(config.perception)
+        senses = [
+            audio_sense(audio or Scripted([]), *parts, clock, collector),
+            video_sense(video or Scripted([]), *parts, clock, 0),
+        ]
+        return LiveLoop(engine("base"), prompt, config, clock, "base", senses, start_ns=0)
 
     return build
 
@@ -105,10 +104,11 @@ def drive(loop):
 
 
 def put(loop, frames=(), chunks=()):
+    sound, sight = loop._senses
     for item in frames:
-        loop._frames.put(item)
+        sight.put(item)
     for item in chunks:
-        loop._chunks.put(item)
+        sound.put(item)
 
 
 def modalities(loop):
@@ -179,7 +179,7 @@ def test_frames_that_wait_too_long_give_way_to_newer_ones(make):
     put(loop, [frame(i) for i in range(9)])
     drive(loop)
     assert loop._context.evidence()[0].frame_ids == (7, 8)
-    assert loop.status().counters["frames_dropped"] == 7
+    assert loop.status().counters["video_dropped"] == 7
 
 
 def test_the_prompt_counts_frames_and_seconds_from_the_start(make):
@@ -276,7 +276,7 @@ def test_a_source_that_fails_is_counted_and_the_rest_goes_on(make):
     loop = make(video)
     asker = Asker(loop)
     thread, _ = running(loop)
-    while "video_failed" not in loop.status().counters:
+    while not loop.status().counters["video_failed"]:
         asker.ended.clear()
         asker.ask()
         assert asker.ended.wait(TIMEOUT_S)

@@ -1,0 +1,164 @@
+"""One sense on its way into the context: a thread fills its ring, the loop empties it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from edge.clock import Clock
+from edge.engines.engine import AnyEngine
+from edge.errors import EdgeError
+from edge.model.tokenizer import Tokenizer
+from edge.senses.ring import Ring
+from edge.senses.source import AudioSource, FrameSource
+from edge.session.budget import Rung
+from edge.session.perceive import Collector, Listener, Seen, Watcher
+from edge.types import AudioChunk, Frame
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+U = TypeVar("U", contravariant=True)
+AUDIO_RING_CHUNKS = 300
+"""30 s of sound in chunks of 0.1 s may wait."""
+
+
+class Perceiver(Protocol[U]):
+    """What makes segments of a source's items."""
+
+    rung: Rung
+    """How much of the source is perceived; the loop sets it."""
+
+    def wants(self, n: int) -> bool:
+        """Whether the source's item number `n` is taken at all."""
+
+    def push(self, item: U) -> list[Seen]:
+        """Take the next item; the segments that it completes."""
+
+    def flush(self) -> list[Seen]:
+        """At the end of the source: what is left."""
+
+
+class Sense(Generic[T]):
+    """A source, the ring in which its items wait, and what makes segments of them."""
+
+    def __init__(
+        self,
+        name: str,
+        perceiver: Perceiver[T],
+        capacity: int,
+        items: Callable[[], Iterator[T]] | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Join the parts; nothing plays before `start`.
+
+        Args:
+            name: in counters and the log.
+            capacity: items that may wait; one more drops the oldest.
+            items: of the source, each given when it has been captured; None where others `put`.
+            close: lets them end.
+        """
+        self.name, self.close = name, close
+        self.woken: Callable[[], None] = lambda: None
+        """Called from the source's thread when there is something to do."""
+        self.defect: Exception | None = None
+        """An error in the source's code, which must end the service."""
+        self.n_received = self.n_skipped = self.n_failed = 0
+        self._perceiver, self._items = perceiver, items
+        self._ring: Ring[T] = Ring(capacity, lambda: self.woken())
+        self._ended = False
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What happened to its items, by the sense's name."""
+        counts = {
+            "received": self.n_received,
+            "skipped": self.n_skipped,
+            "dropped": self._ring.n_dropped,
+            "failed": self.n_failed,
+        }
+        return {f"{self.name}_{what}": n for what, n in counts.items()}
+
+    def start(self) -> threading.Thread | None:
+        """Start the thread that moves items into the ring, at the source's pace."""
+        if self._items is None:
+            return None
+        thread = threading.Thread(target=self._move, args=(self._items(),), name=self.name)
+        thread.daemon = True
+        thread.start()
+        return thread
+
+    def put(self, item: T) -> None:
+        """Let an item wait for the loop, unless the budget leaves it out."""
+        self.n_received += 1
+        if self._perceiver.wants(self.n_received - 1):
+            self._ring.put(item)
+        else:
+            self.n_skipped += 1
+            self.woken()  # time passes for the budget
+
+    def stand_on(self, rung: Rung) -> None:
+        """Perceive as much as the budget allows from now on."""
+        self._perceiver.rung = rung
+
+    def end(self) -> None:
+        """Say that no more items will come."""
+        self._ended = True
+        self.woken()
+
+    def perceive(self) -> list[Seen] | None:
+        """Take one item and see what it completes; None when nothing waits.
+
+        Raises:
+            MediaError: the item cannot be used.
+        """
+        item = self._ring.take()
+        if item is not None:
+            return self._perceiver.push(item)
+        if self._ended:
+            self._ended = False
+            return self._perceiver.flush()
+        return None
+
+    def _move(self, items: Iterator[T]) -> None:
+        try:
+            for item in items:
+                self.put(item)
+            log.info("sense=%s event=ended", self.name)
+        except EdgeError as error:
+            self.n_failed += 1
+            log.error("sense=%s event=failed error=%s", self.name, error)
+        except Exception as defect:  # noqa: BLE001  a thread's top: the loop raises it
+            self.defect = defect
+        self.end()
+
+
+def video_sense(
+    source: FrameSource, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, start_ns: int
+) -> Sense[Frame]:
+    """Sight: the newest frames win.
+
+    Args:
+        start_ns: the session's time 0, from which the prompt counts.
+    """
+    watcher = Watcher(engine, tokenizer, clock, start_ns)
+    n_frames = engine.spec.vision.tubelet_frames
+    return Sense("video", watcher, n_frames, source.frames, source.close)
+
+
+def audio_sense(
+    source: AudioSource,
+    engine: AnyEngine,
+    tokenizer: Tokenizer,
+    clock: Clock,
+    collector: Collector,
+) -> Sense[AudioChunk]:
+    """Hearing: sound waits for up to 30 s.
+
+    Args:
+        collector: makes clips of the chunks.
+    """
+    listener = Listener(engine, tokenizer, clock, collector)
+    return Sense("audio", listener, AUDIO_RING_CHUNKS, source.chunks, source.close)

@@ -1,0 +1,74 @@
+"""One state of the engine with its ledger: what is in it, and what waits to enter."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
+from edge.types import Evidence, Float32, Modality, Segment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Perceived:
+    """A segment ready to enter a state."""
+
+    modality: Modality
+    embeddings: Float32
+    """[n, H]: text around the media and the media itself, in order."""
+    evidence: Evidence
+
+
+class Slot:
+    """Anchor, then segments with a separator between them.
+
+    The ledger names every token that is in the state or waits to enter it, in order.
+    """
+
+    def __init__(self, engine: AnyEngine, anchor: Float32, separator: Float32) -> None:
+        """An empty state, before which the anchor waits.
+
+        Args:
+            anchor: [n, H] embeddings of the text before everything perceived.
+            separator: [n, H] embeddings of the text between two segments.
+        """
+        self._engine, self._separator = engine, separator
+        self.state = engine.new_state()
+        self.ledger: list[Segment] = [Segment("text", len(anchor))]
+        self._waiting = deque([anchor])
+        self.n_waiting = len(anchor)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the state."""
+        return self._engine.n_tokens(self.state)
+
+    def add(self, perceived: Perceived) -> None:
+        """Let a segment wait behind all others."""
+        rows = perceived.embeddings
+        if len(self.ledger) > 1:
+            rows = np.concatenate([self._separator, rows])
+        self.ledger.append(Segment(perceived.modality, len(rows), perceived.evidence))
+        self._waiting.append(rows)
+        self.n_waiting += len(rows)
+
+    def advance(self) -> None:
+        """Prefill one chunk of what waits, across segments."""
+        parts: list[Float32] = []
+        n_room = MAX_PREFILL_TOKENS
+        while self._waiting and n_room:
+            rows = self._waiting.popleft()
+            parts.append(rows[:n_room])
+            if len(rows) > n_room:
+                self._waiting.appendleft(rows[n_room:])
+            n_room -= len(parts[-1])
+        if parts:
+            self._engine.prefill(self.state, np.concatenate(parts))
+            self.n_waiting -= MAX_PREFILL_TOKENS - n_room
+
+    def finish(self) -> None:
+        """Prefill all that waits."""
+        while self.n_waiting:
+            self.advance()

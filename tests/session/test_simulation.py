@@ -1,0 +1,102 @@
+"""The real loop in scripted worlds, on a virtual clock, with and without faults."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import pytest
+from simulate import DEADLINE_S, FAULTS, World, check, report
+
+from edge.clock import NS_PER_S
+from edge.session.budget import LADDER, Budget, Load
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.CRITICAL)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_whatever_goes_wrong_the_invariants_hold(seed):
+    world = World("thor", 2.0, seed, faults=True)
+    world.run(90, check)
+    assert not world.waiting
+    assert world.glass_to_state_s
+
+
+def test_a_seed_gives_the_same_world_again():
+    first, second = (World("agx-orin-64", 4.0, 11, faults=True) for _ in range(2))
+    for world in (first, second):
+        world.run(60)
+    assert report(first, 60, 0) == report(second, 60, 0)
+    assert first.first_token_s == second.first_token_s
+
+
+def test_a_turn_never_waits_for_a_rebase():
+    """Its first token waits at most for one step, and the question's own prefill."""
+    world = World("thor", 2.0, 3, faults=False)
+    world.run(1800)
+    assert world.n_rebases > 50
+    costs = world.engine._costs
+    one_step = costs.see.ms(256) + 2 * costs.prefill.ms(256)
+    own = costs.prefill.ms(30) + costs.snapshot.ms(0)
+    assert max(s for _, s in world.first_token_s) <= (one_step + own) / 1000
+    assert world.n_dropped == 0
+
+
+def test_overload_is_answered_by_the_budget_and_turns_stay_in_time():
+    world = World("thor", 16.0, 5, faults=False)
+    world.run(600)
+    assert world.steps
+    assert world.steps[-1].rung != LADDER[0]
+    assert all(s <= DEADLINE_S for _, s in world.first_token_s)
+    assert world.busy_ms / 1000 < 600
+
+
+def test_memory_is_bounded_whatever_comes():
+    world = World("thor", 10.0, 6, faults=True)
+    world.run(600)
+    assert world.most_tokens <= world.config.context.max_tokens
+
+
+def test_every_fault_is_one_that_the_world_knows():
+    assert all(callable(getattr(World, f"_{kind}")) for kind in FAULTS)
+
+
+def step(budget, at_s, **load):
+    found = budget.look(int(at_s * NS_PER_S), Load(**{"lateness_s": 0, "busy_share": 0, **load}))
+    return found.rung.name if found else None
+
+
+def test_the_budget_goes_down_at_once_and_up_after_a_calm():
+    budget = Budget(0)
+    assert step(budget, 1, busy_share=0.95) is None  # a change is awaited first
+    assert step(budget, 4, busy_share=0.95) == "fewer tokens"
+    assert step(budget, 5, lateness_s=2) is None
+    assert step(budget, 8, lateness_s=2) == "fewer frames"
+    assert step(budget, 20) is None
+    assert step(budget, 28) == "fewer tokens"
+    assert step(budget, 48) == "full"
+
+
+def test_a_rung_that_did_not_hold_waits_longer_the_next_time():
+    budget, up = Budget(0), []
+    at_s, loaded = 0, True
+    while at_s < 600:
+        at_s += 1
+        name = step(budget, at_s, busy_share=0.95 if loaded else 0.3)
+        if name == "full":
+            up.append(at_s)
+        if name:
+            loaded = name == "full"
+    waits = [later - earlier for earlier, later in pairwise(up)]
+    assert waits == sorted(waits)
+    assert waits[-1] > 3 * waits[0]
+
+
+def test_the_last_rung_is_the_last():
+    budget = Budget(0)
+    for at_s in range(4, 60, 4):
+        step(budget, at_s, memory_share=0.99)
+    assert budget.rung is LADDER[-1]
