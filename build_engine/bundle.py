@@ -52,7 +52,7 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
             files={},
         )
         _write_manifest(manifest, folder)
-        write_self_check(CpuEngine(Bundle(folder), frugal=True), folder)
+        write_self_check(CpuEngine(Bundle(folder), exact=True, frugal=True), folder)
         manifest = _write_manifest(manifest, folder)
         progress("verify", 0, 1)
         verify(folder)

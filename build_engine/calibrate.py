@@ -19,8 +19,9 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 
 from build_engine.checkpoint import Checkpoint
 from build_engine.checkpoint_weights import CheckpointWeights
-from edge.engines.cpu_ops import CpuOps, DecoderState
 from edge.engines.engine import MAX_PREFILL_TOKENS
+from edge.engines.reference_ops import ReferenceOps
+from edge.engines.state import DecoderState
 from edge.model.decoder import block
 from edge.model.spec import DecoderSpec
 from edge.types import Float32
@@ -51,7 +52,7 @@ class Observers:
 
 
 @dataclass(slots=True)
-class ObservedOps(CpuOps):
+class ObservedOps(ReferenceOps):
     """The cpu engine's operations, with an observer at every linear's input.
 
     Keys and values are observed as they leave their projections, for the K/V cache.
@@ -61,14 +62,14 @@ class ObservedOps(CpuOps):
 
     def linear(self, x: Float32, weight: str) -> Float32:
         self.observers.see(weight, x)
-        y = CpuOps.linear(self, x, weight)
+        y = ReferenceOps.linear(self, x, weight)
         if weight.endswith((".k_proj", ".v_proj")):
             self.observers.see(f"{weight}.output", y)
         return y
 
     def expert_linear(self, x: Float32, weight: str, expert: int) -> Float32:
         self.observers.see(f"{weight}.{expert}", x)
-        return CpuOps.expert_linear(self, x, weight, expert)
+        return ReferenceOps.expert_linear(self, x, weight, expert)
 
 
 def calibrate_block(

@@ -92,7 +92,9 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """How far a bundle's decoder is from another's: each block, and what it would say next."""
-    engine, reference = (CpuEngine(Bundle(path)) for path in (arguments.bundle, arguments.against))
+    engine, reference = (
+        CpuEngine(Bundle(path), exact=True) for path in (arguments.bundle, arguments.against)
+    )
     samples = read_samples(reference, arguments.against, arguments.samples)
     found = compare(engine, reference, samples)
     if arguments.picture:

@@ -10,7 +10,6 @@ import numpy as np
 
 from build_engine.chart import bars
 from edge.engines.cpu import CpuEngine
-from edge.engines.cpu_ops import CpuOps
 from edge.errors import BundleError
 from edge.model.decoder import blocks, head
 from edge.types import Float32
@@ -80,7 +79,7 @@ def compare(engine: CpuEngine, reference: CpuEngine, samples: Sequence[Float32])
 
 def _stages(engine: CpuEngine, rows: Float32) -> Sequence[Float32]:
     """The residual stream after each block, then the logits of every row."""
-    ops = CpuOps(engine.spec.decoder, engine.weights, engine.new_state())
+    ops = engine.ops(engine.new_state())
     after = list(blocks(ops, engine.spec.decoder, rows))
     return [*after, head(ops, after[-1])]
 

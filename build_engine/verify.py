@@ -70,7 +70,7 @@ def verify(path: Path) -> dict[str, float]:
     stored = bundle.self_check()
     inputs = {k.removeprefix("input."): v for k, v in stored.items() if k.startswith("input.")}
     differences = {}
-    for name, values in replay(CpuEngine(bundle, frugal=True), inputs).items():
+    for name, values in replay(CpuEngine(bundle, exact=True, frugal=True), inputs).items():
         expected = stored[f"output.{name}"]
         difference = float(np.abs(values - expected).max() / np.abs(expected).max())
         differences[name] = difference

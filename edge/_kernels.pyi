@@ -60,3 +60,118 @@ def unpack_int4(
     n_threads: int,
 ) -> None:
     """codes [n / 2, k], block_scale [n, k / 128] -> weight [n, k]."""
+
+def set_threads(n_threads: int) -> None:
+    """How many threads kernels share, the caller included; 0: one for each usable core."""
+
+def threads() -> int:
+    """How many they are."""
+
+def instruction_sets() -> list[str]:
+    """Those that this build and this processor have, the best first."""
+
+def instruction_set() -> str:
+    """The one in use."""
+
+def use_instruction_set(name: str) -> None:
+    """Take another one of `instruction_sets()`, for the whole process."""
+
+class Weight:
+    """A weight [n, k], or a stack of them, over arrays that it keeps and never copies."""
+
+    def __init__(
+        self,
+        format: str,
+        n_matrices: int,
+        n: int,
+        k: int,
+        values: NDArray[np.uint8],
+        block_scale: NDArray[np.uint8] | None,
+        scales: NDArray[np.float32] | None,
+    ) -> None:
+        """format: float32, bfloat16, fp8, int4 or nvfp4; arrays are flat."""
+
+    @property
+    def n(self) -> int:
+        """Outputs of a matrix."""
+
+    @property
+    def k(self) -> int:
+        """Inputs of a matrix."""
+
+def linear(weight: Weight, x: NDArray[np.float32], y: NDArray[np.float32], exact: bool) -> None:
+    """x [rows, k] -> y [rows, n]."""
+
+def experts(
+    up: Weight,
+    down: Weight,
+    x: NDArray[np.float32],
+    ids: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    y: NDArray[np.float32],
+    exact: bool,
+) -> None:
+    """x [rows, hidden], ids and weights [rows, slots] -> y [rows, hidden]."""
+
+def rms_norm(
+    x: NDArray[np.float32], weight: NDArray[np.float32], eps: float, y: NDArray[np.float32]
+) -> None:
+    """x, y [rows, n], weight [n]."""
+
+def gated_rms_norm(
+    x: NDArray[np.float32],
+    gate: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    n_groups: int,
+    eps: float,
+    y: NDArray[np.float32],
+) -> None:
+    """x, gate, y [rows, n], weight [n]; y may be x."""
+
+def causal_conv1d(
+    x: NDArray[np.float32],
+    past: NDArray[np.float32],
+    taps: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    y: NDArray[np.float32],
+    next: NDArray[np.float32],
+) -> None:
+    """x, y [rows, n], past and next [taps - 1, n], taps [taps, n], bias [n]."""
+
+def state_space(
+    x: NDArray[np.float32],
+    b: NDArray[np.float32],
+    c: NDArray[np.float32],
+    dt: NDArray[np.float32],
+    dt_bias: NDArray[np.float32],
+    a_log: NDArray[np.float32],
+    d: NDArray[np.float32],
+    n_groups: int,
+    state: NDArray[np.float32],
+    y: NDArray[np.float32],
+    next: NDArray[np.float32],
+) -> None:
+    """x, y [rows, heads * dim], b, c [rows, groups * size], dt [rows, heads].
+
+    dt_bias, a_log, d [heads], state, next [heads, dim, size].
+    """
+
+def attention(
+    q: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    y: NDArray[np.float32],
+) -> None:
+    """q, y [rows, heads * dim], keys, values [past + rows, K/V heads, dim]."""
+
+def route(
+    logits: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    n_groups: int,
+    n_chosen_groups: int,
+    normalise: bool,
+    factor: float,
+    ids: NDArray[np.int32],
+    weights: NDArray[np.float32],
+) -> None:
+    """logits [rows, experts], bias [experts] -> ids, weights [rows, slots]."""

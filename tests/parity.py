@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.engines.cpu import CpuEngine
-from edge.engines.cpu_ops import CpuOps
 from edge.features.evs import retention_mask
 from edge.features.mel import log_mel
 from edge.features.pixels import image_grid, image_patches, tubelet_patches, video_grid
@@ -117,7 +116,7 @@ def runtime_outputs(engine: CpuEngine, bundle: Path) -> Outputs:
     placed = np.concatenate([out["image_features"], shaped[kept], out["audio_features"]])
     embeddings = embed_media(engine, tokenizer, prompt, placed)
 
-    ops = CpuOps(spec.decoder, engine.weights, engine.new_state())
+    ops = engine.ops(engine.new_state())
     after = list(blocks(ops, spec.decoder, embeddings))
     out["blocks"], out["logits"] = np.stack(after), head(ops, after[-1])
     state = engine.new_state()

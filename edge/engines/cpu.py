@@ -1,4 +1,4 @@
-"""The cpu engine: the embedded default. Encoders on ONNX Runtime, the decoder on numpy."""
+"""The cpu engine: the embedded default. Encoders on ONNX Runtime, the decoder on native kernels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge import _kernels
+from edge.engines import kernels
 from edge.engines.bundle import Bundle
-from edge.engines.cpu_ops import CpuOps, DecoderState
+from edge.engines.cpu_ops import CpuOps, KernelWeights
 from edge.engines.encoders import CALL_IT_RIGHT, Encoders
 from edge.engines.engine import MAX_PREFILL_TOKENS
+from edge.engines.state import DecoderState
 from edge.engines.weights import DecoderWeights
 from edge.errors import EngineError
 from edge.model.decoder import advance
+from edge.model.ops import Ops
 from edge.model.spec import ModelSpec
 from edge.types import Float32, Int32
 
@@ -29,14 +33,21 @@ class CpuSnapshot:
 class CpuEngine:
     """Executes a bundle of target `cpu` with any number of threads."""
 
-    def __init__(self, bundle: Bundle, n_threads: int = 0, frugal: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, n_threads: int = 0, *, exact: bool = False, frugal: bool = False
+    ) -> None:
         """Map the decoder's weights and load the encoders.
 
         Args:
-            n_threads: threads of the encoders; 0 is one a core.
+            n_threads: threads of the encoders and, process-wide, of the kernels; 0 is one a core.
+            exact: keep activations in float32 where 4-bit weights would meet them in 8 bits.
             frugal: keep one encoder or one block of the decoder in memory at a time: slower.
         """
-        self.weights = DecoderWeights(bundle.decoder_weights(one_block=frugal))
+        kernels.choose_instruction_set()
+        _kernels.set_threads(n_threads)
+        stored = bundle.decoder_weights(one_block=frugal)
+        self.weights = DecoderWeights(stored)
+        self._kernel_weights, self._exact = KernelWeights(stored), exact
         self._encoders = Encoders(bundle.path, bundle.manifest.spec, n_threads, frugal)
         self._spec = bundle.manifest.spec
 
@@ -65,11 +76,15 @@ class CpuEngine:
     def n_tokens(self, state: DecoderState) -> int:
         return state.n_tokens
 
+    def ops(self, state: DecoderState) -> Ops[Float32]:
+        """The decoder's operations on `state`."""
+        return CpuOps(self._spec.decoder, self._kernel_weights, state, self._exact)
+
     def prefill(self, state: DecoderState, embeddings: Float32) -> Float32:
         hidden_size = self._spec.decoder.hidden_size
         if embeddings.shape[1:] != (hidden_size,) or not len(embeddings):
             raise EngineError("embeddings", f"have shape {embeddings.shape}", CALL_IT_RIGHT)
-        ops = CpuOps(self._spec.decoder, self.weights, state)
+        ops = self.ops(state)
         for start in range(0, len(embeddings), MAX_PREFILL_TOKENS):
             rows = embeddings[start : start + MAX_PREFILL_TOKENS]
             logits = advance(ops, self._spec.decoder, rows)

@@ -1,104 +1,62 @@
-"""The decoder's operations on numpy arrays: every formula in float32, exact to the model."""
+"""The decoder's operations on the native kernels, over weights as the bundle maps them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.engines.weights import Weights
+from edge import _kernels
+from edge.engines import kernels
+from edge.engines.state import DecoderState
 from edge.model.spec import DecoderSpec
 from edge.types import Float32
 
-Float64 = NDArray[np.float64]
 
-KV_BLOCK_ROWS = 256
-"""The cache of a layer grows by doubling, from this many rows."""
-ROUTER_EPSILON = np.float32(1e-20)
+class KernelWeights:
+    """Weights by name, each as the kernels take it; made when it is first asked for, then kept."""
 
+    def __init__(self, stored: Mapping[str, NDArray[Any]]) -> None:
+        """Take the tensors of decoder.safetensors, by the names that it gives them."""
+        self._stored = stored
+        self._matrices: dict[str, _kernels.Weight] = {}
+        self._vectors: dict[str, Float32] = {}
 
-@dataclass(slots=True)
-class KVCache:
-    """Keys and values of one attention layer, time-major [rows, K/V heads, head dim]."""
+    def matrix(self, name: str) -> _kernels.Weight:
+        """A linear's weight or a stack of experts, over the mapped bytes."""
+        values = self._stored[
+            name
+        ]  # asked for each time: a frugal bundle learns which block is in use
+        if name not in self._matrices:
+            block_scale, scale = (self._stored.get(f"{name}.{s}") for s in ("block_scale", "scale"))
+            self._matrices[name] = kernels.weight(values, block_scale, scale)
+        return self._matrices[name]
 
-    keys: Float32
-    values: Float32
-
-    def append(self, n_past: int, keys: Float32, values: Float32) -> None:
-        """Write new rows behind `n_past` valid ones, growing when the buffer is full."""
-        n_rows = n_past + len(keys)
-        if n_rows > len(self.keys):
-            shape = (max(2 * len(self.keys), n_rows), *self.keys.shape[1:])
-            for name in ("keys", "values"):
-                grown = np.empty(shape, np.float32)
-                grown[:n_past] = getattr(self, name)[:n_past]
-                setattr(self, name, grown)
-        self.keys[n_past:n_rows] = keys
-        self.values[n_past:n_rows] = values
-
-
-@dataclass(slots=True)
-class DecoderState:
-    """Everything that one sequence has left behind."""
-
-    n_tokens: int
-    kv: dict[int, KVCache]
-    """By attention layer."""
-    conv: dict[int, Float32]
-    """By Mamba2 layer, [conv_kernel - 1, conv_dim]: the last inputs of the convolution."""
-    ssm: dict[int, Float32]
-    """By Mamba2 layer, [heads, head dim, state size]."""
-
-    @staticmethod
-    def empty(spec: DecoderSpec) -> DecoderState:
-        """The state before the first token."""
-        kv_shape = (KV_BLOCK_ROWS, spec.n_kv_heads, spec.head_dim)
-        conv_shape = (spec.conv_kernel - 1, spec.conv_dim)
-        ssm_shape = (spec.mamba_n_heads, spec.mamba_head_dim, spec.state_size)
-        return DecoderState(
-            n_tokens=0,
-            kv={
-                i: KVCache(np.empty(kv_shape, np.float32), np.empty(kv_shape, np.float32))
-                for i in spec.layers("*")
-            },
-            conv={i: np.zeros(conv_shape, np.float32) for i in spec.layers("M")},
-            ssm={i: np.zeros(ssm_shape, np.float32) for i in spec.layers("M")},
-        )
-
-
-def sigmoid(x: Float32) -> Float32:
-    """1 / (1 + exp(-x)) without overflow."""
-    # exp of a negative magnitude never overflows; both branches are exact.
-    small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
-
-
-def silu(x: Float32) -> Float32:
-    """x * sigmoid(x)."""
-    return x * sigmoid(x)
-
-
-def softplus(x: Float32) -> Float32:
-    """log(1 + exp(x)) without overflow."""
-    return np.logaddexp(np.float32(0), x)
+    def vector(self, name: str) -> Float32:
+        """A small tensor in float32; one of two dimensions comes with them exchanged."""
+        if name not in self._vectors:
+            values = self._stored[name].astype(np.float32, copy=False)
+            self._vectors[name] = np.require(values.T, requirements=["C", "ALIGNED"])
+        return self._vectors[name]
 
 
 @dataclass(slots=True)
 class CpuOps:
-    """`Ops` over numpy arrays, on one state."""
+    """`Ops` on the kernels, on one state. `exact` as in `kernels`."""
 
     spec: DecoderSpec
-    weights: Weights
+    weights: KernelWeights
     state: DecoderState
+    exact: bool
 
     def linear(self, x: Float32, weight: str) -> Float32:
-        return x @ self.weights[weight].T
+        return kernels.linear(self.weights.matrix(weight), x, exact=self.exact)
 
     def rms_norm(self, x: Float32, weight: str) -> Float32:
-        return _normalised(x, self.spec.norm_eps) * self.weights[weight]
+        return kernels.rms_norm(x, self.weights.vector(weight), self.spec.norm_eps)
 
     def add(self, a: Float32, b: Float32) -> Float32:
         return a + b
@@ -113,106 +71,41 @@ class CpuOps:
         return x[-1:]
 
     def causal_conv1d(self, x: Float32, layer: int) -> Float32:
-        kernel = self.weights[f"layers.{layer}.conv_weight"]  # [conv_dim, K]
-        columns = np.concatenate([self.state.conv[layer], x])
-        n_taps, n_rows = kernel.shape[1], len(x)
-        self.state.conv[layer] = columns[n_rows:].copy()
-        taps = (columns[k : k + n_rows] * kernel[:, k] for k in range(n_taps))
-        return silu(self.weights[f"layers.{layer}.conv_bias"] + sum(taps))
-
-    def time_step(self, dt: Float32, layer: int) -> Float32:
-        """softplus(dt + bias) [n, heads]; the published limits (0, inf) clamp nothing."""
-        return softplus(dt + self.weights[f"layers.{layer}.dt_bias"])
+        taps, bias = (self.weights.vector(f"layers.{layer}.conv_{n}") for n in ("weight", "bias"))
+        y, self.state.conv[layer] = kernels.causal_conv1d(x, self.state.conv[layer], taps, bias)
+        return y
 
     def ssd(self, x: Float32, b: Float32, c: Float32, dt: Float32, layer: int) -> Float32:
-        # One chunk in its quadratic form: S_t = exp(dt A) S + dt x B^T, y = S C + D x.
-        spec, n = self.spec, len(x)
-        per_group = spec.mamba_n_heads // spec.n_groups
-        x = x.reshape(n, spec.mamba_n_heads, spec.mamba_head_dim).transpose(1, 0, 2)  # [h, n, p]
-        b = b.reshape(n, spec.n_groups, spec.state_size).transpose(1, 0, 2)  # [g, n, s]
-        c = c.reshape(n, spec.n_groups, spec.state_size).transpose(1, 0, 2)
-        step = self.time_step(dt, layer).T  # [h, n]
-        decay_rate = -np.exp(self.weights[f"layers.{layer}.A_log"])
-        # In float64: a difference of float32 sums would lose the small decays after large ones.
-        total: Float64 = np.cumsum(step.astype(np.float64) * decay_rate[:, None], axis=1)  # [h, n]
-        since = (total[:, :, None] - total[:, None, :]).astype(np.float32)
-        since[:, ~np.tri(n, dtype=bool)] = -np.inf
-        decay = np.exp(since)  # [h, to, from]
-        scores = np.repeat(c @ b.transpose(0, 2, 1), per_group, axis=0)  # [h, to, from]
-        driven = x * step[:, :, None]
-        c, b = np.repeat(c, per_group, axis=0), np.repeat(b, per_group, axis=0)
-        state = self.state.ssm[layer]
-        y: Float32 = (scores * decay) @ driven
-        y += np.exp(total)[:, :, None].astype(np.float32) * (c @ state.transpose(0, 2, 1))
-        y += self.weights[f"layers.{layer}.D"][:, None, None] * x
-        left: Float32 = np.exp(total[:, -1:] - total)[:, :, None].astype(np.float32)  # [h, n, 1]
-        kept: Float32 = np.exp(total[:, -1])[:, None, None].astype(np.float32)
-        entered = np.asarray((driven * left).transpose(0, 2, 1) @ b, np.float32)
-        self.state.ssm[layer] = kept * state + entered
-        return y.transpose(1, 0, 2).reshape(n, spec.d_inner)
+        dt_bias, a_log, d = (
+            self.weights.vector(f"layers.{layer}.{name}") for name in ("dt_bias", "A_log", "D")
+        )
+        y, self.state.ssm[layer] = kernels.state_space(
+            x, b, c, dt, (dt_bias, a_log, d), self.spec.n_groups, self.state.ssm[layer]
+        )
+        return y
 
     def gated_rms_norm(self, y: Float32, gate: Float32, weight: str) -> Float32:
-        gated = (y * silu(gate)).reshape(len(y), self.spec.n_groups, -1)
-        return _normalised(gated, self.spec.norm_eps).reshape(y.shape) * self.weights[weight]
+        w = self.weights.vector(weight)
+        return kernels.gated_rms_norm(y, gate, w, self.spec.n_groups, self.spec.norm_eps)
 
     def attention(self, q: Float32, k: Float32, v: Float32, layer: int) -> Float32:
-        spec, n, n_past = self.spec, len(q), self.state.n_tokens
+        n_past, n_rows = self.state.n_tokens, self.state.n_tokens + len(q)
         cache = self.state.kv[layer]
-        row_shape = (n, spec.n_kv_heads, spec.head_dim)
-        cache.append(n_past, k.reshape(row_shape), v.reshape(row_shape))
-        q = q.reshape(n, spec.n_kv_heads, -1, spec.head_dim) * np.float32(spec.head_dim**-0.5)
-        out = np.empty_like(q)
-        visible = np.tri(n, n_past + n, n_past, dtype=bool)
-        for kv_head in range(spec.n_kv_heads):
-            keys = cache.keys[: n_past + n, kv_head]
-            values = cache.values[: n_past + n, kv_head]
-            scores = q[:, kv_head].transpose(1, 0, 2) @ keys.T  # [query heads, n, past + n]
-            scores = np.where(visible, scores, -np.inf)
-            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            scores /= scores.sum(axis=-1, keepdims=True)
-            out[:, kv_head] = (scores @ values).transpose(1, 0, 2)
-        return out.reshape(n, -1)
+        shape = (len(q), self.spec.n_kv_heads, self.spec.head_dim)
+        cache.append(n_past, k.reshape(shape), v.reshape(shape))
+        return kernels.attention(q, cache.keys[:n_rows], cache.values[:n_rows])
 
     def route(self, x: Float32, layer: int) -> tuple[Any, Any]:
         spec = self.spec
-        scores = sigmoid(self.linear(x, f"layers.{layer}.gate"))
-        # The bias steers the choice only; the weights are the unbiased scores.
-        choice = self.group_limited(scores + self.weights[f"layers.{layer}.gate_bias"])
-        ids = np.argsort(-choice, axis=-1, kind="stable")[:, : spec.n_experts_per_token]
-        weights = np.take_along_axis(scores, ids, axis=-1)
-        if spec.norm_topk_prob:
-            weights = weights / (weights.sum(axis=-1, keepdims=True) + ROUTER_EPSILON)
-        return ids, weights * np.float32(spec.routed_scaling_factor)
-
-    def group_limited(self, choice: Float32) -> Float32:
-        """Exclude the experts outside the best groups; a group counts by its two best."""
-        spec = self.spec
-        if spec.n_expert_groups == 1:
-            return choice
-        grouped = choice.reshape(len(choice), spec.n_expert_groups, -1)
-        strength = np.sort(grouped, axis=-1)[:, :, -2:].sum(axis=-1)
-        order = np.argsort(-strength, axis=-1, kind="stable")
-        dropped = order[:, spec.n_expert_groups_per_token :]
-        grouped = grouped.copy()
-        np.put_along_axis(grouped, dropped[:, :, None], -np.inf, axis=1)
-        return grouped.reshape(choice.shape)
+        return kernels.route(
+            self.linear(x, f"layers.{layer}.gate"),
+            self.weights.vector(f"layers.{layer}.gate_bias"),
+            spec.n_experts_per_token,
+            (spec.n_expert_groups, spec.n_expert_groups_per_token),
+            spec.norm_topk_prob,
+            spec.routed_scaling_factor,
+        )
 
     def experts(self, x: Float32, ids: Any, weights: Any, layer: int) -> Float32:
-        up, down = (f"layers.{layer}.experts_{name}" for name in ("up", "down"))
-        out = np.zeros_like(x)
-        for expert in np.unique(ids):
-            rows, slots = np.nonzero(ids == expert)
-            hidden = self.relu2(self.expert_linear(x[rows], up, expert))
-            out[rows] += weights[rows, slots, None] * self.expert_linear(hidden, down, expert)
-        return out
-
-    def expert_linear(self, x: Float32, weight: str, expert: int) -> Float32:
-        """`linear` with one of a stack of matrices."""
-        return x @ self.weights.expert(weight, expert).T
-
-
-def _normalised(x: Float32, eps: float) -> Float32:
-    """x / sqrt(mean(x^2) + eps) over the last dimension."""
-    mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
-    normalised: Float32 = x / np.sqrt(mean_square + np.float32(eps))
-    return normalised
+        up, down = (self.weights.matrix(f"layers.{layer}.experts_{n}") for n in ("up", "down"))
+        return kernels.experts(up, down, x, ids, weights, exact=self.exact)

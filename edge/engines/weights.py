@@ -1,4 +1,4 @@
-"""The decoder's weights as a bundle holds them; a quantized one is dequantized when it is used.
+"""The decoder's weights as a bundle holds them; a quantized one is dequantized when asked for.
 
 A weight NAME is stored as float32 or bfloat16, or as codes with its scales beside it:
 FP8 as NAME and NAME.scale; NVFP4 as NAME, NAME.block_scale and NAME.scale; INT4 as NAME and

@@ -1,5 +1,5 @@
 // The largest magnitude of a weight.
-#include "floats.h"
+#include "kernels.h"
 
 template <class T>
 MULTIVERSION static uint32_t largest(const T *x, size_t n) {
@@ -11,9 +11,9 @@ MULTIVERSION static uint32_t largest(const T *x, size_t n) {
 template <class T>
 static float amax(Input<T> weight, int n_threads) {
     const T *data = weight.data();
-    std::vector<uint32_t> most(thread_count(weight.size(), n_threads));
-    parallel(weight.size(), n_threads, [&](size_t first, size_t last, int thread) {
-        most[thread] = largest(data + first, last - first);
+    std::vector<uint32_t> most(std::max<size_t>(1, n_pieces(weight.size())));
+    parallel(weight.size(), n_threads, [&](size_t first, size_t last, size_t piece) {
+        most[piece] = largest(data + first, last - first);
     });
     return float_of(*std::max_element(most.begin(), most.end()));
 }

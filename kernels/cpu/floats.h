@@ -2,11 +2,13 @@
 // variant "e4m3fn" (no infinities, 448 the largest, 0x7f NaN).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "kernels.h"
+// For what a function that is compiled several times calls: it follows only where it is inlined.
+#define INLINE inline __attribute__((always_inline))
 
 constexpr float E4M3_MAX = 448.0f;
 constexpr float E4M3_SMALLEST = 0x1p-9f;  // above zero
@@ -54,3 +56,18 @@ INLINE float float_of_e4m3(uint8_t code) {
     float value = size < 8 ? size * E4M3_SMALLEST : float_of((size + (120 << 3)) << 20);
     return size == 0x7f ? NAN : code & 0x80 ? -value : value;
 }
+
+// The values of all E4M3 codes.
+struct E4m3Values {
+    float of[256];
+    constexpr E4m3Values() : of() {
+        for (int code = 0; code < 256; code++) {
+            int exponent = code >> 3 & 15, mantissa = code & 7;
+            float value = static_cast<float>(exponent ? 8 + mantissa : mantissa) * E4M3_SMALLEST;
+            for (int i = 1; i < exponent; i++) value *= 2;
+            if ((code & 0x7f) == 0x7f) value = __builtin_nanf("");
+            of[code] = code & 0x80 ? -value : value;
+        }
+    }
+};
+inline constexpr E4m3Values E4M3_VALUES;

@@ -1,5 +1,5 @@
 // FP8: E4M3 codes and one float32 scale for the tensor.
-#include "floats.h"
+#include "kernels.h"
 
 // ModelOpt divides in the weight's own dtype, so a bfloat16 weight is rounded twice.
 INLINE float quotient(float weight, float scale) { return weight / scale; }
@@ -21,7 +21,7 @@ static void pack_fp8(Input<T> weight, float scale, Output<uint8_t> codes, int n_
     require_shape(codes, weight.shape(0), weight.shape(1), "codes are not [n, k]");
     const T *from = weight.data();
     uint8_t *to = codes.data();
-    parallel(weight.size(), n_threads, [=](size_t first, size_t last, int) {
+    parallel(weight.size(), n_threads, [=](size_t first, size_t last, size_t) {
         pack(from + first, last - first, scale, to + first);
     });
 }
@@ -30,7 +30,7 @@ static void unpack_fp8(Input<uint8_t> codes, float scale, Output<float> weight, 
     require_shape(codes, weight.shape(0), weight.shape(1), "codes are not [n, k]");
     const uint8_t *from = codes.data();
     float *to = weight.data();
-    parallel(weight.size(), n_threads, [=](size_t first, size_t last, int) {
+    parallel(weight.size(), n_threads, [=](size_t first, size_t last, size_t) {
         unpack(from + first, last - first, scale, to + first);
     });
 }

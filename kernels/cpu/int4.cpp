@@ -1,6 +1,6 @@
 // INT4: signed 4-bit codes with a float32 scale for every 128 along a row. A byte holds the same
 // column of two rows: the even row in its low half, the odd row in its high half.
-#include "floats.h"
+#include "kernels.h"
 
 constexpr size_t BLOCK = 128;
 constexpr float INT4_MAX = 7.0f;
@@ -26,7 +26,7 @@ MULTIVERSION static void pack(const T *even, size_t n_blocks, uint8_t *codes, fl
         float high = scales[n_blocks + b] = scale_of(odd);
         for (size_t i = 0; i < BLOCK; i++)
             codes[i] = static_cast<uint8_t>((int4_of(to_float(even[i]) / low) & 15) |
-                                            int4_of(to_float(odd[i]) / high) << 4);
+                                            (int4_of(to_float(odd[i]) / high) & 15) << 4);
     }
 }
 
@@ -56,7 +56,7 @@ static void pack_int4(
     uint8_t *to = codes.data();
     float *scales = block_scale.data();
     size_t k = weight.shape(1), n_blocks = k / BLOCK;
-    parallel(codes.shape(0), n_threads, [=](size_t first, size_t last, int) {
+    parallel(codes.shape(0), n_threads, [=](size_t first, size_t last, size_t) {
         for (size_t pair = first; pair < last; pair++)
             pack(from + pair * 2 * k, n_blocks, to + pair * k, scales + pair * 2 * n_blocks);
     });
@@ -69,7 +69,7 @@ static void unpack_int4(
     const float *scales = block_scale.data();
     float *to = weight.data();
     size_t k = weight.shape(1), n_blocks = k / BLOCK;
-    parallel(codes.shape(0), n_threads, [=](size_t first, size_t last, int) {
+    parallel(codes.shape(0), n_threads, [=](size_t first, size_t last, size_t) {
         for (size_t pair = first; pair < last; pair++)
             unpack(from + pair * k, scales + pair * 2 * n_blocks, n_blocks, to + pair * 2 * k);
     });

@@ -1,4 +1,4 @@
-// What every kernel file shares: how a matrix arrives from numpy, how rows are divided among
+// What the packing kernels share: how a matrix arrives from numpy, how rows are divided among
 // threads, and how the plain loops become AVX2.
 #pragma once
 
@@ -9,8 +9,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
-#include <thread>
 #include <vector>
+
+#include "floats.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 
@@ -21,8 +23,6 @@ namespace nb = nanobind;
 #else
 #define MULTIVERSION
 #endif
-// What such a function calls becomes AVX2 with it only where it is inlined.
-#define INLINE inline __attribute__((always_inline))
 
 // Contiguous matrices [rows, columns]. A bfloat16 is passed as its bits, uint16; float8 as uint8.
 template <class T>
@@ -39,27 +39,30 @@ void require_shape(const Array &array, size_t rows, size_t columns, const char *
     require(array.shape(0) == rows && array.shape(1) == columns, message);
 }
 
-// How many threads share n items; n_threads 0: all cores.
-inline int thread_count(size_t n, int n_threads) {
-    require(n_threads >= 0, "n_threads is negative");
-    size_t wanted = n_threads ? n_threads : std::max(1u, std::thread::hardware_concurrency());
-    return static_cast<int>(std::max<size_t>(1, std::min(wanted, n)));
-}
+// Calls work(first, last, piece) for ranges of 0..n, on at most n_threads threads (0: all), without
+// the interpreter's lock. There are n_pieces(n) of them.
+constexpr size_t MAX_PIECES = 256;
+inline size_t n_pieces(size_t n) { return std::min(n, MAX_PIECES); }
 
-// Calls work(first, last, thread) for consecutive ranges of 0..n, one a thread. The calling thread
-// takes the first range and does not hold the interpreter's lock meanwhile.
 template <class Work>
-void parallel(size_t n, int n_threads, Work work) {
+void parallel(size_t n, int n_threads, const Work &work) {
+    require(n_threads >= 0, "n_threads is negative");
     nb::gil_scoped_release release;
-    int count = thread_count(n, n_threads);
-    std::vector<std::thread> threads;
-    for (int t = 1; t < count; t++)
-        threads.emplace_back(work, n * t / count, n * (t + 1) / count, t);
-    work(size_t{0}, n / count, 0);
-    for (std::thread &thread : threads) thread.join();
+    auto body = [n, &work](size_t piece) {
+        work(n * piece / n_pieces(n), n * (piece + 1) / n_pieces(n), piece);
+    };
+    pool::run(
+        n_pieces(n), n_threads,
+        [](const void *context, size_t piece, int) {
+            (*static_cast<const decltype(body) *>(context))(piece);
+        },
+        &body);
 }
 
 void bind_amax(nb::module_ &module);
 void bind_fp8(nb::module_ &module);
 void bind_int4(nb::module_ &module);
+void bind_linear(nb::module_ &module);
 void bind_nvfp4(nb::module_ &module);
+void bind_pool(nb::module_ &module);
+void bind_sequence(nb::module_ &module);

@@ -5,5 +5,8 @@ NB_MODULE(_kernels, module) {
     bind_amax(module);
     bind_fp8(module);
     bind_int4(module);
+    bind_linear(module);
     bind_nvfp4(module);
+    bind_pool(module);
+    bind_sequence(module);
 }

@@ -1,6 +1,6 @@
 // NVFP4: E2M1 codes, an E4M3 scale for every 16 along a row, one float32 scale for the tensor.
 // Every operation is float32 in ModelOpt's order, so that the bytes are the same.
-#include "floats.h"
+#include "kernels.h"
 
 constexpr size_t GROUP = 16;
 
@@ -58,7 +58,7 @@ static void pack_nvfp4(Input<T> weight, float scale_2, Output<uint8_t> codes,
     require_layout(weight, codes, block_scale);
     const T *from = weight.data();
     uint8_t *to = codes.data(), *scales = block_scale.data();
-    parallel(weight.size() / GROUP, n_threads, [=](size_t first, size_t last, int) {
+    parallel(weight.size() / GROUP, n_threads, [=](size_t first, size_t last, size_t) {
         pack(from + first * GROUP, last - first, scale_2, to + first * GROUP / 2,
              scales + first);
     });
@@ -69,7 +69,7 @@ static void unpack_nvfp4(Input<uint8_t> codes, Input<uint8_t> block_scale, float
     require_layout(weight, codes, block_scale);
     const uint8_t *from = codes.data(), *scales = block_scale.data();
     float *to = weight.data();
-    parallel(weight.size() / GROUP, n_threads, [=](size_t first, size_t last, int) {
+    parallel(weight.size() / GROUP, n_threads, [=](size_t first, size_t last, size_t) {
         unpack(from + first * GROUP / 2, scales + first, last - first, scale_2,
                to + first * GROUP);
     });

@@ -1,7 +1,7 @@
 """Each known trap of this model, put back into the source: the goldens must notice.
 
 A mutant is one edit of one file in a copy of the project; a fresh process then compares that copy
-with the goldens, exactly as `test_goldens.py` does.
+with the goldens as `test_goldens.py` does, its operations in numpy, where they can be edited.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ import numpy as np
 from make_tiny_checkpoint import make_checkpoint
 from build_engine.bundle import build_bundle
 from edge.engines.bundle import Bundle
-from edge.engines.cpu import CpuEngine
+from reference_engine import ReferenceEngine
 from parity import GOLDENS, disagreements, golden_part, runtime_outputs
 make_checkpoint(root / "work" / preset, preset)
 build_bundle(root / "work" / preset, root / "bundle", "cpu", lambda *_: None)
-outputs = runtime_outputs(CpuEngine(Bundle(root / "bundle"), n_threads=1), root / "bundle")
+outputs = runtime_outputs(ReferenceEngine(Bundle(root / "bundle"), n_threads=1), root / "bundle")
 with np.load(GOLDENS / f"{preset}.npz") as stored:
     wrong = disagreements(golden_part(outputs), dict(stored))
 print("disagree:", " ".join(sorted(wrong)))
 """
 
-OPS, DECODER, MEL = "edge/engines/cpu_ops.py", "edge/model/decoder.py", "edge/features/mel.py"
+OPS, DECODER, MEL = "edge/engines/reference_ops.py", "edge/model/decoder.py", "edge/features/mel.py"
 AUDIO, VISION = "build_engine/graphs/audio.py", "build_engine/graphs/vision.py"
 PIXELS = "edge/features/pixels.py"
 SPEC, TOKENS = "edge/model/spec.py", "edge/model/prompt.py"
@@ -182,7 +182,8 @@ def project_copy(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(_kernels.__file__, folder / "edge")
     (folder / "tests" / "assets").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "parity.py", folder / "tests")
+    for name in ("parity.py", "reference_engine.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
     shutil.copytree(ROOT / "tests" / "assets" / "goldens", folder / "tests" / "assets" / "goldens")
 
 

@@ -9,7 +9,7 @@ from build_engine.checkpoint import Checkpoint
 from build_engine.checkpoint_weights import CheckpointWeights
 from build_engine.decoder_weights import packed_tensors
 from build_engine.pack import activation_scales, kv_scales
-from edge.engines.cpu_ops import DecoderState
+from edge.engines.state import DecoderState
 from edge.model.decoder import blocks
 
 LENGTHS = (1, 5, 33, 18)

@@ -127,7 +127,7 @@ def test_a_checkpoint_by_modelopt_runs(models, source, decoder, samples, tmp_pat
     for kept in ("lm_head", "backbone.embeddings"):
         assert format_of(checkpoint, f"{DECODER}{kept}") == "bf16"
     build_bundle(tmp_path / "quantized", tmp_path / "bundle", "cpu", lambda *_: None)
-    engine = CpuEngine(Bundle(tmp_path / "bundle"), n_threads=1)
+    engine = CpuEngine(Bundle(tmp_path / "bundle"), n_threads=1, exact=True)
     rows = engine.embed(np.arange(20, 60, dtype=np.int32))
     got = engine.prefill(engine.new_state(), rows)
     _, expected = load(tmp_path / "plain").hidden_states(rows)

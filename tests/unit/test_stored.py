@@ -219,7 +219,7 @@ def dequantized(folder):
 
 def logits(folder, out):
     build_bundle(folder, out, "cpu", lambda *_: None)
-    engine = CpuEngine(Bundle(out), n_threads=1)
+    engine = CpuEngine(Bundle(out), n_threads=1, exact=True)
     return engine.prefill(engine.new_state(), engine.embed(np.arange(30, 50, dtype=np.int32)))
 
 

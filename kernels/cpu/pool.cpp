@@ -1,0 +1,169 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace pool {
+namespace {
+
+// Longer than the gap between two steps of a token, far shorter than a scheduler's time slice.
+constexpr std::chrono::microseconds SPIN{50};
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+// True as soon as `ready` is, false when SPIN has passed.
+template <class Ready>
+bool spin(const Ready &ready) {
+    auto until = std::chrono::steady_clock::now() + SPIN;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (ready()) return true;
+            relax();
+        }
+    } while (std::chrono::steady_clock::now() < until);
+    return false;
+}
+
+thread_local bool inside = false;  // this thread is in a piece
+
+int cores() {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+struct Pool {
+    std::mutex owner;  // held by the thread whose job is running
+    std::atomic<int> n_threads{0};
+    int n_started = 1;  // the caller counts
+
+    // The job. Written only while `open` is false and `active` is 0.
+    Piece piece = nullptr;
+    const void *context = nullptr;
+    size_t n = 0;
+    int limit = 0;
+    std::atomic<size_t> next{0};
+    std::atomic<bool> open{false};
+    // Workers that may be looking at the job. One that is late adds itself, finds the job closed
+    // (or the next one open, and helps there) and leaves.
+    std::atomic<int> active{0};
+
+    std::atomic<unsigned> generation{0};
+    std::mutex sleep;
+    std::condition_variable wake, done;
+    std::atomic<int> n_asleep{0};
+    std::atomic<bool> caller_asleep{false};
+
+    void take_pieces(int thread) {
+        inside = true;
+        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;)
+            piece(context, i, thread);
+        inside = false;
+    }
+
+    void work(int thread) {
+        for (unsigned seen = 0;;) {
+            auto called = [&] { return generation.load() != seen; };
+            if (!spin(called)) {
+                std::unique_lock<std::mutex> lock(sleep);
+                n_asleep++;
+                wake.wait(lock, called);
+                n_asleep--;
+            }
+            seen = generation.load();
+            active++;
+            if (open.load() && thread < limit) take_pieces(thread);
+            if (--active == 0 && caller_asleep.load()) {
+                std::lock_guard<std::mutex> lock(sleep);
+                done.notify_all();
+            }
+        }
+    }
+
+    void start_workers() {
+        for (; n_started < n_threads; n_started++)
+            std::thread([this, thread = n_started] { work(thread); }).detach();
+    }
+
+    void run_job() {
+        open.store(true);
+        generation++;
+        if (n_asleep.load()) {
+            std::lock_guard<std::mutex> lock(sleep);
+            wake.notify_all();
+        }
+        take_pieces(0);
+        open.store(false);
+        auto finished = [&] { return active.load() == 0; };
+        if (spin(finished)) return;
+        caller_asleep.store(true);
+        {
+            std::unique_lock<std::mutex> lock(sleep);
+            done.wait(lock, finished);
+        }
+        caller_asleep.store(false);
+    }
+};
+
+// Never destroyed: the workers outlive main. A forked child has none of them and starts its own.
+Pool *current = nullptr;
+
+Pool &get() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        current = new Pool;
+        current->n_threads = cores();
+        pthread_atfork(nullptr, nullptr, [] {
+            int n_threads = size();
+            current = new Pool;
+            current->n_threads = n_threads;
+            inside = false;
+        });
+    });
+    return *current;
+}
+
+void run_alone(size_t n, Piece piece, const void *context) {
+    for (size_t i = 0; i < n; i++) piece(context, i, 0);
+}
+
+}  // namespace
+
+void set_size(int n_threads) {
+    Pool &pool = get();
+    std::lock_guard<std::mutex> lock(pool.owner);
+    pool.n_threads = n_threads > 0 ? n_threads : cores();
+}
+
+int size() { return get().n_threads; }
+
+void run(size_t n, int n_threads, Piece piece, const void *context) {
+    if (n == 0) return;
+    Pool &pool = get();
+    if (inside || n == 1 || n_threads == 1 || pool.n_threads == 1)
+        return run_alone(n, piece, context);
+    std::unique_lock<std::mutex> owner(pool.owner, std::try_to_lock);
+    if (!owner.owns_lock()) return run_alone(n, piece, context);
+    pool.start_workers();
+    pool.piece = piece;
+    pool.context = context;
+    pool.n = n;
+    pool.limit = n_threads ? std::min(n_threads, size()) : size();
+    pool.next.store(0);
+    pool.run_job();
+}
+
+}  // namespace pool

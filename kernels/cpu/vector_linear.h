@@ -1,0 +1,170 @@
+// Linears over F32x8: how each format's bytes become 16 weights, and what is done with them.
+
+// 16 weights of one row at a time: W[j .. j + 16] = raw * FACTOR * step(j). `at` is one weight.
+template <Format>
+struct Row;
+
+template <>
+struct Row<Format::FLOAT32> {
+    static constexpr float FACTOR = 1;
+    const uint8_t *values;
+    Row(const Matrix &w, size_t i) : values(w.values + 4 * i * w.k) {}
+    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
+        std::memcpy(&low, values + 4 * j, sizeof low);
+        std::memcpy(&high, values + 4 * j + 32, sizeof high);
+    }
+    INLINE float step(size_t) const { return 1; }
+    INLINE float at(size_t j) const {
+        float x;
+        std::memcpy(&x, values + 4 * j, sizeof x);
+        return x;
+    }
+};
+
+template <>
+struct Row<Format::BFLOAT16> {
+    static constexpr float FACTOR = 1;
+    const uint8_t *values;
+    Row(const Matrix &w, size_t i) : values(w.values + 2 * i * w.k) {}
+    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
+        low = load_bfloat16(values + 2 * j);
+        high = load_bfloat16(values + 2 * j + 16);
+    }
+    INLINE float step(size_t) const { return 1; }
+    INLINE float at(size_t j) const {
+        uint16_t bits;
+        std::memcpy(&bits, values + 2 * j, sizeof bits);
+        return to_float(bits);
+    }
+};
+
+template <>
+struct Row<Format::FP8> {
+    static constexpr float FACTOR = 1;
+    const uint8_t *values;
+    float scale;
+    Row(const Matrix &w, size_t i) : values(w.values + i * w.k), scale(w.scale) {}
+    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const { load_e4m3(values + j, low, high); }
+    INLINE float step(size_t) const { return scale; }
+    INLINE float at(size_t j) const { return float_of_e4m3(values[j]) * scale; }
+};
+
+template <>
+struct Row<Format::INT4> {
+    static constexpr float FACTOR = 1;
+    const uint8_t *values, *scales;
+    int shift;
+    Row(const Matrix &w, size_t i)
+        : values(w.values + i / 2 * w.k),
+          scales(w.block_scale + i * (w.k / INT4_BLOCK) * 4),
+          shift(i % 2 * 4) {}
+    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
+        load_int4(values + j, shift, low, high);
+    }
+    INLINE float step(size_t j) const {
+        float x;
+        std::memcpy(&x, scales + j / INT4_BLOCK * 4, sizeof x);
+        return x;
+    }
+    INLINE float at(size_t) const { return 0; }  // no row ends within 16
+};
+
+template <>
+struct Row<Format::NVFP4> {
+    static constexpr float FACTOR = 0.5f;
+    const uint8_t *values, *scales;
+    float scale;
+    Row(const Matrix &w, size_t i)
+        : values(w.values + i * (w.k / 2)),
+          scales(w.block_scale + i * (w.k / NVFP4_GROUP)),
+          scale(w.scale) {}
+    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
+        load_e2m1(values + j / 2, low, high);
+    }
+    INLINE float step(size_t j) const { return E4M3_VALUES.of[scales[j / NVFP4_GROUP]] * scale; }
+    INLINE float at(size_t) const { return 0; }  // no row ends within 16
+};
+
+// FP8 without the check of each code for NaN and with the factor left for the end.
+INLINE F32x8 dot16_fp8(const uint8_t *values, const float *x, F32x8 sum) {
+    F32x8 low, high;
+    load_finite_e4m3(values, low, high);
+    return fma(high, load(x + 8), fma(low, load(x), sum));
+}
+
+template <Format F>
+INLINE F32x8 dot16(const Row<F> &row, size_t j, const float *x, F32x8 sum) {
+    F32x8 low, high;
+    row.raw(j, low, high);
+    constexpr bool scaled = F == Format::NVFP4 || F == Format::INT4;
+    if constexpr (scaled)
+        return fma(fma(high, load(x + j + 8), low * load(x + j)), splat(row.step(j)), sum);
+    return fma(high, load(x + j + 8), fma(low, load(x + j), sum));
+}
+
+// Bytes; the processor itself does not fetch beyond a page.
+constexpr size_t AHEAD = 2048;
+
+template <Format F>
+void gemv_rows(const Matrix &w, size_t first, size_t last, const float *x, float *y) {
+    for (size_t i = first; i < last; i++) {
+        Row<F> row(w, i);
+        F32x8 s[4] = {zero(), zero(), zero(), zero()};
+        [[maybe_unused]] NanWatch nan;
+        size_t j = 0;
+        for (; j + 64 <= w.k; j += 64) {
+            for (size_t line = 0; line < value_bytes(F, 64); line += 64)
+                prefetch(row.values + value_bytes(F, j) + line + AHEAD);
+            if constexpr (F == Format::FP8) {
+                nan.see(row.values + j);
+                nan.see(row.values + j + 32);
+                for (size_t t = 0; t < 4; t++)
+                    s[t] = dot16_fp8(row.values + j + 16 * t, x + j + 16 * t, s[t]);
+            } else {
+                for (size_t t = 0; t < 4; t++) s[t] = dot16<F>(row, j + 16 * t, x, s[t]);
+            }
+        }
+        float total = sum((s[0] + s[1]) + (s[2] + s[3]));
+        if constexpr (F == Format::FP8) total = nan.seen() ? NAN : total * 0x1p8f;
+        s[0] = zero();
+        for (; j + 16 <= w.k; j += 16) s[0] = dot16<F>(row, j, x, s[0]);
+        total = (total + sum(s[0])) * Row<F>::FACTOR;
+        if constexpr (F == Format::FP8) total *= w.scale;
+        for (; j < w.k; j++) total += row.at(j) * x[j];
+        y[i] = total;
+    }
+}
+
+template <Format F>
+void unpack_rows(const Matrix &w, size_t first, size_t last, size_t column, size_t width,
+                 float *to) {
+    for (size_t i = first; i < last; i++, to += width) {
+        Row<F> row(w, i);
+        size_t j = 0;
+        for (; j + 16 <= width; j += 16) {
+            F32x8 low, high, step = splat(row.step(column + j));
+            row.raw(column + j, low, high);
+            store(to + j, low * splat(Row<F>::FACTOR) * step);
+            store(to + j + 8, high * splat(Row<F>::FACTOR) * step);
+        }
+        for (; j < width; j++) to[j] = row.at(column + j);
+    }
+}
+
+// Calls what.template operator()<format> for the matrix's own format.
+#define FOR_FORMAT(format, function, ...)                                          \
+    switch (format) {                                                              \
+        case Format::FLOAT32: return function<Format::FLOAT32>(__VA_ARGS__);       \
+        case Format::BFLOAT16: return function<Format::BFLOAT16>(__VA_ARGS__);     \
+        case Format::FP8: return function<Format::FP8>(__VA_ARGS__);               \
+        case Format::INT4: return function<Format::INT4>(__VA_ARGS__);             \
+        case Format::NVFP4: return function<Format::NVFP4>(__VA_ARGS__);           \
+    }
+
+void gemv(const Matrix &w, size_t first, size_t last, const float *x, float *y) {
+    FOR_FORMAT(w.format, gemv_rows, w, first, last, x, y)
+}
+
+void unpack(const Matrix &w, size_t first, size_t last, size_t column, size_t width, float *to) {
+    FOR_FORMAT(w.format, unpack_rows, w, first, last, column, width, to)
+}
