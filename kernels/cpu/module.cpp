@@ -5,5 +5,7 @@ NB_MODULE(_kernels, module) {
     bind_amax(module);
     bind_fp8(module);
     bind_int4(module);
+    bind_mel(module);
     bind_nvfp4(module);
+    bind_pixels(module);
 }
