@@ -251,8 +251,8 @@ def _write_patches(
     offset = (-np.array(spec.norm_mean) / std).astype(np.float32)
     _kernels.patches(
         pixels,
-        *_bicubic_axis(pixels.shape[1], columns * spec.patch_size),
-        *_bicubic_axis(pixels.shape[0], rows * spec.patch_size),
+        *bicubic_axis(pixels.shape[1], columns * spec.patch_size),
+        *bicubic_axis(pixels.shape[0], rows * spec.patch_size),
         gain,
         offset,
         patches,
@@ -261,7 +261,7 @@ def _write_patches(
 
 
 @lru_cache(maxsize=16)
-def _bicubic_axis(n_in: int, n_out: int) -> tuple[NDArray[np.int32], Float32]:
+def bicubic_axis(n_in: int, n_out: int) -> tuple[NDArray[np.int32], Float32]:
     """How one axis is resized: out[i] = sum over t of weights[i, t] * in[first[i] + t].
 
     Returns:
