@@ -30,6 +30,7 @@ struct Axis {
     const int32_t *first;
     const float *weights;  // [n_out, n_taps]
     size_t n_in, n_out, n_taps;
+    bool same;  // out = in
 };
 
 struct Frame {
@@ -112,6 +113,12 @@ INLINE void resize_width(const float *lanes, Axis axis, size_t plane, float *con
     }
 }
 
+// A row of n pixels, its width kept -> CHANNELS planes.
+INLINE void split(const uint8_t *pixels, size_t n, size_t plane, float *__restrict row) {
+    for (size_t x = 0; x < n; x++)
+        for (size_t c = 0; c < CHANNELS; c++) row[c * plane + x] = pixels[CHANNELS * x + c];
+}
+
 // One row of one channel of a patch, from the rows that it depends on.
 template <size_t N>
 INLINE void resize_height(const float *const *rows, size_t at, const float *weights, size_t n_taps,
@@ -156,8 +163,12 @@ INLINE void patch_rows_body(const Frame &frame, size_t first, size_t last, Patch
                 from[i] = frame.pixels + row * frame.row_bytes;
                 to[i] = &kept[(done + i) % n_kept * row_floats];
             }
-            to_lanes(from, n_bytes, lanes.data());
-            resize_width<N>(lanes.data(), columns, plane, to);
+            if (columns.same) {
+                for (size_t i = 0; i < N_ROWS; i++) split(from[i], columns.n_in, plane, to[i]);
+            } else {
+                to_lanes(from, n_bytes, lanes.data());
+                resize_width<N>(lanes.data(), columns, plane, to);
+            }
         }
         for (size_t i = input; i < needed; i++) inputs[i - input] = &kept[i % n_kept * row_floats];
         float *patch = patches.values + patch_row * (columns.n_out / side) * patches.stride;
@@ -183,11 +194,14 @@ Axis axis_of(size_t n_in, const Vector<int32_t> &first, const Input<float> &weig
     require(first.size() > 0 && weights.shape(1) > 0, "an axis has no outputs or no taps");
     require(weights.shape(1) <= n_in, "an axis has more taps than inputs");
     int32_t before = 0, most = static_cast<int32_t>(n_in - weights.shape(1));
+    bool same = n_in == first.size() && weights.shape(1) == 1;
     for (size_t i = 0; i < first.size(); i++) {
-        require(before <= first.data()[i] && first.data()[i] <= most, "taps descend or leave the frame");
+        require(before <= first.data()[i] && first.data()[i] <= most,
+                "taps descend or leave the frame");
         before = first.data()[i];
+        same = same && before == static_cast<int32_t>(i) && weights.data()[i] == 1;
     }
-    return {first.data(), weights.data(), n_in, first.size(), weights.shape(1)};
+    return {first.data(), weights.data(), n_in, first.size(), weights.shape(1), same};
 }
 
 void patches(nb::ndarray<const uint8_t, nb::ndim<3>, nb::device::cpu> pixels,
