@@ -103,7 +103,7 @@ class LogMelStream:
         Returns:
             float32 [3000, n_mels] of each clip that became full.
         Raises:
-            MediaError: a sample is not a finite number. None of this run is taken.
+            MediaError: not mono, or a sample is not a finite number. None of this run is taken.
         """
         samples = _checked(samples)
         clips = []
@@ -152,6 +152,8 @@ class LogMelStream:
 
 
 def _checked(samples: Float32) -> Float32:
+    if samples.ndim != 1:
+        raise MediaError("sound", f"has shape {samples.shape}", "give mono, one value a sample")
     if not np.isfinite(samples).all():
         at = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise MediaError(

@@ -28,9 +28,9 @@ struct Complex {
 };
 
 struct Tables {
-    std::array<double, WINDOW> hann;          // symmetric: its first and last values are 0
-    std::array<double, FFT> cosine, sine;     // of 2 pi k / FFT
-    std::array<uint8_t, HALF> place;          // where the transform below leaves its k-th output
+    std::array<double, WINDOW> hann;       // symmetric: its first and last values are 0
+    std::array<double, FFT> cosine, sine;  // of 2 pi k / FFT
+    std::array<uint8_t, HALF> place;       // where the transform below leaves its k-th output
 
     Tables() {
         const double turn = 2 * std::acos(-1.0);
@@ -175,7 +175,7 @@ INLINE void emphasise(Sound sound, ptrdiff_t start, ptrdiff_t n, float *__restri
 
 struct Filters {
     const float *weights;  // [n, N_BINS]
-    const int32_t *bounds; // [n, 2]: first and last + 1 bin of each that is not zero
+    const int32_t *bounds;  // [n, 2]: first and last + 1 bin of each that is not zero
     size_t n;
 };
 
@@ -241,8 +241,8 @@ void normalize_portable(const double *log, size_t n, size_t n_columns, double *m
     normalize_body(log, n, n_columns, mean, factor, out);
 }
 
-void log_mel_frames(Vector<float> samples, ptrdiff_t start, Input<float> weights, Input<int32_t> bounds,
-                    Output<double> out, int n_threads, bool portable) {
+void log_mel_frames(Vector<float> samples, ptrdiff_t start, Input<float> weights,
+                    Input<int32_t> bounds, Output<double> out, int n_threads, bool portable) {
     const size_t n = out.shape(0), n_filters = weights.shape(0);
     require_shape(out, n, n_filters, "out is not [frames, filters]");
     require_shape(weights, n_filters, N_BINS, "weights are not [filters, 257]");

@@ -150,6 +150,8 @@ def test_a_refused_block_is_not_taken() -> None:
     stream.push(samples[:3_000])
     with pytest.raises(MediaError, match="the value nan at sample 3"):
         stream.push(bad)
+    with pytest.raises(MediaError, match=r"has shape \(800, 1\); give mono"):
+        stream.push(noise(800)[:, None])
     equal(stream.push(samples[3_000:]) + stream.flush(), whole(samples))
 
 
