@@ -14,7 +14,7 @@ from build_engine.checkpoint_weights import CheckpointWeights
 from build_engine.encoder_graphs import write_encoders
 from edge.engines.encoders import Encoders
 from edge.errors import MediaError
-from edge.features.mel import clip_bounds, log_mel
+from edge.features.mel import LogMelStream
 from edge.features.pixels import image_grid, image_patches, tubelet_patches, video_grid
 from edge.model.prompt import ChatTemplate, audio_text, flatten, image_text, video_text
 from edge.model.spec import SAMPLE_RATE_HZ, ModelSpec
@@ -134,12 +134,9 @@ class _Reader:
         samples = np.concatenate(blocks or [np.zeros(0, np.float32)])[: MAX_S * SAMPLE_RATE_HZ]
         if not len(samples):
             return NOTHING
-        bounds = clip_bounds(len(samples))
-        padded = np.pad(samples, (0, bounds[-1][1] - len(samples)))
-        n_mels = self._spec.audio.n_mels
-        heard = np.concatenate(
-            [self._embedder.encode_audio(log_mel(padded[a:b], n_mels)) for a, b in bounds]
-        )
+        stream = LogMelStream(self._spec.audio.n_mels)
+        mels = stream.push(samples) + stream.flush()
+        heard = np.concatenate([self._embedder.encode_audio(mel) for mel in mels])
         return audio_text(len(heard)), heard
 
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import _kernels
 from edge.errors import MediaError
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.types import Float32
@@ -24,9 +25,6 @@ _HOP = 160
 _WINDOW = 400
 _FFT = 512
 _N_BINS = _FFT // 2 + 1
-_PREEMPHASIS = np.float32(0.97)
-_LOG_GUARD = 2.0**-24
-_STD_GUARD = 1e-5
 _SUBSAMPLING = 8  # mel frames that the encoder's three stride-2 convolutions join into one token
 
 
@@ -56,12 +54,13 @@ def audio_tokens(n_samples: int) -> int:
     return sum(-(-n // _SUBSAMPLING) for n in frames)
 
 
-def log_mel(samples: Float32, n_mels: int) -> Float32:
+def log_mel(samples: Float32, n_mels: int, n_threads: int = 0) -> Float32:
     """Log-mel features of one clip, normalised over the clip.
 
     Args:
         samples: float32 [n], -1..1, 16 kHz mono, n >= `MIN_CLIP_SAMPLES` (see `clip_bounds`).
         n_mels: mel bins.
+        n_threads: 0 takes all cores.
     Returns:
         float32 [n // 160, n_mels]: the valid frames only, one each 10 ms.
     Raises:
@@ -74,36 +73,122 @@ def log_mel(samples: Float32, n_mels: int) -> Float32:
             f"has shape {samples.shape}",
             f"give mono of at least {MIN_CLIP_SAMPLES} samples, filled up with zeros",
         )
+    samples = _checked(samples)
+    frames = np.empty((len(samples) // _HOP, n_mels))
+    _compute_frames(samples, -_WINDOW // 2, frames, n_threads)
+    return _normalised(frames)
+
+
+class LogMelStream:
+    """The same features of endless sound, cut into clips as by `clip_bounds`.
+
+    Frames are computed as soon as their samples are there, so a push costs what its own samples
+    cost, however long the stream is. Its memory is one clip's frames.
+    """
+
+    def __init__(self, n_mels: int) -> None:
+        """Listen to a new stream.
+
+        Args:
+            n_mels: mel bins.
+        """
+        self._frames = np.empty((CLIP_SAMPLES // _HOP, n_mels))
+        self._begin_clip()
+
+    def push(self, samples: Float32) -> list[Float32]:
+        """Take the next run of samples.
+
+        Args:
+            samples: float32 [n], 16 kHz mono, any n.
+        Returns:
+            float32 [3000, n_mels] of each clip that became full.
+        Raises:
+            MediaError: not mono, or a sample is not a finite number. None of this run is taken.
+        """
+        samples = _checked(samples)
+        clips = []
+        while len(samples):
+            n = min(len(samples), CLIP_SAMPLES - self._n_samples)
+            self._append(samples[:n])
+            samples = samples[n:]
+            if self._n_samples == CLIP_SAMPLES:
+                clips += self.flush()
+        return clips
+
+    def flush(self) -> list[Float32]:
+        """End the clip here; the next sample begins a new one.
+
+        Returns:
+            float32 [n // 160, n_mels] of its n samples, filled up with zeros to
+            `MIN_CLIP_SAMPLES`. Empty where there are none.
+        """
+        if self._n_samples == 0:
+            return []
+        self._append(np.zeros(max(0, MIN_CLIP_SAMPLES - self._n_samples), np.float32))
+        self._compute(self._n_samples // _HOP - self._n_frames)
+        clip = _normalised(self._frames[: self._n_frames])
+        self._begin_clip()
+        return [clip]
+
+    def _begin_clip(self) -> None:
+        self._n_samples = self._n_frames = 0
+        self._rest = np.empty(0, np.float32)  # what the next frames still need
+        self._start = -_WINDOW // 2  # where the next frame begins in it
+
+    def _append(self, samples: Float32) -> None:
+        self._rest = np.concatenate([self._rest, samples])
+        self._n_samples += len(samples)
+        self._compute(max(0, (len(self._rest) - self._start - _WINDOW) // _HOP + 1))
+        n_spent = max(0, self._start - 1)  # a sample's emphasis needs the one before
+        self._rest = self._rest[n_spent:].copy()  # a view would keep all of it
+        self._start -= n_spent
+
+    def _compute(self, n_frames: int) -> None:
+        """The next frames; past the last sample there are zeros."""
+        frames = self._frames[self._n_frames : self._n_frames + n_frames]
+        _compute_frames(self._rest, self._start, frames, n_threads=1)
+        self._n_frames += n_frames
+        self._start += n_frames * _HOP
+
+
+def _checked(samples: Float32) -> Float32:
+    if samples.ndim != 1:
+        raise MediaError("sound", f"has shape {samples.shape}", "give mono, one value a sample")
     if not np.isfinite(samples).all():
         at = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise MediaError(
             "sound", f"has the value {samples[at]} at sample {at}", "give finite samples in -1..1"
         )
-    # float32, as the encoder was trained: in the quiet high bins the rounding of this difference
-    # is all there is, and what follows in float64 must start from the same rounding.
-    emphasised = np.array(samples, np.float32)
-    emphasised[1:] -= _PREEMPHASIS * samples[:-1]
-    power = _power_spectrum(emphasised, n_frames=len(samples) // _HOP)
-    log = np.log(power @ mel_filter_bank(n_mels).T + _LOG_GUARD)
-    log -= log.mean(axis=0)
-    log /= log.std(axis=0, ddof=1) + _STD_GUARD
-    return log.astype(np.float32)
+    return np.ascontiguousarray(samples, np.float32)
 
 
-def _power_spectrum(signal: Float32, n_frames: int) -> NDArray[np.float64]:
-    """[n_frames, 257]: frame t is centred at sample 160 t, with zeros around the signal."""
-    padded = np.pad(signal, _WINDOW // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP][:n_frames]
-    # Zeros at the end instead of on both sides shift a frame's phase, which power does not see.
-    spectrum = np.fft.rfft(frames * _hann(), _FFT)
-    power: NDArray[np.float64] = spectrum.real**2 + spectrum.imag**2
-    return power
+def _compute_frames(
+    samples: Float32, start: int, frames: NDArray[np.float64], n_threads: int
+) -> None:
+    """Logarithms of mel energies into `frames` [n, n_mels]; the first begins at `start`.
+
+    float32 would round away cells whose energy is far below their neighbours'.
+    """
+    bank, bounds = _bounded_filter_bank(frames.shape[1])
+    _kernels.log_mel_frames(samples, start, bank, bounds, frames, n_threads)
 
 
-@lru_cache(maxsize=1)
-def _hann() -> NDArray[np.float64]:
-    """Symmetric: its first and last values are 0."""
-    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / (_WINDOW - 1))
+def _normalised(frames: NDArray[np.float64]) -> Float32:
+    """Each mel bin to mean 0 and standard deviation 1."""
+    features = np.empty(frames.shape, np.float32)
+    _kernels.normalize_columns(frames, features)
+    return features
+
+
+@lru_cache(maxsize=2)
+def _bounded_filter_bank(n_mels: int) -> tuple[Float32, NDArray[np.int32]]:
+    """The filter bank, and the first and last + 1 bin of each filter that is not zero."""
+    bank = mel_filter_bank(n_mels)
+    used = bank > 0
+    first, last = used.argmax(axis=1), _N_BINS - used[:, ::-1].argmax(axis=1)
+    bounds = np.stack([first, last], axis=1).astype(np.int32)
+    bounds[~used.any(axis=1)] = 0  # narrower than a bin, and between two
+    return bank, bounds
 
 
 @lru_cache(maxsize=2)

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import _kernels
 from edge.errors import MediaError
 from edge.model.spec import VisionSpec
 from edge.types import Float32, UInt8
@@ -29,7 +30,6 @@ _MERGE = 2  # pixel shuffle joins 2 x 2 patches into one token, so both sides of
 _IMAGE_OVERHEAD_TOKENS = 4  # what the published tiler sets aside beside text and images
 _MAX_SHRINKING_ROUNDS = 10
 _BICUBIC_A = np.float32(-0.5)
-_BAND = 64  # output rows or columns that share one dense weight matrix
 
 Grid = tuple[int, int]
 """Patches as (rows, columns)."""
@@ -154,44 +154,31 @@ def sample_frames(
     return np.linspace(0, n_total - 1, n, dtype=np.int64)
 
 
-def resize(pixels: UInt8, height: int, width: int) -> Float32:
-    """Anti-aliased bicubic resize; overshoot is kept, as the model was trained with it.
+def image_patches(pixels: UInt8, grid: Grid, spec: VisionSpec, n_threads: int = 0) -> Float32:
+    """One image as normalised patches: resized with anti-aliased bicubic weights.
+
+    Overshoot at sharp edges is kept, as the model was trained with it.
 
     Args:
-        pixels: RGB image [H, W, 3], uint8.
-        height, width: of the result, pixels.
-    Returns:
-        float32 [height, width, 3], 0..255 and a little beyond at sharp edges.
-    Raises:
-        MediaError: `pixels` is no such image, or is too small, too large or too long.
-    Source: torch `interpolate(mode="bicubic", align_corners=False, antialias=True)`.
-    """
-    return np.ascontiguousarray(_resized_planes(pixels, height, width).transpose(1, 2, 0))
-
-
-def image_patches(pixels: UInt8, grid: Grid, spec: VisionSpec) -> Float32:
-    """One image as normalised patches.
-
-    Args:
-        pixels: RGB image [H, W, 3], uint8.
+        pixels: RGB image [H, W, 3], uint8; a view into a larger picture is read where it lies.
         grid: (rows, columns) from `image_grid` or `video_grid`.
         spec: the vision encoder.
+        n_threads: 0 takes all cores.
     Returns:
         float32 [rows * columns, 3 * p * p], row-major; features ordered (channel, y, x).
     Raises:
         MediaError: `pixels` is no such image, or is too small, too large or too long.
+    Source: torch `interpolate(mode="bicubic", align_corners=False, antialias=True)`.
     """
     rows, columns = grid
-    p = spec.patch_size
-    planes = _resized_planes(pixels, rows * p, columns * p)
-    mean = np.array(spec.norm_mean, np.float32)[:, None, None]
-    std = np.array(spec.norm_std, np.float32)[:, None, None]
-    planes = (planes / np.float32(255) - mean) / std
-    patches = planes.reshape(3, rows, p, columns, p).transpose(1, 3, 0, 2, 4)
-    return np.ascontiguousarray(patches).reshape(rows * columns, 3 * p * p)
+    patches = np.empty((rows * columns, 3 * spec.patch_size**2), np.float32)
+    _write_patches(pixels, grid, spec, patches, n_threads)
+    return patches
 
 
-def tubelet_patches(frames: Sequence[UInt8], grid: Grid, spec: VisionSpec) -> Float32:
+def tubelet_patches(
+    frames: Sequence[UInt8], grid: Grid, spec: VisionSpec, n_threads: int = 0
+) -> Float32:
     """Video frames as normalised tubelets of `spec.tubelet_frames` frames each.
 
     Args:
@@ -199,6 +186,7 @@ def tubelet_patches(frames: Sequence[UInt8], grid: Grid, spec: VisionSpec) -> Fl
             last tubelet.
         grid: (rows, columns) from `video_grid`.
         spec: the vision encoder.
+        n_threads: 0 takes all cores.
     Returns:
         float32 [n_tubelets, rows * columns, tubelet_frames * 3 * p * p]; features ordered
         (time, channel, y, x).
@@ -207,12 +195,15 @@ def tubelet_patches(frames: Sequence[UInt8], grid: Grid, spec: VisionSpec) -> Fl
     """
     if not frames:
         raise MediaError("video", "has 0 frames", "give at least one frame")
-    patches = [image_patches(frame, grid, spec) for frame in frames]
-    patches += [patches[-1]] * (-len(patches) % spec.tubelet_frames)
-    # [n_tubelets, tubelet_frames, rows * columns, 3 * p * p]
-    stacked = np.stack(patches).reshape(-1, spec.tubelet_frames, *patches[0].shape)
-    n_tubelets, _, n_patches, _ = stacked.shape
-    return np.ascontiguousarray(stacked.swapaxes(1, 2)).reshape(n_tubelets, n_patches, -1)
+    rows, columns = grid
+    n_tubelets = -(-len(frames) // spec.tubelet_frames)
+    shape = (n_tubelets, rows * columns, spec.tubelet_frames, 3 * spec.patch_size**2)
+    tubelets = np.empty(shape, np.float32)
+    for index, frame in enumerate(frames):
+        tubelet, time = divmod(index, spec.tubelet_frames)
+        _write_patches(frame, grid, spec, tubelets[tubelet, :, time], n_threads)
+    tubelets[-1, :, time + 1 :] = tubelets[-1, :, time, None]
+    return tubelets.reshape(n_tubelets, rows * columns, -1)
 
 
 def check_size(width: int, height: int) -> None:
@@ -247,50 +238,52 @@ def _check_pixels(pixels: UInt8) -> None:
     check_size(pixels.shape[1], pixels.shape[0])
 
 
-def _resized_planes(pixels: UInt8, height: int, width: int) -> Float32:
-    """`resize` with the channels first: float32 [3, height, width]."""
+def _write_patches(
+    pixels: UInt8, grid: Grid, spec: VisionSpec, patches: Float32, n_threads: int
+) -> None:
+    """`image_patches` into `patches` [rows * columns, 3 * p * p], whose rows may be apart."""
     _check_pixels(pixels)
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
-    planes = _resized_last_axis(planes, width)
-    return _resized_last_axis(planes.swapaxes(1, 2), height).swapaxes(1, 2)
-
-
-def _resized_last_axis(planes: Float32, n_out: int) -> Float32:
-    if planes.shape[-1] == n_out:
-        return planes
-    resized = np.empty((*planes.shape[:-1], n_out), np.float32)
-    for outputs, inputs, weights in _bicubic_bands(planes.shape[-1], n_out):
-        np.matmul(planes[..., inputs], weights, out=resized[..., outputs])
-    return resized
+    if pixels.strides[1:] != (3, 1):
+        pixels = np.ascontiguousarray(pixels)
+    rows, columns = grid
+    std = np.array(spec.norm_std)
+    gain = (1 / (255 * std)).astype(np.float32)
+    offset = (-np.array(spec.norm_mean) / std).astype(np.float32)
+    _kernels.patches(
+        pixels,
+        *bicubic_axis(pixels.shape[1], columns * spec.patch_size),
+        *bicubic_axis(pixels.shape[0], rows * spec.patch_size),
+        gain,
+        offset,
+        patches,
+        n_threads,
+    )
 
 
 @lru_cache(maxsize=16)
-def _bicubic_bands(n_in: int, n_out: int) -> list[tuple[slice, slice, Float32]]:
-    """The resize matrix of one axis, as its non-zero bands.
-
-    The whole matrix is nearly empty: an output depends on about 4 * n_in / n_out inputs. Bands of
-    `_BAND` outputs leave dense products that BLAS likes, at a tenth of the arithmetic.
+def bicubic_axis(n_in: int, n_out: int) -> tuple[NDArray[np.int32], Float32]:
+    """How one axis is resized: out[i] = sum over t of weights[i, t] * in[first[i] + t].
 
     Returns:
-        (outputs, inputs, weights [n_inputs, n_outputs]): out[outputs] = in[inputs] @ weights.
+        first int32 [n_out], ascending; weights [n_out, n_taps]. first + n_taps <= n_in.
     """
+    if n_in == n_out:
+        return np.arange(n_out, dtype=np.int32), np.ones((n_out, 1), np.float32)
     # float32 where torch has it: the rounding of the centres alone moves results by up to 0.02
     # on the 0..255 scale.
     scale = np.float32(n_in) / np.float32(n_out)
     stretch = max(scale, np.float32(1))
     support = np.float32(2) * stretch
     centre = (scale * (np.arange(n_out) + 0.5)).astype(np.float32)
-    first = np.maximum((centre - support + np.float32(0.5)).astype(np.int64), 0)
-    last = np.minimum((centre + support + np.float32(0.5)).astype(np.int64), n_in)
-    bands = []
-    for start in range(0, n_out, _BAND):
-        outputs = slice(start, min(start + _BAND, n_out))
-        inputs = slice(int(first[outputs].min()), int(last[outputs].max()))
-        position = np.arange(inputs.start, inputs.stop)[:, None]
-        weights = _bicubic((position - centre[outputs] + np.float32(0.5)) / stretch)
-        weights[(position < first[outputs]) | (position >= last[outputs])] = 0
-        bands.append((outputs, inputs, (weights / weights.sum(axis=0)).astype(np.float32)))
-    return bands
+    begin = np.maximum((centre - support + np.float32(0.5)).astype(np.int64), 0)
+    end = np.minimum((centre + support + np.float32(0.5)).astype(np.int64), n_in)
+    n_taps = int((end - begin).max())
+    first = np.minimum(begin, n_in - n_taps)
+    position = first[:, None] + np.arange(n_taps)
+    weights = _bicubic((position - centre[:, None] + np.float32(0.5)) / stretch)
+    weights[(position < begin[:, None]) | (position >= end[:, None])] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    return first.astype(np.int32), weights.astype(np.float32)
 
 
 def _bicubic(x: NDArray[np.floating]) -> NDArray[np.floating]:

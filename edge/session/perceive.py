@@ -9,7 +9,7 @@ import numpy as np
 
 from edge.clock import NS_PER_S, Clock
 from edge.engines.engine import AnyEngine
-from edge.features.mel import clip_bounds, log_mel
+from edge.features.mel import LogMelStream
 from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
@@ -141,6 +141,7 @@ class Listener:
         """Listen to what `collector` gives."""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._collector = collector
+        self._mel = LogMelStream(engine.spec.audio.n_mels)
         self.rung = LADDER[0]
 
     def wants(self, _n: int) -> bool:
@@ -157,10 +158,8 @@ class Listener:
 
     def _encode(self, clip: AudioChunk) -> Seen:
         taken_ns = self._clock.now_ns()
-        bounds = clip_bounds(len(clip.samples))  # more than one where a long chunk came at the end
-        padded = np.pad(clip.samples, (0, bounds[-1][1] - len(clip.samples)))
-        n_mels = self._engine.spec.audio.n_mels
-        mels = [log_mel(padded[start:end], n_mels) for start, end in bounds]
+        # more than one where a long chunk came at the end
+        mels = self._mel.push(clip.samples) + self._mel.flush()
         features_ns = self._clock.now_ns()
         media = np.concatenate([self._engine.encode_audio(mel) for mel in mels])
         rows = embed_media(self._engine, self._tokenizer, audio_text(len(media)), media)

@@ -24,11 +24,22 @@ namespace nb = nanobind;
 #define MULTIVERSION
 #endif
 
+// A function for AVX2, and whether this processor can run it, where both paths must be reachable.
+#if defined(__x86_64__)
+#define AVX2 __attribute__((target("avx2")))
+inline bool has_avx2() { return __builtin_cpu_supports("avx2"); }
+#else
+#define AVX2
+inline bool has_avx2() { return false; }
+#endif
+
 // Contiguous matrices [rows, columns]. A bfloat16 is passed as its bits, uint16; float8 as uint8.
 template <class T>
 using Input = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Output = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 inline void require(bool condition, const char *message) {
     if (!condition) throw std::invalid_argument(message);
@@ -63,6 +74,8 @@ void bind_amax(nb::module_ &module);
 void bind_fp8(nb::module_ &module);
 void bind_int4(nb::module_ &module);
 void bind_linear(nb::module_ &module);
+void bind_mel(nb::module_ &module);
 void bind_nvfp4(nb::module_ &module);
+void bind_pixels(nb::module_ &module);
 void bind_pool(nb::module_ &module);
 void bind_sequence(nb::module_ &module);

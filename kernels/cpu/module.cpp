@@ -6,7 +6,9 @@ NB_MODULE(_kernels, module) {
     bind_fp8(module);
     bind_int4(module);
     bind_linear(module);
+    bind_mel(module);
     bind_nvfp4(module);
+    bind_pixels(module);
     bind_pool(module);
     bind_sequence(module);
 }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge.clock import VirtualClock
 from edge.errors import MediaError
-from edge.features.pixels import image_grid, resize
+from edge.features.pixels import check_size, image_grid
 from edge.senses.media import Track
 from edge.senses.recording import Recording
 
@@ -199,6 +199,6 @@ def test_pictures_of_an_impossible_size(
     with pytest.raises(MediaError, match=re.escape(expected)):
         image_grid(width, height, 13_312, 1024, 16)
     with pytest.raises(MediaError, match=re.escape(expected)):
-        resize(pixels, 64, 64)
+        check_size(width, height)
     path = write_video(tmp_path / "a.mkv", [pixels] * 2, [0, 500])
     assert f"{path}: {expected}" in refusal(path)

@@ -113,7 +113,13 @@ MUTANTS = {
         "blocks",
         "base",
     ),
-    "divisor V instead of V - 1": (MEL, "ddof=1", "ddof=0", "mel", "base"),
+    "frames not centred": (
+        MEL,
+        "_compute_frames(samples, -_WINDOW // 2, frames, n_threads)",
+        "_compute_frames(samples, 0, frames, n_threads)",
+        "mel",
+        "base",
+    ),
     "relative position shifted by one": (
         AUDIO,
         "positions = np.arange(n_tokens - 1, -n_tokens, -1)",
@@ -151,8 +157,8 @@ MUTANTS = {
     ),
     "odd frame dropped": (
         PIXELS,
-        "patches += [patches[-1]] *",
-        "patches += [patches[0]] *",
+        "time + 1 :] = tubelets[-1, :, time, None]",
+        "time + 1 :] = tubelets[0, :, 0, None]",
         "tubelet_features",
         "base",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from edge.errors import MediaError
 from edge.features import pixels as px
 from edge.model.spec import VisionSpec
+from edge.types import Float32
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -147,26 +149,36 @@ WIDE = [
     [133.7159, 119.8604, 144.2488],
     [157.6747, 113.991, 134.9948],
 ]
+
+
+def resize(pixels: NDArray[np.uint8], height: int, width: int) -> Float32:
+    """To any size, 0..255: patches of one pixel that are not normalised."""
+    spec = msgspec.structs.replace(
+        SPEC, patch_size=1, norm_mean=(0.0, 0.0, 0.0), norm_std=(1 / 255, 1 / 255, 1 / 255)
+    )
+    return px.image_patches(pixels, (height, width), spec).reshape(height, width, 3)
+
+
 TOLERANCE = 4e-4  # twice what was measured against torch over eleven sizes up to 3840 x 2160
 
 
 def test_resize_equals_torch() -> None:
     np.testing.assert_allclose(
-        px.resize(picture(9, 12), 4, 5)[:, :, 1], DOWN_BOTH, rtol=0, atol=TOLERANCE
+        resize(picture(9, 12), 4, 5)[:, :, 1], DOWN_BOTH, rtol=0, atol=TOLERANCE
     )
     np.testing.assert_allclose(
-        px.resize(picture(8, 8), 11, 10)[::5, :, 2], UP_BOTH_ROWS_0_5_10, rtol=0, atol=TOLERANCE
+        resize(picture(8, 8), 11, 10)[::5, :, 2], UP_BOTH_ROWS_0_5_10, rtol=0, atol=TOLERANCE
     )
     np.testing.assert_allclose(
-        px.resize(picture(16, 9), 8, 14)[3, :, 0], DOWN_AND_UP_ROW_3, rtol=0, atol=TOLERANCE
+        resize(picture(16, 9), 8, 14)[3, :, 0], DOWN_AND_UP_ROW_3, rtol=0, atol=TOLERANCE
     )
     np.testing.assert_allclose(
-        px.resize(picture(8, 1520), 8, 333)[7, WIDE_COLUMNS], WIDE, rtol=0, atol=TOLERANCE
+        resize(picture(8, 1520), 8, 333)[7, WIDE_COLUMNS], WIDE, rtol=0, atol=TOLERANCE
     )
 
 
 def test_resize_to_the_same_size_changes_nothing() -> None:
-    resized = px.resize(picture(17, 23), 17, 23)
+    resized = resize(picture(17, 23), 17, 23)
     assert resized.dtype == np.float32
     np.testing.assert_array_equal(resized, picture(17, 23))
 
@@ -174,7 +186,7 @@ def test_resize_to_the_same_size_changes_nothing() -> None:
 def test_resize_keeps_the_overshoot() -> None:
     step = np.zeros((8, 16, 3), np.uint8)
     step[:, 8:] = 255
-    resized = px.resize(step, 8, 64)
+    resized = resize(step, 8, 64)
     assert resized.min() < -5
     assert resized.max() > 260
 
@@ -187,7 +199,7 @@ def test_resize_keeps_a_flat_picture_flat(
     height: int, width: int, new_height: int, new_width: int, value: int
 ) -> None:
     flat = np.full((height, width, 3), value, np.uint8)
-    resized = px.resize(flat, new_height, new_width)
+    resized = resize(flat, new_height, new_width)
     assert resized.shape == (new_height, new_width, 3)
     np.testing.assert_allclose(resized, value, rtol=0, atol=1e-3)
 
@@ -255,7 +267,5 @@ def test_unusable_sizes_are_refused(width: int, height: int, message: str) -> No
     ],
 )
 def test_what_is_no_image_is_refused(pixels: NDArray[np.uint8], message: str) -> None:
-    with pytest.raises(MediaError, match=message):
-        px.resize(pixels, 16, 16)
     with pytest.raises(MediaError, match=message):
         px.image_patches(pixels, (2, 2), SPEC)
