@@ -8,6 +8,7 @@ arrives meanwhile waits in a bounded ring; a full ring drops its oldest and coun
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from edge.clock import NS_PER_MS, Clock
 from edge.config import Config, Perception
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, EdgeError, EngineError, MediaError, ProtocolError
+from edge.features.evs import CausalPruner
 from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turns import UtteranceDetector
@@ -73,7 +75,8 @@ class LiveLoop:
         self._frames: Ring[Frame] = Ring(engine.spec.vision.tubelet_frames, self._wake.set)
         self._chunks: Ring[AudioChunk] = Ring(AUDIO_RING_CHUNKS, self._wake.set)
         tokenizer = prompt.tokenizer
-        self._watcher = Watcher(engine, tokenizer, clock, start_ns)
+        pruner = _pruner(config.perception, engine.spec.vision.tubelet_frames)
+        self._watcher = Watcher(engine, tokenizer, clock, start_ns, pruner)
         self._listener = Listener(engine, tokenizer, clock, _collector(config.perception))
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
@@ -222,10 +225,14 @@ class LiveLoop:
         )
         self._recent.append(stages)
         self._counters[f"{stages.modality}_segments"] += 1
+        if stages.modality == "video":
+            self._counters["video_tokens_kept"] += stages.n_kept
+            self._counters["video_tokens_pruned"] += stages.n_pruned
         log.info(
-            "segment=%s tokens=%d context=%d->%d late_ms=%.1f features_ms=%.1f encode_ms=%.1f "
-            "prefill_ms=%.1f",
-            *(stages.modality, stages.n_tokens, before, self._context.n_tokens),
+            "segment=%s tokens=%d pruned=%d context=%d->%d late_ms=%.1f features_ms=%.1f "
+            "encode_ms=%.1f prefill_ms=%.1f",
+            *(stages.modality, stages.n_tokens, stages.n_pruned),
+            *(before, self._context.n_tokens),
             (stages.taken_ns - stages.captured_ns) / NS_PER_MS,
             (stages.features_ns - stages.taken_ns) / NS_PER_MS,
             (stages.encoded_ns - stages.features_ns) / NS_PER_MS,
@@ -245,6 +252,13 @@ class LiveLoop:
             raise
         turn.deliver(outcome)
         _log_turn(outcome)
+
+
+def _pruner(perception: Perception, tubelet_frames: int) -> CausalPruner | None:
+    if perception.evs_tokens_per_s == 0:
+        return None
+    max_tubelets_per_s = math.ceil(perception.fps / tubelet_frames) + 1  # one more by jitter
+    return CausalPruner(perception.evs_tokens_per_s, max_tubelets_per_s)
 
 
 def _collector(perception: Perception) -> Collector:

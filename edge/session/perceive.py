@@ -9,6 +9,7 @@ import numpy as np
 
 from edge.clock import NS_PER_S, Clock
 from edge.engines.engine import AnyEngine
+from edge.features.evs import CausalPruner
 from edge.features.mel import clip_bounds, log_mel
 from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import audio_text, tubelet_text
@@ -46,11 +47,20 @@ class Watcher:
     """Joins frames of one source to tubelets and encodes them."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, start_ns: int
+        self,
+        engine: AnyEngine,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        start_ns: int,
+        pruner: CausalPruner | None = None,
     ) -> None:
-        """Watch from `start_ns` on: the prompt's times count from there."""
+        """Watch from `start_ns` on: the prompt's times count from there.
+
+        Args:
+            pruner: chooses what is kept of each tubelet; None keeps everything.
+        """
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
-        self._start_ns = start_ns
+        self._start_ns, self._pruner = start_ns, pruner
         self._frames: list[Frame] = []
         self._n_frames = 0
 
@@ -72,7 +82,12 @@ class Watcher:
         grid = video_grid(width, height, vision.video_target_patches)
         patches = tubelet_patches([frame.pixels for frame in frames], grid, vision)
         features_ns = self._clock.now_ns()
-        media = self._engine.encode_tubelets(patches, grid)[0]
+        whole = self._engine.encode_tubelets(patches, grid)[0]
+        media = whole
+        if self._pruner is not None:
+            places = (grid[0] // vision.merge, grid[1] // vision.merge)
+            shaped = whole.reshape(*places, -1)
+            media = shaped[self._pruner.keep(shaped, frames[-1].capture_ns)]
         times_s = [(frame.capture_ns - self._start_ns) / NS_PER_S for frame in frames]
         text = tubelet_text(self._n_frames + 1, times_s, len(media))
         self._n_frames += len(frames)
@@ -89,6 +104,8 @@ class Watcher:
             taken_ns=taken_ns,
             features_ns=features_ns,
             encoded_ns=self._clock.now_ns(),
+            n_kept=len(media),
+            n_pruned=len(whole) - len(media),
         )
         return Seen(Perceived("video", rows, evidence), stages)
 
