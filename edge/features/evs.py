@@ -27,7 +27,7 @@ came to or left a tenth of a place, 99.5 % lie above.
 CUT_SHARE = 0.5
 """A tubelet in which so many places changed, after one in which fewer did, follows a cut."""
 REFRESH_NS = 30 * NS_PER_S
-"""What did not change for so long is kept once more: a rebuilt context has forgotten the rest."""
+"""What was not kept for so long is kept once more: slow changes add up unseen."""
 
 _FIRST_TUBELET = 255.0  # more than any dissimilarity, which is at most 2
 _MIN_NORM = 1e-8
@@ -74,7 +74,8 @@ class CausalPruner:
     Kept are the places that changed since the tubelet before, most changed first, within a budget;
     what the budget leaves out is owed, and counts the more the longer it waits. The first tubelet
     and the first after a cut are kept whole, one in a second at most: only so can the budget be
-    exceeded. Every tubelet keeps a token. Memory: one tubelet and one second of counts.
+    exceeded. Every tubelet keeps a token: where nothing changed, the place shown longest ago.
+    Memory: one tubelet and one second of counts.
 
     Where nothing is cut or left out, a clip keeps exactly what `retention_mask` keeps of it at the
     same number of tokens.
@@ -96,6 +97,10 @@ class CausalPruner:
         self._owed = np.zeros(0, np.float32)
         self._kept_ns = np.zeros(0, np.int64)
 
+    def start_again(self) -> None:
+        """Keep the next tubelet whole: what was kept so far may be forgotten."""
+        self._before = None
+
     def keep(self, tubelet: Float32, capture_ns: int) -> NDArray[np.bool_]:
         """Which tokens of the next tubelet survive.
 
@@ -114,7 +119,8 @@ class CausalPruner:
             kept = wanted
         else:
             left = self._shared_tokens - sum(n for _, n in self._spent)
-            kept = _largest(change, max(1, min(left, int(wanted.sum()))))
+            rank = change if wanted.any() else -self._kept_ns
+            kept = _largest(rank, max(1, min(left, int(wanted.sum()))))
         self._spent.append((capture_ns, int(kept.sum())))
         self._owed = np.where(wanted & ~kept, change, np.float32(0))
         self._kept_ns[kept] = capture_ns
@@ -136,7 +142,7 @@ class CausalPruner:
         return np.where(due, np.maximum(change, np.float32(CHANGED)), change), is_cut
 
 
-def _largest(values: Float32, n: int) -> NDArray[np.bool_]:
+def _largest(values: Float32 | NDArray[np.int64], n: int) -> NDArray[np.bool_]:
     """Where the n largest values are; of equals, the earlier."""
     mask = np.zeros(values.size, np.bool_)
     mask[np.argsort(-values, axis=None, kind="stable")[:n]] = True

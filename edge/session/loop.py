@@ -77,6 +77,7 @@ class LiveLoop:
         tokenizer = prompt.tokenizer
         pruner = _pruner(config.perception, engine.spec.vision.tubelet_frames)
         self._watcher = Watcher(engine, tokenizer, clock, start_ns, pruner)
+        self._n_rebuilds_watched = 0
         self._listener = Listener(engine, tokenizer, clock, _collector(config.perception))
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
@@ -199,7 +200,7 @@ class LiveLoop:
             self._perceive(partial(self._listener.push, chunk))
             return True
         if (frame := self._frames.take()) is not None:
-            self._perceive(partial(self._watcher.push, frame))
+            self._perceive(partial(self._watch, frame))
             return True
         if self._ended:
             self._perceive(self._ended.popleft())
@@ -214,6 +215,12 @@ class LiveLoop:
         except (MediaError, CapacityError) as error:
             self._counters["segments_refused"] += 1
             log.warning("segment=refused error=%s", error)
+
+    def _watch(self, frame: Frame) -> list[Seen]:
+        if self._context.n_rebuilds > self._n_rebuilds_watched:
+            self._n_rebuilds_watched = self._context.n_rebuilds
+            self._watcher.start_again()
+        return self._watcher.push(frame)
 
     def _append(self, seen: Seen) -> None:
         before = self._context.n_tokens

@@ -70,6 +70,11 @@ class Watcher:
         full = len(self._frames) == self._engine.spec.vision.tubelet_frames
         return self.flush() if full else []
 
+    def start_again(self) -> None:
+        """Show the next tubelet whole: the context has forgotten pictures that it built on."""
+        if self._pruner is not None:
+            self._pruner.start_again()
+
     def flush(self) -> list[Seen]:
         """At the end of the source: the last odd frame as a tubelet of its own."""
         frames, self._frames = self._frames, []
