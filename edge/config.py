@@ -32,6 +32,9 @@ class Perception(msgspec.Struct, frozen=True):
     evs_tokens_per_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
     """Efficient video sampling: of each picture only what changed is kept, within so many tokens a
     second of capture time; 0 keeps everything."""
+    evs_keep: Literal["pictures", "places"] = "pictures"
+    """pictures: where anything changed, all of it as far as the budget goes, changed places first;
+    places: only these."""
     listen: Literal["utterances", "windows"] = "windows"
     """utterances: speech only, each as one clip; windows: everything, in windows of
     audio_window_s."""

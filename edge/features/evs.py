@@ -78,17 +78,22 @@ class CausalPruner:
     Memory: one tubelet and one second of counts.
 
     Where nothing is cut or left out, a clip keeps exactly what `retention_mask` keeps of it at the
-    same number of tokens.
+    same number of tokens. A model that never saw parts of pictures in training needs whole ones:
+    then a tubelet in which anything changed also keeps the rest, as far as the budget goes.
     """
 
-    def __init__(self, tokens_per_s: int, max_tubelets_per_s: int) -> None:
+    def __init__(
+        self, tokens_per_s: int, max_tubelets_per_s: int, *, whole_pictures: bool = False
+    ) -> None:
         """Start with no tubelet seen.
 
         Args:
             tokens_per_s: the budget, more than `max_tubelets_per_s`.
             max_tubelets_per_s: that will ever arrive in a second of capture time; one token each is
                 set aside.
+            whole_pictures: keep the unchanged places, too, where others changed.
         """
+        self._whole_pictures = whole_pictures
         self._shared_tokens = tokens_per_s - max_tubelets_per_s
         self._spent: deque[tuple[int, int]] = deque()  # (capture time, tokens) of the last second
         self._before: Float32 | None = None
@@ -111,18 +116,21 @@ class CausalPruner:
             bool [rows, columns], True at least once.
         """
         change, is_new = self._change(tubelet, capture_ns)
-        wanted = change >= CHANGED
+        changed = change >= CHANGED
         while self._spent and self._spent[0][0] <= capture_ns - NS_PER_S:
             self._spent.popleft()
         if is_new and (self._whole_ns is None or self._whole_ns <= capture_ns - NS_PER_S):
             self._whole_ns = capture_ns
-            kept = wanted
+            kept = changed
         else:
             left = self._shared_tokens - sum(n for _, n in self._spent)
-            rank = change if wanted.any() else -self._kept_ns
-            kept = _largest(rank, max(1, min(left, int(wanted.sum()))))
+            n_wanted = int(changed.sum())
+            rank = change if n_wanted else -self._kept_ns
+            if n_wanted and self._whole_pictures:
+                n_wanted = changed.size
+            kept = _largest(rank, max(1, min(left, n_wanted)))
         self._spent.append((capture_ns, int(kept.sum())))
-        self._owed = np.where(wanted & ~kept, change, np.float32(0))
+        self._owed = np.where(changed & ~kept, change, np.float32(0))
         self._kept_ns[kept] = capture_ns
         self._before = tubelet
         return kept

@@ -265,7 +265,11 @@ def _pruner(perception: Perception, tubelet_frames: int) -> CausalPruner | None:
     if perception.evs_tokens_per_s == 0:
         return None
     max_tubelets_per_s = math.ceil(perception.fps / tubelet_frames) + 1  # one more by jitter
-    return CausalPruner(perception.evs_tokens_per_s, max_tubelets_per_s)
+    return CausalPruner(
+        perception.evs_tokens_per_s,
+        max_tubelets_per_s,
+        whole_pictures=perception.evs_keep == "pictures",
+    )
 
 
 def _collector(perception: Perception) -> Collector:

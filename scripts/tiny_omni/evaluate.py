@@ -67,10 +67,11 @@ class Case:
 class Subject:
     """The runtime with a bundle."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, whole_pictures: bool = True) -> None:
         self.engine = CpuEngine(Bundle(path))
         self.tokenizer, self.template = Tokenizer(path), ChatTemplate(path)
         self.prompt = LivePrompt(self.tokenizer, self.template, system="")
+        self.whole_pictures = whole_pictures
         self.n_kept = self.n_pruned = 0
 
     def live(self, case: Case, evs_tokens_per_s: int = 0) -> str:
@@ -78,7 +79,11 @@ class Subject:
         clock, engine = VirtualClock(), self.engine
         anchor, separator = self.prompt.anchor(), self.prompt.separator()
         context = LiveContext(engine, anchor, separator, max_tokens=4096, keep_tokens=2048)
-        pruner = CausalPruner(evs_tokens_per_s, MAX_TUBELETS_PER_S) if evs_tokens_per_s else None
+        pruner = None
+        if evs_tokens_per_s:
+            pruner = CausalPruner(
+                evs_tokens_per_s, MAX_TUBELETS_PER_S, whole_pictures=self.whole_pictures
+            )
         watcher = Watcher(engine, self.tokenizer, clock, 0, pruner)
         listener = Listener(engine, self.tokenizer, clock, UtteranceDetector())
         for i, pixels in enumerate(case.frames):
@@ -228,6 +233,7 @@ def main() -> None:
     parser.add_argument(
         "--evs", type=int, default=0, metavar="N", help="also live within N picture tokens a second"
     )
+    parser.add_argument("--evs-keep", choices=("pictures", "places"), default="pictures")
     parser.add_argument("--speech", type=Path, default=WORK / "speech.npz")
     parser.add_argument("--json", action="store_true", help="one JSON line for machines")
     parser.add_argument("--picture", type=Path, help="write the accuracies as an SVG")
@@ -235,7 +241,7 @@ def main() -> None:
     sounds = Sounds(arguments.speech) if arguments.speech.exists() else None
     reports = {
         path.name: measure(
-            Subject(path),
+            Subject(path, arguments.evs_keep == "pictures"),
             arguments.n,
             arguments.seed,
             arguments.without,
