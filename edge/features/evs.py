@@ -74,7 +74,8 @@ class CausalPruner:
     Kept are the places that changed since the tubelet before, most changed first, within a budget;
     what the budget leaves out is owed, and counts the more the longer it waits. The first tubelet
     and the first after a cut are kept whole, one in a second at most: only so can the budget be
-    exceeded. Every tubelet keeps a token: where nothing changed, the place shown longest ago.
+    exceeded. Every tubelet keeps a token: where nothing changed, the most
+    typical place, for a thing shown alone reads as news.
     Memory: one tubelet and one second of counts.
 
     Where nothing is cut or left out, a clip keeps exactly what `retention_mask` keeps of it at the
@@ -125,7 +126,7 @@ class CausalPruner:
         else:
             left = self._shared_tokens - sum(n for _, n in self._spent)
             n_wanted = int(changed.sum())
-            rank = change if n_wanted else -self._kept_ns
+            rank = change if n_wanted else _likeness_to_mean(tubelet)
             if n_wanted and self._whole_pictures:
                 n_wanted = changed.size
             kept = _largest(rank, max(1, min(left, n_wanted)))
@@ -150,11 +151,16 @@ class CausalPruner:
         return np.where(due, np.maximum(change, np.float32(CHANGED)), change), is_cut
 
 
-def _largest(values: Float32 | NDArray[np.int64], n: int) -> NDArray[np.bool_]:
+def _largest(values: Float32, n: int) -> NDArray[np.bool_]:
     """Where the n largest values are; of equals, the earlier."""
     mask = np.zeros(values.size, np.bool_)
     mask[np.argsort(-values, axis=None, kind="stable")[:n]] = True
     return mask.reshape(values.shape)
+
+
+def _likeness_to_mean(tubelet: Float32) -> Float32:
+    """How typical of its tubelet each place is: background rather than a thing."""
+    return -_dissimilarity(tubelet, np.broadcast_to(tubelet.mean(axis=(0, 1)), tubelet.shape))
 
 
 def _dissimilarity(tubelet: Float32, before: Float32) -> Float32:
