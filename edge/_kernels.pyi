@@ -176,6 +176,7 @@ def route(
     weights: NDArray[np.float32],
 ) -> None:
     """logits [rows, experts], bias [experts] -> ids, weights [rows, slots]."""
+
 def log_mel_frames(
     samples: NDArray[np.float32],
     start: int,

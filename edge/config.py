@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+MIN_EVS_TOKENS_PER_FRAME = 4
+"""Fewer would hardly show a change: each tubelet keeps one token whatever has changed."""
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
@@ -26,6 +29,12 @@ class Perception(msgspec.Struct, frozen=True):
 
     fps: Annotated[float, Meta(gt=0.0, le=60.0)] = 2.0
     """Frames a second taken from a video source, above 0, at most 60."""
+    evs_tokens_per_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    """Efficient video sampling: of each picture only what changed is kept, within so many tokens a
+    second of capture time; 0 keeps everything."""
+    evs_keep: Literal["pictures", "places"] = "pictures"
+    """pictures: where anything changed, all of it as far as the budget goes, changed places first;
+    places: only these."""
     listen: Literal["utterances", "windows"] = "windows"
     """utterances: speech only, each as one clip; windows: everything, in windows of
     audio_window_s."""
@@ -170,7 +179,13 @@ def _expected(kind: object, error: msgspec.ValidationError) -> str:
 
 
 def _contradictions(config: Config) -> Iterable[str]:
-    context, answer = config.context, config.answer
+    perception, context, answer = config.perception, config.context, config.answer
+    least = math.ceil(MIN_EVS_TOKENS_PER_FRAME * max(perception.fps, 1))
+    if 0 < perception.evs_tokens_per_s < least:
+        yield (
+            f"perception.evs_tokens_per_s is {perception.evs_tokens_per_s}: too few for "
+            f"perception.fps = {perception.fps:g} (at least {least}, or 0 to keep everything)"
+        )
     for name, tokens, fits in (
         ("context.keep_tokens", context.keep_tokens, context.keep_tokens < context.max_tokens),
         ("answer.max_tokens", answer.max_tokens, answer.max_tokens <= context.max_tokens),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import threading
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from edge.config import Config, Perception
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.errors import ConfigurationError
+from edge.features.evs import CausalPruner
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -88,8 +90,20 @@ def _session(bundle: Bundle, config: Config, senses: Senses) -> LiveLoop:
         collector = _collector(config.perception)
         parts.append(audio_sense(sound, engine, tokenizer, clock, collector))
     if senses.video and (film := senses.video.video(clock, start_ns, config.perception.fps)):
-        parts.append(video_sense(film, engine, tokenizer, clock, start_ns))
+        pruner = _pruner(config.perception, engine.spec.vision.tubelet_frames)
+        parts.append(video_sense(film, engine, tokenizer, clock, start_ns, pruner))
     return LiveLoop(engine, prompt, config, clock, bundle.manifest.name, parts, start_ns=start_ns)
+
+
+def _pruner(perception: Perception, tubelet_frames: int) -> CausalPruner | None:
+    if perception.evs_tokens_per_s == 0:
+        return None
+    max_tubelets_per_s = math.ceil(perception.fps / tubelet_frames) + 1  # one more by jitter
+    return CausalPruner(
+        perception.evs_tokens_per_s,
+        max_tubelets_per_s,
+        whole_pictures=perception.evs_keep == "pictures",
+    )
 
 
 def _collector(perception: Perception) -> Collector:

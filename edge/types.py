@@ -78,3 +78,8 @@ class Stages:
     encoded_ns: int
     prefilled_ns: int = 0
     n_tokens: int = 0
+    """Of the segment, its text included."""
+    n_kept: int = 0
+    """Of a tubelet: tokens of the picture that are in the segment."""
+    n_pruned: int = 0
+    """Of a tubelet: tokens of the picture that were left out."""

@@ -85,6 +85,9 @@ class Eye:
         """Whether the source's frame number `n` is taken on this rung."""
         return self.rung.one_frame_in > 0 and n % self.rung.one_frame_in == 0
 
+    def start_again(self) -> None:
+        """Nothing: every tubelet stands by itself."""
+
     def push(self, frame: Item) -> list[Seen]:
         """Take a frame; a segment when it completes a tubelet."""
         self._frames.append(frame)
@@ -114,6 +117,9 @@ class Ear:
     def wants(self, _n: int) -> bool:
         """Whether sound is taken on this rung."""
         return self.rung.sound
+
+    def start_again(self) -> None:
+        """Nothing: every clip stands by itself."""
 
     def push(self, clip: Item) -> list[Seen]:
         """Take an utterance: a segment."""

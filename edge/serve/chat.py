@@ -330,6 +330,7 @@ def stages_of(stages: Stages, start_ns: int) -> Json:
     return {
         "modality": stages.modality,
         "n_tokens": stages.n_tokens,
+        "n_pruned": stages.n_pruned,
         "captured_s": round((stages.captured_ns - start_ns) / NS_PER_S, 3),
         "late_ms": between(stages.captured_ns, stages.taken_ns),
         "features_ms": between(stages.taken_ns, stages.features_ns),

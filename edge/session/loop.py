@@ -169,10 +169,19 @@ class LiveLoop:
             self._answer(turn)
             return True
         if self._context.owes_rebase:
-            return self._context.rebase()
+            return self._rebase()
         if any(map(self._perceive, self._senses)):
             return True
-        return self._context.rebase()
+        return self._rebase()
+
+    def _rebase(self) -> bool:
+        """Do a chunk of the rebase, if there is one; after the last, the senses start again."""
+        before = self._context.n_rebases
+        working = self._context.rebase()
+        if self._context.n_rebases > before:
+            for sense in self._senses:
+                sense.start_again()
+        return working
 
     def _look_at_the_load(self) -> None:
         """Once a second the budget sees what perception costs."""
@@ -214,10 +223,14 @@ class LiveLoop:
         self._worked_ns += stages.prefilled_ns - stages.taken_ns
         self._recent.append(stages)
         self._counters[f"{stages.modality}_segments"] += 1
+        if stages.modality == "video":
+            self._counters["video_tokens_kept"] += stages.n_kept
+            self._counters["video_tokens_pruned"] += stages.n_pruned
         log.info(
-            "segment=%s tokens=%d context=%d->%d late_ms=%.1f features_ms=%.1f encode_ms=%.1f "
-            "prefill_ms=%.1f",
-            *(stages.modality, stages.n_tokens, before, self._context.n_tokens),
+            "segment=%s tokens=%d pruned=%d context=%d->%d late_ms=%.1f features_ms=%.1f "
+            "encode_ms=%.1f prefill_ms=%.1f",
+            *(stages.modality, stages.n_tokens, stages.n_pruned),
+            *(before, self._context.n_tokens),
             late_ns / NS_PER_MS,
             (stages.features_ns - stages.taken_ns) / NS_PER_MS,
             (stages.encoded_ns - stages.features_ns) / NS_PER_MS,

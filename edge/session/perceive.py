@@ -9,6 +9,7 @@ import numpy as np
 
 from edge.clock import NS_PER_S, Clock
 from edge.engines.engine import AnyEngine
+from edge.features.evs import CausalPruner
 from edge.features.mel import LogMelStream
 from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import audio_text, tubelet_text
@@ -47,11 +48,20 @@ class Watcher:
     """Joins frames of one source to tubelets and encodes them."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, start_ns: int
+        self,
+        engine: AnyEngine,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        start_ns: int,
+        pruner: CausalPruner | None = None,
     ) -> None:
-        """Watch from `start_ns` on: the prompt's times count from there."""
+        """Watch from `start_ns` on: the prompt's times count from there.
+
+        Args:
+            pruner: chooses what is kept of each tubelet; None keeps everything.
+        """
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
-        self._start_ns = start_ns
+        self._start_ns, self._pruner = start_ns, pruner
         self._frames: list[Frame] = []
         self._n_frames = 0
         self.rung = LADDER[0]
@@ -66,6 +76,11 @@ class Watcher:
         full = len(self._frames) == self._engine.spec.vision.tubelet_frames
         return self.flush() if full else []
 
+    def start_again(self) -> None:
+        """Show the next tubelet whole: the context has forgotten pictures that it built on."""
+        if self._pruner is not None:
+            self._pruner.start_again()
+
     def flush(self) -> list[Seen]:
         """At the end of the source: the last odd frame as a tubelet of its own."""
         frames, self._frames = self._frames, []
@@ -79,7 +94,13 @@ class Watcher:
         grid = video_grid(width, height, n_patches)
         patches = tubelet_patches([frame.pixels for frame in frames], grid, vision)
         features_ns = self._clock.now_ns()
-        media = self._engine.encode_tubelets(patches, grid)[0]
+        whole = self._engine.encode_tubelets(patches, grid)[0]
+        media = whole
+        if self._pruner is not None:
+            places = (grid[0] // vision.merge, grid[1] // vision.merge)
+            shaped = whole.reshape(*places, -1)
+            keep = self._pruner.keep(shaped, frames[-1].capture_ns, self.rung.token_share)
+            media = shaped[keep]
         times_s = [(frame.capture_ns - self._start_ns) / NS_PER_S for frame in frames]
         text = tubelet_text(self._n_frames + 1, times_s, len(media))
         self._n_frames += len(frames)
@@ -96,6 +117,8 @@ class Watcher:
             taken_ns=taken_ns,
             features_ns=features_ns,
             encoded_ns=self._clock.now_ns(),
+            n_kept=len(media),
+            n_pruned=len(whole) - len(media),
         )
         return Seen(Perceived("video", rows, evidence), stages)
 
@@ -147,6 +170,9 @@ class Listener:
     def wants(self, _n: int) -> bool:
         """Whether sound is taken on this rung."""
         return self.rung.sound
+
+    def start_again(self) -> None:
+        """Nothing: no clip builds on another."""
 
     def push(self, chunk: AudioChunk) -> list[Seen]:
         """Take a chunk; the segments that it completes."""

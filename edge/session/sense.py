@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from edge.clock import Clock
 from edge.engines.engine import AnyEngine
 from edge.errors import EdgeError
+from edge.features.evs import CausalPruner
 from edge.model.tokenizer import Tokenizer
 from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
@@ -33,6 +34,9 @@ class Perceiver(Protocol[U]):
 
     def wants(self, n: int) -> bool:
         """Whether the source's item number `n` is taken at all."""
+
+    def start_again(self) -> None:
+        """The context has forgotten its older part: build on nothing that was said before."""
 
     def push(self, item: U) -> list[Seen]:
         """Take the next item; the segments that it completes."""
@@ -108,6 +112,10 @@ class Sense(Generic[T]):
         self._ended = True
         self.woken()
 
+    def start_again(self) -> None:
+        """The context was rebased."""
+        self._perceiver.start_again()
+
     def perceive(self) -> list[Seen] | None:
         """Take one item and see what it completes; None when nothing waits.
 
@@ -136,14 +144,20 @@ class Sense(Generic[T]):
 
 
 def video_sense(
-    source: FrameSource, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, start_ns: int
+    source: FrameSource,
+    engine: AnyEngine,
+    tokenizer: Tokenizer,
+    clock: Clock,
+    start_ns: int,
+    pruner: CausalPruner | None = None,
 ) -> Sense[Frame]:
     """Sight: the newest frames win.
 
     Args:
         start_ns: the session's time 0, from which the prompt counts.
+        pruner: chooses what is kept of each tubelet; None keeps everything.
     """
-    watcher = Watcher(engine, tokenizer, clock, start_ns)
+    watcher = Watcher(engine, tokenizer, clock, start_ns, pruner)
     n_frames = engine.spec.vision.tubelet_frames
     return Sense("video", watcher, n_frames, source.frames, source.close)
 

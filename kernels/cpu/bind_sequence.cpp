@@ -2,7 +2,6 @@
 #include "arrays.h"
 #include "sequence.h"
 
-using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Cube = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using MutableCube = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using MutableIds = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -18,7 +17,7 @@ static void require_same(const A &a, const B &b, const char *message) {
     require(a.n == b.n && a.width == b.width, message);
 }
 
-static void rms_norm_(RowsArray x_, Vector weight, float eps, MutableRowsArray y_) {
+static void rms_norm_(RowsArray x_, Vector<float> weight, float eps, MutableRowsArray y_) {
     Rows x = rows(x_);
     MutableRows y = rows(y_);
     require_same(x, y, "y is not as x");
@@ -27,7 +26,8 @@ static void rms_norm_(RowsArray x_, Vector weight, float eps, MutableRowsArray y
     rms_norm(x, weight.data(), eps, y);
 }
 
-static void gated_rms_norm_(RowsArray x_, RowsArray gate_, Vector weight, size_t n_groups, float eps,
+static void gated_rms_norm_(RowsArray x_, RowsArray gate_, Vector<float> weight, size_t n_groups,
+                            float eps,
                             MutableRowsArray y_) {
     Rows x = rows(x_), gate = rows(gate_);
     MutableRows y = rows(y_);
@@ -39,7 +39,7 @@ static void gated_rms_norm_(RowsArray x_, RowsArray gate_, Vector weight, size_t
     gated_rms_norm(x, gate, weight.data(), n_groups, eps, y);
 }
 
-static void causal_conv1d_(RowsArray x_, RowsArray past_, RowsArray taps_, Vector bias,
+static void causal_conv1d_(RowsArray x_, RowsArray past_, RowsArray taps_, Vector<float> bias,
                            MutableRowsArray y_, MutableRowsArray next_) {
     Rows x = rows(x_), past = rows(past_), taps = rows(taps_);
     MutableRows y = rows(y_), next = rows(next_);
@@ -52,8 +52,9 @@ static void causal_conv1d_(RowsArray x_, RowsArray past_, RowsArray taps_, Vecto
     causal_conv1d(x, past, taps, bias.data(), y, next);
 }
 
-static void state_space_(RowsArray x_, RowsArray b_, RowsArray c_, RowsArray dt_, Vector dt_bias,
-                         Vector a_log, Vector d, size_t n_groups, Cube state, MutableRowsArray y_,
+static void state_space_(RowsArray x_, RowsArray b_, RowsArray c_, RowsArray dt_,
+                         Vector<float> dt_bias, Vector<float> a_log, Vector<float> d,
+                         size_t n_groups, Cube state, MutableRowsArray y_,
                          MutableCube next) {
     Rows x = rows(x_), b = rows(b_), c = rows(c_), dt = rows(dt_);
     MutableRows y = rows(y_);
@@ -88,7 +89,7 @@ static void attention_(RowsArray q_, Cube keys, Cube values, MutableRowsArray y_
     attention(q, keys.data(), values.data(), keys.shape(0) - q.n, n_kv_heads, head_dim, y);
 }
 
-static void route_(RowsArray logits_, Vector bias, size_t n_groups, size_t n_chosen_groups,
+static void route_(RowsArray logits_, Vector<float> bias, size_t n_groups, size_t n_chosen_groups,
                    bool normalise, float factor, MutableIds ids, MutableWeights weights) {
     Rows logits = rows(logits_);
     size_t n_slots = ids.shape(1);

@@ -4,6 +4,7 @@
 
 Each case is answered twice: streamed in as a live session and then asked, and as one request.
 `--without video` or `--without audio` withholds a sense, to see what really depends on it.
+`--evs 16` answers each film once more, live with pruned tubelets within 16 tokens a second.
 Sound needs the corpus that `speech.py` makes.
 """
 
@@ -30,6 +31,7 @@ from build_engine.chart import bars
 from edge.clock import NS_PER_S, VirtualClock
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
+from edge.features.evs import CausalPruner
 from edge.features.mel import log_mel
 from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import ChatTemplate, audio_text, flatten, video_text
@@ -46,6 +48,7 @@ from edge.types import AudioChunk, Frame
 SIZES = ((240, 320), (360, 640), (256, 256), (480, 360), (144, 192))
 """Heights and widths of the cameras."""
 MAX_ANSWER_TOKENS = 32
+MAX_TUBELETS_PER_S = 1
 CHUNK = SAMPLE_RATE_HZ // 10
 HONEST = "honest none"
 """All cases whose truth is that there is none."""
@@ -64,22 +67,32 @@ class Case:
 class Subject:
     """The runtime with a bundle."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, whole_pictures: bool = True) -> None:
         self.engine = CpuEngine(Bundle(path))
         self.tokenizer, self.template = Tokenizer(path), ChatTemplate(path)
         self.prompt = LivePrompt(self.tokenizer, self.template, system="")
+        self.whole_pictures = whole_pictures
+        self.n_kept = self.n_pruned = 0
 
-    def live(self, case: Case) -> str:
-        """Stream the case in, then ask."""
+    def live(self, case: Case, evs_tokens_per_s: int = 0) -> str:
+        """Stream the case in, then ask; with a budget, tubelets are pruned, and that is counted."""
         clock, engine = VirtualClock(), self.engine
         anchor, separator = self.prompt.anchor(), self.prompt.separator()
         context = LiveContext(engine, anchor, separator, max_tokens=4096, keep_tokens=2048)
-        watcher = Watcher(engine, self.tokenizer, clock, 0)
+        pruner = None
+        if evs_tokens_per_s:
+            pruner = CausalPruner(
+                evs_tokens_per_s, MAX_TUBELETS_PER_S, whole_pictures=self.whole_pictures
+            )
+        watcher = Watcher(engine, self.tokenizer, clock, 0, pruner)
         listener = Listener(engine, self.tokenizer, clock, UtteranceDetector())
         for i, pixels in enumerate(case.frames):
             frame = Frame(pixels, int(i * FRAME_S * NS_PER_S), i, "camera")
             for seen in watcher.push(frame):
                 context.append(seen.perceived)
+                if pruner is not None:
+                    self.n_kept += seen.stages.n_kept
+                    self.n_pruned += seen.stages.n_pruned
         if case.sound is not None:
             start_ns = int(len(case.frames) * FRAME_S * NS_PER_S)
             for at in range(0, len(case.sound), CHUNK):
@@ -166,13 +179,23 @@ def withheld(case: Case, sense: str | None) -> Case:
 
 
 def measure(
-    subject: Subject, n: int, seed: int, without: str | None, sounds: Sounds | None, quiet: bool
+    subject: Subject,
+    n: int,
+    seed: int,
+    without: str | None,
+    sounds: Sounds | None,
+    quiet: bool,
+    evs_tokens_per_s: int,
 ) -> dict[str, Any]:
-    """Shares of right answers by task, live and as one request, and how often both agree."""
+    """Shares of right answers by task, live and as one request, and how often both agree.
+
+    With a budget, also live with pruned tubelets, and the share of their tokens that was kept.
+    """
     kinds = [maker.__name__.removeprefix("ask_") for maker in FILM_TASKS] + ["text"]
     kinds += ["word", "spoken"] if sounds else []
     live: dict[str, list[bool]] = defaultdict(list)
     request: dict[str, list[bool]] = defaultdict(list)
+    pruned: dict[str, list[bool]] = defaultdict(list)
     agree: list[bool] = []
     for kind in kinds:
         for case in tqdm(cases(kind, n, sounds, seed), total=n, desc=kind, disable=quiet):
@@ -182,15 +205,23 @@ def measure(
             live[kind].append(one == truth)
             request[kind].append(other == truth)
             agree.append(one == other)
+            if evs_tokens_per_s and shown.frames:
+                pruned[kind].append(subject.live(shown, evs_tokens_per_s) == truth)
             if truth in (NONE, NOTHING, "no"):
                 live[HONEST].append(one == truth)
                 request[HONEST].append(other == truth)
     return {
-        "live": {kind: round(float(np.mean(hits)), 4) for kind, hits in live.items()},
-        "request": {kind: round(float(np.mean(hits)), 4) for kind, hits in request.items()},
+        "live": _shares(live),
+        "request": _shares(request),
+        "evs": _shares(pruned),
+        "evs_kept": round(subject.n_kept / max(1, subject.n_kept + subject.n_pruned), 4),
         "cases": {kind: len(hits) for kind, hits in live.items()},
         "agree": round(float(np.mean(agree)), 4),
     }
+
+
+def _shares(hits: dict[str, list[bool]]) -> dict[str, float]:
+    return {kind: round(float(np.mean(right)), 4) for kind, right in hits.items()}
 
 
 def main() -> None:
@@ -199,6 +230,10 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="cases a task")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--without", choices=("video", "audio"), help="withhold a sense")
+    parser.add_argument(
+        "--evs", type=int, default=0, metavar="N", help="also live within N picture tokens a second"
+    )
+    parser.add_argument("--evs-keep", choices=("pictures", "places"), default="pictures")
     parser.add_argument("--speech", type=Path, default=WORK / "speech.npz")
     parser.add_argument("--json", action="store_true", help="one JSON line for machines")
     parser.add_argument("--picture", type=Path, help="write the accuracies as an SVG")
@@ -206,7 +241,13 @@ def main() -> None:
     sounds = Sounds(arguments.speech) if arguments.speech.exists() else None
     reports = {
         path.name: measure(
-            Subject(path), arguments.n, arguments.seed, arguments.without, sounds, arguments.json
+            Subject(path, arguments.evs_keep == "pictures"),
+            arguments.n,
+            arguments.seed,
+            arguments.without,
+            sounds,
+            arguments.json,
+            arguments.evs,
         )
         for path in arguments.bundles
     }
@@ -221,12 +262,16 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"n": arguments.n, "without": arguments.without, "bundles": reports}))
         return
-    print(f"{'live session':14}" + "".join(f"{name:>12}" for name in reports) + "   cases")
+    print(f"{'live session':14}" + "".join(f"{name:>12}" for name in reports) + "   cases, pruned")
     for kind, n in next(iter(reports.values()))["cases"].items():
         shares = "".join(f"{report['live'][kind]:12.1%}" for report in reports.values())
-        print(f"{kind:14}{shares}   {n}")
+        pruned = "".join(f"{r['evs'][kind]:12.1%}" for r in reports.values() if kind in r["evs"])
+        print(f"{kind:14}{shares}   {n:5}{pruned}")
     agreed = "".join(f"{report['agree']:12.1%}" for report in reports.values())
     print(f"{'one request':14}{agreed}   agrees with it")
+    if arguments.evs:
+        kept = "".join(f"{report['evs_kept']:12.1%}" for report in reports.values())
+        print(f"{'tokens kept':14}{kept}   of films, within {arguments.evs} a second")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
     assert config.answer.thinking
 
 
+def test_a_token_budget_too_small_for_the_frame_rate_is_refused():
+    message = refusal(None, {"perception": {"fps": 4.0, "evs_tokens_per_s": 15}})
+    assert "perception.evs_tokens_per_s is 15: too few for perception.fps = 4" in message
+    assert "at least 16" in message
+    load_config(None, {"perception": {"fps": 4.0, "evs_tokens_per_s": 16}})
+
+
 def test_an_integer_is_a_number(tmp_path):
     assert load_config(written(tmp_path, "[perception]\nfps = 3\n")).perception.fps == 3.0
 
