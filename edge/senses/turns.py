@@ -36,8 +36,10 @@ POST_ROLL_BLOCKS = 8
 """0.26 s of the pause belong to it: a last consonant is quiet, and nobody waits for it longer."""
 MAX_BLOCKS = 468
 """14.98 s: a longer utterance is cut here and goes on as a new one."""
-ONSET_LAG_NS = 64 * NS_PER_MS
-"""Speech is recognised this much after it began: the middle of what was measured, 0..0.15 s."""
+CERTAIN = 0.65
+"""The last word ended with the last block of this probability: what follows is noise or echo."""
+ONSET_LAG_NS = 80 * NS_PER_MS
+"""Speech is recognised this much after it began: the middle of what was measured, 0..0.17 s."""
 
 Mode = Literal["open", "push_to_talk", "typed"]
 """open: speech takes the turn. push_to_talk: only between `begin` and `commit`. typed: never; what
@@ -127,7 +129,7 @@ class TurnDetector:
         self._voiced = False  # the newest block, by hysteresis
         self._n_voiced = 0  # in this utterance; 0 before its onset
         self._n_quiet = 0  # since the last voiced block
-        self._onset_ns = 0
+        self._onset_ns = self._end_ns = 0  # of this utterance, estimated
 
     def play(self, chunk: AudioChunk) -> None:
         """Know what the robot says itself, so that it is not taken for somebody's speech.
@@ -219,16 +221,18 @@ class TurnDetector:
         probability = self._probability(block.samples)
         self._voiced = probability >= (STOP if self._voiced else START) and not masked
         self._blocks.append(block)
-        events = self._speech(block) if self._voiced else self._silence()
+        events = self._speech(block, probability) if self._voiced else self._silence()
         if len(self._blocks) == MAX_BLOCKS:
             # A soft end is a better place to end than a word that follows.
             events += self._end() if self._paused else self._cut()
         return self._told(events)
 
-    def _speech(self, block: AudioChunk) -> list[TurnEvent]:
+    def _speech(self, block: AudioChunk, probability: float) -> list[TurnEvent]:
         events: list[TurnEvent] = [Resumed(block.capture_ns)] if self._paused else []
         if self._n_voiced == 0:
             self._onset_ns = max(block.capture_ns - ONSET_LAG_NS, self._blocks[0].capture_ns)
+        if self._n_voiced == 0 or probability >= CERTAIN:
+            self._end_ns = end_ns(block)
         was_started = self._started
         self._n_voiced += 1
         self._n_quiet = 0
@@ -254,13 +258,13 @@ class TurnDetector:
         if n_until_pause <= 0:
             return None
         clip = joined(self._blocks[: n_until_pause + POST_ROLL_BLOCKS])
-        return Utterance(clip, self._onset_ns, end_ns(self._blocks[n_until_pause - 1]))
+        return Utterance(clip, self._onset_ns, self._end_ns)
 
     def _cut(self) -> list[TurnEvent]:
         """The counts go on: what follows is speech already, however little it is."""
         clip = joined(self._blocks)
         cut = Utterance(clip, self._onset_ns, end_ns(clip))
-        self._blocks, self._onset_ns = [], end_ns(clip)
+        self._blocks, self._onset_ns, self._end_ns = [], end_ns(clip), end_ns(clip)
         return [Cut(cut)]
 
     def _end(self) -> list[TurnEvent]:
