@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,8 @@ from turn_scenes import (
 from edge.clock import NS_PER_S
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.senses.sound import BLOCK_SAMPLES
-from edge.senses.turns import Ended, SpeechStarted, TurnDetector, TurnEvent
+from edge.senses.turn_events import Ended, SpeechStarted, TurnEvent
+from edge.senses.turns import TurnDetector
 from edge.types import Float32
 
 MAX_ONSET_S, MAX_END_S = 0.15, 0.25
@@ -93,11 +94,13 @@ def pauses_kept(clips: Mapping[str, Float32], n: int, rng: np.random.Generator) 
     return n_kept / n
 
 
-def own_voice(talks: list[Conversation]) -> dict[str, float]:
+def own_voice(
+    talks: list[Conversation], persons_db: Sequence[float] = PERSON_DB
+) -> dict[str, float]:
     """The share of talks in which the robot interrupted itself, and by how loud a person is
     beside the echo, in which a person could."""
     shares = {"itself": sum(bool(bounds(heard(t.heard(None), t.played))[0]) for t in talks)}
-    for person_db in PERSON_DB:
+    for person_db in persons_db:
         n_hits = 0
         for talk in talks:
             onsets, _ = bounds(heard(talk.heard(person_db), talk.played))
@@ -155,7 +158,10 @@ def main() -> None:
     for name, share in shares.items():
         print(f"  {name:<18}{share:>7.1%}")
     cost = {"alone_ms": cost_ms(clips, False), "with_own_voice_ms": cost_ms(clips, True)}
-    print(f"\na block of 32 ms costs {cost['alone_ms']} ms, {cost['with_own_voice_ms']} ms while", end="")
+    print(
+        f"\na block of 32 ms costs {cost['alone_ms']} ms, {cost['with_own_voice_ms']} ms while",
+        end="",
+    )
     print(" the robot speaks\n")
     figures = {
         "placements": options.placements,

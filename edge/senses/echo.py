@@ -30,11 +30,11 @@ KEEP = 0.9996
 N_PRIOR_BLOCKS = 12
 """Blocks with the robot's voice whose level says how loud it is in the microphone."""
 N_WARM_BLOCKS = 60
-"""1.9 s of the robot's voice are learned from before anybody can interrupt it: once, not each time."""
+"""1.9 s of the robot's voice are learned from before anybody can interrupt it; once, not always."""
 MARGIN_DB = 3.0
 """Somebody speaks where the sound is this much louder than the residue."""
 RISE_DB, FALL_DB = 0.2, 0.02
-"""A block: how fast the residue's level follows what is heard. It settles where 1 in 11 is above."""
+"""A block: how the residue's level follows what is heard. It settles where 1 in 11 is above."""
 FIRST_RESIDUE_DB = 10.0
 MAX_RATIO_DB = 20.0
 """No band says more than this."""
@@ -164,8 +164,9 @@ class _Filter:
         self._voice[0] = np.fft.rfft(np.concatenate([self._last, voice]))
         self._last = voice
         power = _power(self._voice)
-        echo = np.fft.irfft((self._path * self._voice).sum(axis=0))[BLOCK_SAMPLES:]
-        left = heard - echo.astype(np.float32)
+        whole = np.fft.irfft((self._path * self._voice).sum(axis=0))
+        echo = whole[BLOCK_SAMPLES:].astype(np.float32)
+        left = heard - echo
         error = _spectrum(left)
         uncertain = 0.5 * (power * self._variance).sum(axis=0)
         self._noise = 0.7 * self._noise + 0.3 * _power(error)

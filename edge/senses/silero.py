@@ -44,7 +44,9 @@ class Silero:
         recurrent = [tensors["decoder.rnn.weight_ih"], tensors["decoder.rnn.weight_hh"]]
         self._recurrent = np.ascontiguousarray(np.concatenate(recurrent, axis=1).T)
         self._bias = tensors["decoder.rnn.bias_ih"] + tensors["decoder.rnn.bias_hh"]
-        self._head, self._head_bias = (tensors[f"decoder.decoder.2.{n}"] for n in ("weight", "bias"))
+        self._head, self._head_bias = (
+            tensors[f"decoder.decoder.2.{n}"] for n in ("weight", "bias")
+        )
         self._hidden = np.zeros(_N_HIDDEN, np.float32)
         self._cell = np.zeros(_N_HIDDEN, np.float32)
 
@@ -76,7 +78,7 @@ class Silero:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    return 1 / (1 + np.exp(-np.clip(x, -80, 80)))
+    return np.reciprocal(1 + np.exp(-np.clip(x, -80, 80))).astype(np.float32)
 
 
 @cache

@@ -1,7 +1,5 @@
 """Turn-taking: who speaks, from when to when, and whose turn it is.
 
-    SpeechStarted  (SoftEnd  Resumed)*  [SoftEnd]  Ended        with Cut wherever it grows too long
-
 Speech is timed in blocks of 32 ms. A short pause is a soft end: an answer to what was said so far
 may be begun, to be dropped if speech is resumed. A longer pause ends the utterance, whose clip is
 then the soft end's, sample by sample. No sample is in two clips.
@@ -10,7 +8,6 @@ then the soft end's, sample by sample. No sample is in two clips.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from edge.clock import NS_PER_MS
@@ -18,6 +15,16 @@ from edge.errors import ProtocolError
 from edge.senses.echo import Echo
 from edge.senses.silero import Silero
 from edge.senses.sound import Blocks, end_ns, goes_on, joined, must_be_finite
+from edge.senses.turn_events import (
+    Cut,
+    Ended,
+    Overheard,
+    Resumed,
+    SoftEnd,
+    SpeechStarted,
+    TurnEvent,
+    Utterance,
+)
 from edge.types import AudioChunk, Float32
 
 START = 0.5
@@ -44,68 +51,6 @@ ONSET_LAG_NS = 80 * NS_PER_MS
 Mode = Literal["open", "push_to_talk", "typed"]
 """open: speech takes the turn. push_to_talk: only between `begin` and `commit`. typed: never; what
 is said is overheard."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Utterance:
-    """Speech as one clip."""
-
-    clip: AudioChunk
-    """With the pre-roll and the post-roll."""
-    onset_ns: int
-    """When its first word began, estimated."""
-    end_ns: int
-    """When its last word ended, estimated."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpeechStarted:
-    """Somebody speaks: what the robot itself is saying should stop."""
-
-    onset_ns: int
-    """When it began, estimated."""
-    noticed_ns: int
-    """The capture time up to which had to be heard to be sure."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SoftEnd:
-    """A pause: this may have been all."""
-
-    utterance: Utterance | None
-    """What `Ended` will hold if speech is not resumed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """It was not all: what was begun at the soft end is to be dropped."""
-
-    at_ns: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cut:
-    """The utterance is too long for one clip: this much of it, and it goes on."""
-
-    utterance: Utterance
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ended:
-    """The turn is over."""
-
-    utterance: Utterance | None
-    """What was said, or after a cut the rest of it; None if the cuts hold everything."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Overheard:
-    """Speech that takes no turn: for the context only."""
-
-    utterance: Utterance
-
-
-TurnEvent = SpeechStarted | SoftEnd | Resumed | Cut | Ended | Overheard
 
 
 class TurnDetector:

@@ -10,6 +10,7 @@ from test_turns import BLOCK_SAMPLES, START_NS, cut, scripted, stream
 
 from edge.errors import MediaError, ProtocolError
 from edge.senses.sound import BLOCK_NS, end_ns
+from edge.senses.turn_events import Cut, Ended, Overheard, Resumed, SoftEnd, SpeechStarted
 from edge.senses.turns import (
     MAX_BLOCKS,
     MIN_SILENCE_BLOCKS,
@@ -18,12 +19,6 @@ from edge.senses.turns import (
     POST_ROLL_BLOCKS,
     PRE_ROLL_BLOCKS,
     SOFT_END_BLOCKS,
-    Cut,
-    Ended,
-    Overheard,
-    Resumed,
-    SoftEnd,
-    SpeechStarted,
     TurnDetector,
 )
 from edge.types import AudioChunk
