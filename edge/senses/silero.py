@@ -78,7 +78,8 @@ class Silero:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    return np.reciprocal(1 + np.exp(-np.clip(x, -80, 80))).astype(np.float32)
+    shares: Float32 = np.reciprocal(1 + np.exp(-np.clip(x, -80, 80)))
+    return shares
 
 
 @cache
