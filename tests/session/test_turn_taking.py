@@ -41,10 +41,9 @@ def talks(sentences):
 
 
 def test_the_robots_own_voice_starts_no_turn_and_a_person_over_it_does(talks):
-    shares = own_voice(talks, (0.0, 5.0))
+    shares = own_voice(talks, (0.0,))
     assert shares["itself"] == 0, shares
     assert shares["person at +0 dB"] >= 0.85, shares
-    assert shares["person at +5 dB"] >= 0.95, shares
 
 
 def test_without_the_reference_the_robot_would_interrupt_itself(talks):
