@@ -1,14 +1,18 @@
 #!/bin/sh
-# Recorded speech for the tests: Debian's alsa-utils ships some. Without root or apt the tests
-# that need it are skipped, with this reason (and fail where CI=true).
+# Speech for the tests: Debian's alsa-utils ships recordings, flite speaks sentences in several
+# voices. Without root or apt the tests that need them are skipped, with this reason (and fail
+# where CI=true).
 set -eu
-speech=/usr/share/sounds/alsa/Front_Center.wav
-if [ -e "$speech" ]; then exit 0; fi
+missing=
+[ -e /usr/share/sounds/alsa/Front_Center.wav ] || missing="alsa-utils"
+command -v flite >/dev/null || missing="$missing flite"
+if [ -z "$missing" ]; then exit 0; fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "no $speech: install alsa-utils to run the tests on recorded speech" >&2
+    echo "install $missing to run the tests on recorded and synthesized speech" >&2
     exit 0
 fi
-apt-get install --quiet --yes --no-install-recommends alsa-utils >/dev/null 2>&1 || {
+install() { apt-get install --quiet --yes --no-install-recommends $missing >/dev/null; }
+install 2>/dev/null || {
     apt-get update --quiet >/dev/null
-    apt-get install --quiet --yes --no-install-recommends alsa-utils >/dev/null
+    install
 }

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from turn_scenes import recorded, synthesized
+
+from edge.types import Float32
 
 
-def _folder(path: Path, what: str) -> Path:
-    """`path` if it is there; else a skip with the reason, or in CI a failure."""
-    if path.is_dir():
-        return path
+def _must_be(there: bool, what: str) -> None:
+    """Else a skip with the reason, or in CI a failure."""
+    if there:
+        return
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(what)
+
+
+def _folder(path: Path, what: str) -> Path:
+    _must_be(path.is_dir(), what)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +40,16 @@ def speech() -> Path:
     """Folder with spoken 48 kHz WAV files such as Front_Center.wav."""
     folder = os.environ.get("ALSA_SOUNDS", "/usr/share/sounds/alsa")
     return _folder(Path(folder), "needs recorded speech: install alsa-utils or set ALSA_SOUNDS")
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Float32]:
+    """`voice-i` -> synthesized speech without silence around it."""
+    _must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
+    return synthesized(tmp_path_factory.mktemp("sentences"))
+
+
+@pytest.fixture(scope="session")
+def spoken(speech: Path, sentences: dict[str, Float32]) -> dict[str, Float32]:
+    """Recorded and synthesized speech without silence around it."""
+    return recorded(speech) | sentences

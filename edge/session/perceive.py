@@ -15,7 +15,7 @@ from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
-from edge.senses.turns import end_ns, goes_on, joined
+from edge.senses.sound import end_ns, goes_on, joined
 from edge.session.budget import LADDER
 from edge.session.slot import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Stages

@@ -15,7 +15,7 @@ from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
 from edge.senses.ring import Ring
-from edge.senses.turns import end_ns
+from edge.senses.sound import end_ns
 from edge.service import _collector
 from edge.session.answer import LivePrompt
 from edge.session.loop import LiveLoop

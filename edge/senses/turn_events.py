@@ -1,0 +1,72 @@
+"""What happens in a conversation, as far as the microphone tells.
+
+SpeechStarted  (SoftEnd  Resumed)*  [SoftEnd]  Ended        with Cut wherever it grows too long
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.types import AudioChunk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Utterance:
+    """Speech as one clip."""
+
+    clip: AudioChunk
+    """With the pre-roll and the post-roll."""
+    onset_ns: int
+    """When its first word began, estimated."""
+    end_ns: int
+    """When its last word ended, estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    """Somebody speaks: what the robot itself is saying should stop."""
+
+    onset_ns: int
+    """When it began, estimated."""
+    noticed_ns: int
+    """The capture time up to which had to be heard to be sure."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SoftEnd:
+    """A pause: this may have been all."""
+
+    utterance: Utterance | None
+    """What `Ended` will hold if speech is not resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """It was not all: what was begun at the soft end is to be dropped."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """The utterance is too long for one clip: this much of it, and it goes on."""
+
+    utterance: Utterance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ended:
+    """The turn is over."""
+
+    utterance: Utterance | None
+    """What was said, or after a cut the rest of it; None if the cuts hold everything."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overheard:
+    """Speech that takes no turn: for the context only."""
+
+    utterance: Utterance
+
+
+TurnEvent = SpeechStarted | SoftEnd | Resumed | Cut | Ended | Overheard
