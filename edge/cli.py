@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import edge
 from edge.client import Client, Finished, Text
 from edge.config import load_config
-from edge.errors import ConfigurationError, EdgeError
+from edge.errors import ConfigurationError, EdgeError, ReplayError
 
 EXIT_IO_ERROR = 74
 DEFAULT_SOCKET = "/run/edge/edge.sock"
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
             changes.setdefault(section, {})[key] = value
     config = load_config(arguments.config, changes)
     senses = service.open_senses(arguments.video, arguments.audio, sound=not arguments.no_sound)
-    service.run(arguments.bundle, config, senses)
+    service.run(arguments.bundle, config, senses, arguments.record)
 
 
 def ask(arguments: argparse.Namespace) -> None:
@@ -83,6 +84,32 @@ def status(arguments: argparse.Namespace) -> None:
             print("  ".join(f"{name} {count}" for name, count in value.items()))
         elif not isinstance(value, list):
             print(f"{key:20} {value}")
+
+
+def replay(arguments: argparse.Namespace) -> None:
+    """Run a recorded session again and compare every event with the recorded one."""
+    from edge import service
+
+    n_steps = n_events = 0
+    for replayed in service.replay(arguments.bundle, arguments.file):
+        n_steps += 1
+        n_events += len(replayed.events)
+        if not replayed.is_same:
+            raise ReplayError(
+                f"step {replayed.number} of {arguments.file}",
+                f"led to {_shown(replayed.events)}, recorded is {_shown(replayed.step.events)}",
+                "replay it on the bundle and the version that recorded it",
+            )
+    report = {"steps": n_steps, "events": n_events, "same": True}
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print(f"{arguments.file}: {n_steps} steps, {n_events} events, all as recorded")
+
+
+def _shown(events: list[dict[str, Any]]) -> str:
+    text = json.dumps(events)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -130,7 +157,17 @@ def parser() -> argparse.ArgumentParser:
         "--listen", help="windows or utterances: what sound is cut into (perception.listen)"
     )
     command.add_argument("--quiet", action="store_true", help="log warnings only")
+    command.add_argument(
+        "--record", type=Path, metavar="FILE", help="write the session to an MCAP file"
+    )
     command.set_defaults(call=run)
+
+    command = commands.add_parser(
+        "replay", help="run a recorded session again", description=replay.__doc__
+    )
+    command.add_argument("bundle", type=Path, help="the bundle that the session ran on")
+    command.add_argument("file", type=Path, help="made by `edge run --record`")
+    command.set_defaults(call=replay)
 
     command = commands.add_parser("ask", help="ask a running service", description=ask.__doc__)
     command.add_argument("question")
@@ -150,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--rounds", type=int, default=9, help="medians are taken of (default 9)")
     command.set_defaults(call=bench)
     for name, command in commands.choices.items():
-        if name != "bench":
+        if name not in ("bench", "replay"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
         if name != "run":
             command.add_argument("--json", action="store_true", help="one JSON line for machines")

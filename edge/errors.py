@@ -8,6 +8,7 @@
     ├── SocketError          the socket cannot be had or reached refuse to start, exit 73
     ├── ProtocolError        a client's request is wrong         HTTP 400, that request only
     ├── CapacityError        no room for this turn               HTTP 503, that turn only
+    ├── ReplayError          a replay went another way           stop the replay, exit 65
     └── EngineError          the engine broke its contract       stop the service, exit 1
 
 An error names the thing, what is wrong with its value, and the remedy, in one line.
@@ -68,6 +69,12 @@ class ProtocolError(EdgeError):
 
 class CapacityError(EdgeError):
     """There is no room for this turn now."""
+
+
+class ReplayError(EdgeError):
+    """A recorded session, run again, led to other events."""
+
+    exit_code = 65
 
 
 class EngineError(EdgeError):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from aiohttp import web
 
-from edge.clock import MonotonicClock
+from edge.clock import Clock, MonotonicClock
 from edge.config import Config, Perception
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
@@ -28,8 +31,12 @@ from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.answer import LivePrompt
 from edge.session.loop import LiveLoop
-from edge.session.perceive import Collector, WindowCollector
+from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
 from edge.session.sense import Sense, audio_sense, video_sense
+
+if TYPE_CHECKING:
+    from edge.session.record import Recorder, ReplayedClock
+    from edge.session.replay import Observed, Replayed
 
 log = logging.getLogger(__name__)
 
@@ -58,41 +65,99 @@ def open_senses(video: Path | None, audio: Path | None, *, sound: bool) -> Sense
     return Senses(film, film if sound else None)
 
 
-def run(bundle_path: Path, config: Config, senses: Senses) -> None:
+def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
+    Args:
+        record: file to write the session to.
     Raises:
         EdgeError: the service cannot start, or its engine failed.
     """
     path = Path(config.socket.path)
     listener = unix_socket.bind(path)
     try:
-        bundle = Bundle(bundle_path)
-        loop = _session(bundle, config, senses)
-        own, model = bundle.manifest.spec.sampling, bundle.manifest.name
-        app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
-        log.info("event=ready socket=%s model=%s", path, model)
-        asyncio.run(_serve(loop, app, listener))
+        with contextlib.ExitStack() as stack:
+            clock: Clock = MonotonicClock()
+            recorder: Recorder | None = None
+            if record is not None:
+                from edge.session.record import RecordedClock, Recorder
+
+                clock = RecordedClock(clock)
+                recorder = stack.enter_context(Recorder(record, clock))
+            bundle = Bundle(bundle_path)
+            loop = _session(bundle, config, senses, clock, recorder)
+            own, model = bundle.manifest.spec.sampling, bundle.manifest.name
+            app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
+            log.info("event=ready socket=%s model=%s", path, model)
+            asyncio.run(_serve(loop, app, listener))
     finally:
         unix_socket.release(path, listener)
         listener.close()
     log.info("event=stopped")
 
 
-def _session(bundle: Bundle, config: Config, senses: Senses) -> LiveLoop:
+def _session(
+    bundle: Bundle, config: Config, senses: Senses, clock: Clock, recorder: Recorder | None
+) -> LiveLoop:
     """Load the engine and wire the session."""
-    clock, engine = MonotonicClock(), CpuEngine(bundle)
-    prompt = LivePrompt(Tokenizer(bundle.path), ChatTemplate(bundle.path), config.context.system)
-    _check_room(config, engine.spec.decoder.max_tokens)
+    engine, prompt = _parts(bundle, config)
     start_ns, tokenizer = clock.now_ns(), prompt.tokenizer
+    name = bundle.manifest.name
+    if recorder is not None:
+        recorder.describe(name, start_ns, msgspec.to_builtins(config))
     parts: list[Sense[Any]] = []  # sound first: an utterance may be a question
     if senses.audio and (sound := senses.audio.sound(clock, start_ns)):
-        collector = _collector(config.perception)
-        parts.append(audio_sense(sound, engine, tokenizer, clock, collector))
+        listener = Listener(engine, tokenizer, clock, _collector(config.perception))
+        parts.append(audio_sense(listener, sound))
     if senses.video and (film := senses.video.video(clock, start_ns, config.perception.fps)):
-        pruner = _pruner(config.perception, engine.spec.vision.tubelet_frames)
-        parts.append(video_sense(film, engine, tokenizer, clock, start_ns, pruner))
-    return LiveLoop(engine, prompt, config, clock, bundle.manifest.name, parts, start_ns=start_ns)
+        watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
+        parts.append(video_sense(watcher, film))
+    return LiveLoop(
+        engine, prompt, config, clock, name, parts, start_ns=start_ns, recorder=recorder
+    )
+
+
+def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
+    """Run a recorded session again on a bundle.
+
+    Raises:
+        EdgeError: the bundle or the recording cannot be used.
+    """
+    from edge.session.replay import replay
+
+    bundle = Bundle(bundle_path)
+
+    def build(
+        about: dict[str, Any], clock: ReplayedClock, observed: Observed
+    ) -> tuple[LiveLoop, list[Sense[Any]]]:
+        config = msgspec.convert(about["settings"], Config)
+        engine, prompt = _parts(bundle, config)
+        tokenizer, start_ns = prompt.tokenizer, about["start_ns"]
+        listener = Listener(engine, tokenizer, clock, _collector(config.perception))
+        watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
+        senses: list[Sense[Any]] = [audio_sense(listener), video_sense(watcher)]
+        loop = LiveLoop(
+            *(engine, prompt, config, clock, about["model"], senses),
+            start_ns=start_ns,
+            recorder=observed,
+        )
+        return loop, senses
+
+    return replay(path, build)
+
+
+def _parts(bundle: Bundle, config: Config) -> tuple[CpuEngine, LivePrompt]:
+    engine = CpuEngine(bundle)
+    _check_room(config, engine.spec.decoder.max_tokens)
+    template = ChatTemplate(bundle.path)
+    return engine, LivePrompt(Tokenizer(bundle.path), template, config.context.system)
+
+
+def _watcher(
+    engine: CpuEngine, tokenizer: Tokenizer, clock: Clock, start_ns: int, perception: Perception
+) -> Watcher:
+    pruner = _pruner(perception, engine.spec.vision.tubelet_frames)
+    return Watcher(engine, tokenizer, clock, start_ns, pruner)
 
 
 def _pruner(perception: Perception, tubelet_frames: int) -> CausalPruner | None:

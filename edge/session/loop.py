@@ -9,11 +9,13 @@ arrives meanwhile waits in a bounded ring; a full ring drops its oldest and coun
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from edge.clock import NS_PER_MS, NS_PER_S, Clock
 from edge.config import Config
@@ -27,11 +29,26 @@ from edge.session.sense import Sense
 from edge.session.turn import AnswerEvent, Done, Failed, Question, Status, Turn
 from edge.types import Stages
 
+if TYPE_CHECKING:
+    from edge.session.record import Recorder
+    from edge.session.replay import Observed
+
 log = logging.getLogger(__name__)
+
+TURN = "turn"
+"""What a step takes when it takes a question."""
 
 N_RECENT_STAGES = 32
 FEED_JOIN_S = 2.0
 """A source may sleep until its next frame; its thread does not outlive the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """A shorter state has taken the live one's place."""
+
+    at_ns: int
+    n_tokens: int
 
 
 class LiveLoop:
@@ -47,6 +64,7 @@ class LiveLoop:
         senses: Sequence[Sense[Any]],
         *,
         start_ns: int,
+        recorder: Recorder | Observed | None = None,
     ) -> None:
         """Prefill the anchor; nothing plays before `run`.
 
@@ -54,7 +72,9 @@ class LiveLoop:
             model: the name that clients see.
             senses: the most urgent first.
             start_ns: the session's time 0, from which the prompt counts.
+            recorder: is told what every step takes and what follows.
         """
+        self._recorder = recorder
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
         self._start_ns = start_ns
         self._context = LiveContext(
@@ -68,6 +88,8 @@ class LiveLoop:
         self._senses = senses
         for sense in senses:
             sense.woken = self._wake.set
+            if recorder is not None:
+                sense.taken = recorder.took
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
@@ -92,7 +114,16 @@ class LiveLoop:
         Raises:
             CapacityError: socket.max_waiting questions wait already.
         """
-        turn = Turn(question, asked_ns or self._clock.now_ns(), deliver)
+        turn = Turn(_seeded(question), asked_ns or self._clock.now_ns(), deliver)
+        self.take(turn)
+        return turn
+
+    def take(self, turn: Turn) -> None:
+        """Queue a turn.
+
+        Raises:
+            CapacityError: socket.max_waiting questions wait already.
+        """
         with self._turns_lock:
             limit = self._config.socket.max_waiting
             if len(self._turns) >= limit:
@@ -101,7 +132,6 @@ class LiveLoop:
                 )
             self._turns.append(turn)
         self._wake.set()
-        return turn
 
     def status(self) -> Status:
         """The session as it stands."""
@@ -162,6 +192,19 @@ class LiveLoop:
 
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""
+        if self._recorder is None:
+            return self._step()
+        self._recorder.begin()
+        try:
+            return self._step()
+        finally:
+            self._recorder.end()
+
+    def _saw(self, event: object) -> None:
+        if self._recorder is not None:
+            self._recorder.saw(event)
+
+    def _step(self) -> bool:
         self._look_at_the_load()
         with self._turns_lock:
             turn = self._turns.popleft() if self._turns else None
@@ -179,6 +222,7 @@ class LiveLoop:
         before = self._context.n_rebases
         working = self._context.rebase()
         if self._context.n_rebases > before:
+            self._saw(Rebased(self._clock.now_ns(), self._context.n_tokens))
             for sense in self._senses:
                 sense.start_again()
         return working
@@ -194,6 +238,7 @@ class LiveLoop:
         step = self._budget.look(now_ns, load)
         if step is not None:
             self.degraded.append(step)
+            self._saw(step)
             self._counters["degraded"] += 1
             log.warning("budget=%s cause=%s", step.rung.name, step.cause)
             for sense in self._senses:
@@ -222,6 +267,7 @@ class LiveLoop:
         )
         self._worked_ns += stages.prefilled_ns - stages.taken_ns
         self._recent.append(stages)
+        self._saw(stages)
         self._counters[f"{stages.modality}_segments"] += 1
         if stages.modality == "video":
             self._counters["video_tokens_kept"] += stages.n_kept
@@ -238,6 +284,9 @@ class LiveLoop:
         )
 
     def _answer(self, turn: Turn) -> None:
+        if self._recorder is not None:
+            self._recorder.took(TURN, turn.question, turn.asked_ns)
+        turn = replace(turn, deliver=partial(self._deliver, turn.deliver))
         outcome: Done | Failed
         try:
             outcome = answer(self._context, self._prompt, turn, self._clock)
@@ -250,6 +299,18 @@ class LiveLoop:
             raise
         turn.deliver(outcome)
         _log_turn(outcome)
+
+    def _deliver(self, deliver: Callable[[AnswerEvent], None], event: AnswerEvent) -> None:
+        self._saw(event)
+        deliver(event)
+
+
+def _seeded(question: Question) -> Question:
+    """With the seed that its answer will be drawn by, so that a recording can repeat it."""
+    sampling = question.sampling
+    if sampling.temperature == 0 or sampling.seed is not None:
+        return question
+    return replace(question, sampling=replace(sampling, seed=secrets.randbits(32)))
 
 
 def _log_turn(outcome: Done | Failed) -> None:

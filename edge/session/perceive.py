@@ -66,6 +66,11 @@ class Watcher:
         self._n_frames = 0
         self.rung = LADDER[0]
 
+    @property
+    def n_frames_of_a_tubelet(self) -> int:
+        """Frames that are embedded as one."""
+        return self._engine.spec.vision.tubelet_frames
+
     def wants(self, n: int) -> bool:
         """Whether the source's frame number `n` is taken on this rung."""
         return self.rung.one_frame_in > 0 and n % self.rung.one_frame_in == 0
@@ -73,7 +78,7 @@ class Watcher:
     def push(self, frame: Frame) -> list[Seen]:
         """Take a frame; a segment when it completes a tubelet."""
         self._frames.append(frame)
-        full = len(self._frames) == self._engine.spec.vision.tubelet_frames
+        full = len(self._frames) == self.n_frames_of_a_tubelet
         return self.flush() if full else []
 
     def start_again(self) -> None:

@@ -7,15 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from edge.clock import Clock
-from edge.engines.engine import AnyEngine
 from edge.errors import EdgeError
-from edge.features.evs import CausalPruner
-from edge.model.tokenizer import Tokenizer
 from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
 from edge.session.budget import Rung
-from edge.session.perceive import Collector, Listener, Seen, Watcher
+from edge.session.perceive import Listener, Seen, Watcher
 from edge.types import AudioChunk, Frame
 
 log = logging.getLogger(__name__)
@@ -67,6 +63,8 @@ class Sense(Generic[T]):
         self.name, self.close = name, close
         self.woken: Callable[[], None] = lambda: None
         """Called from the source's thread when there is something to do."""
+        self.taken: Callable[[str, object], None] = lambda _name, _item: None
+        """Called with its name and each item that the loop takes; None is its end."""
         self.defect: Exception | None = None
         """An error in the source's code, which must end the service."""
         self.n_received = self.n_skipped = self.n_failed = 0
@@ -107,6 +105,10 @@ class Sense(Generic[T]):
         """Perceive as much as the budget allows from now on."""
         self._perceiver.rung = rung
 
+    def put_again(self, item: T) -> None:
+        """Let a recorded item wait: it was taken, whatever the budget says."""
+        self._ring.put(item)
+
     def end(self) -> None:
         """Say that no more items will come."""
         self._ended = True
@@ -124,9 +126,11 @@ class Sense(Generic[T]):
         """
         item = self._ring.take()
         if item is not None:
+            self.taken(self.name, item)
             return self._perceiver.push(item)
         if self._ended:
             self._ended = False
+            self.taken(self.name, None)
             return self._perceiver.flush()
         return None
 
@@ -143,36 +147,23 @@ class Sense(Generic[T]):
         self.end()
 
 
-def video_sense(
-    source: FrameSource,
-    engine: AnyEngine,
-    tokenizer: Tokenizer,
-    clock: Clock,
-    start_ns: int,
-    pruner: CausalPruner | None = None,
-) -> Sense[Frame]:
+def video_sense(watcher: Watcher, source: FrameSource | None = None) -> Sense[Frame]:
     """Sight: the newest frames win.
 
     Args:
-        start_ns: the session's time 0, from which the prompt counts.
-        pruner: chooses what is kept of each tubelet; None keeps everything.
+        source: None where others put the frames.
     """
-    watcher = Watcher(engine, tokenizer, clock, start_ns, pruner)
-    n_frames = engine.spec.vision.tubelet_frames
-    return Sense("video", watcher, n_frames, source.frames, source.close)
+    if source is None:
+        return Sense("video", watcher, watcher.n_frames_of_a_tubelet)
+    return Sense("video", watcher, watcher.n_frames_of_a_tubelet, source.frames, source.close)
 
 
-def audio_sense(
-    source: AudioSource,
-    engine: AnyEngine,
-    tokenizer: Tokenizer,
-    clock: Clock,
-    collector: Collector,
-) -> Sense[AudioChunk]:
+def audio_sense(listener: Listener, source: AudioSource | None = None) -> Sense[AudioChunk]:
     """Hearing: sound waits for up to 30 s.
 
     Args:
-        collector: makes clips of the chunks.
+        source: None where others put the chunks.
     """
-    listener = Listener(engine, tokenizer, clock, collector)
+    if source is None:
+        return Sense("audio", listener, AUDIO_RING_CHUNKS)
     return Sense("audio", listener, AUDIO_RING_CHUNKS, source.chunks, source.close)

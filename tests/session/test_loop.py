@@ -19,6 +19,7 @@ from edge.senses.sound import end_ns
 from edge.service import _collector
 from edge.session.answer import LivePrompt
 from edge.session.loop import LiveLoop
+from edge.session.perceive import Listener, Watcher
 from edge.session.sense import audio_sense, video_sense
 from edge.session.turn import Done, Failed, Message, Question
 from edge.types import AudioChunk, Frame
@@ -71,8 +72,8 @@ def make(bundle, engine):
         parts, clock = (engine("base"), prompt.tokenizer), VirtualClock()
         collector = _collector(config.perception)
         senses = [
-            audio_sense(audio or Scripted([]), *parts, clock, collector),
-            video_sense(video or Scripted([]), *parts, clock, 0),
+            audio_sense(Listener(*parts, clock, collector), audio or Scripted([])),
+            video_sense(Watcher(*parts, clock, 0), video or Scripted([])),
         ]
         return LiveLoop(engine("base"), prompt, config, clock, "base", senses, start_ns=0)
 

@@ -1,0 +1,77 @@
+"""A session is recorded as it is served, and led to the same events by another process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from mcap.reader import make_reader
+from test_end_to_end import edge, run
+
+__all__ = ["run"]
+pytest_plugins = ["media"]
+
+SETTINGS = """
+[perception]
+evs_tokens_per_s = 16
+listen = "windows"
+[context]
+max_tokens = 400
+keep_tokens = 150
+[answer]
+temperature = 0.8
+max_tokens = 12
+"""
+
+
+@pytest.fixture
+def recorded(run, clips, tmp_path):
+    """A film of a few seconds, questions in it, and one whose client goes away."""
+    settings, path = tmp_path / "edge.toml", tmp_path / "session.mcap"
+    settings.write_text(SETTINGS)
+    clip = clips / "carphone_pristine.mp4"
+    service, socket = run("--video", clip, "--config", settings, "--record", path)
+    for n, question in enumerate(("What is this?", "And now?", "Still there?")):
+        service.wait_for("segment=video", n + 1)
+        assert edge("ask", question, "--socket", socket).returncode == 0
+    service.wait_for("event=ended")
+    assert service.stop() == 0
+    return path
+
+
+def test_a_replay_leads_to_the_same_events(recorded, bundle, tmp_path):
+    elsewhere = tmp_path / "copied.mcap"
+    shutil.copyfile(recorded, elsewhere)
+    result = edge("replay", bundle("base"), elsewhere, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["same"]
+    assert report["events"] > 6
+    with recorded.open("rb") as file:
+        summary = make_reader(file).get_summary()
+    counts = {
+        channel.topic: summary.statistics.channel_message_counts.get(number, 0)
+        for number, channel in summary.channels.items()
+    }
+    assert counts["/question"] == 3
+    assert counts["/event"] == report["events"]
+    assert "foxglove.RawImage" in {schema.name for schema in summary.schemas.values()}
+
+
+def test_another_model_leads_elsewhere_and_the_replay_says_where(recorded, bundle):
+    result = edge("replay", bundle("wide"), recorded)
+    assert result.returncode == 65
+    assert "step" in result.stderr
+    assert "recorded is" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_is_no_recording_is_refused(recorded, bundle, tmp_path):
+    short = tmp_path / "short.mcap"
+    short.write_bytes(recorded.read_bytes()[:-300])
+    for path in (short, tmp_path / "absent.mcap", recorded.with_name("edge.toml")):
+        result = edge("replay", bundle("base"), path)
+        assert result.returncode == 65, result.stdout
+        assert str(path) in result.stderr
+        assert len(result.stderr.splitlines()) == 1
