@@ -148,6 +148,7 @@ def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
 
 def _parts(bundle: Bundle, config: Config) -> tuple[CpuEngine, LivePrompt]:
     engine = CpuEngine(bundle)
+    engine.load_encoders()
     _check_room(config, engine.spec.decoder.max_tokens)
     template = ChatTemplate(bundle.path)
     return engine, LivePrompt(Tokenizer(bundle.path), template, config.context.system)

@@ -36,7 +36,7 @@ class CpuEngine:
     def __init__(
         self, bundle: Bundle, n_threads: int = 0, *, exact: bool = False, frugal: bool = False
     ) -> None:
-        """Map the decoder's weights and load the encoders.
+        """Map the decoder's weights; encoders are loaded when they are first used.
 
         Args:
             n_threads: threads of the encoders and, process-wide, of the kernels; 0 is one a core.
@@ -54,6 +54,10 @@ class CpuEngine:
     @property
     def spec(self) -> ModelSpec:
         return self._spec
+
+    def load_encoders(self) -> None:
+        """Begin to load the encoders, in the background, instead of at their first use."""
+        self._encoders.load()
 
     def encode_image(self, patches: Float32, grid: tuple[int, int]) -> Float32:
         return self._encoders.encode_image(patches, grid)

@@ -26,18 +26,25 @@ class Encoders:
     def __init__(
         self, folder: Path, spec: ModelSpec, n_threads: int = 0, frugal: bool = False
     ) -> None:
-        """Load both, in the background: text needs neither.
+        """Load none yet: each is loaded when it is first used, or by `load`.
 
         Args:
             n_threads: 0 is one a core.
-            frugal: load either when it is used and drop the other.
+            frugal: drop the other one then.
         """
         self._folder, self._spec = folder, spec
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = n_threads
         self._options.log_severity_level = 3
         self._loader = ThreadPoolExecutor(1, "encoders")
-        self._sessions = {} if frugal else {name: self._load(name) for name in NAMES}
+        self._sessions: dict[str, Future[onnxruntime.InferenceSession]] = {}
+        self._frugal = frugal
+
+    def load(self) -> None:
+        """Begin to load both, in the background."""
+        for name in NAMES:
+            if name not in self._sessions:
+                self._sessions[name] = self._load(name)
 
     def _load(self, name: str) -> Future[onnxruntime.InferenceSession]:
         path, providers = str(self._folder / name), ["CPUExecutionProvider"]
@@ -47,7 +54,8 @@ class Encoders:
 
     def _run(self, name: str, inputs: dict[str, NDArray[Any]]) -> Float32:
         if name not in self._sessions:
-            self._sessions.clear()
+            if self._frugal:
+                self._sessions.clear()
             self._sessions[name] = self._load(name)
         embeddings: Float32 = self._sessions[name].result().run(["embeddings"], inputs)[0]
         return embeddings
