@@ -62,7 +62,9 @@ class Degraded:
 class Budget:
     """Stands on a rung; looks at the load once a second."""
 
-    MAX_LATENESS_S = 1.0
+    SMOOTHING = 0.5
+    """Of the busy share from look to look: one slow step is no overload."""
+    MAX_LATENESS_S = 2.0
     MAX_BUSY_SHARE = 0.9
     CALM_BUSY_SHARE = 0.55
     """Going up may double the load of perception and must still fit."""
@@ -77,6 +79,7 @@ class Budget:
         self._rung, self._changed_ns, self._calm_since_ns = 0, now_ns, now_ns
         self._calm_s = self.CALM_S
         self._went_up = False
+        self._busy_share = 0.0
 
     @property
     def rung(self) -> Rung:
@@ -85,6 +88,7 @@ class Budget:
 
     def look(self, now_ns: int, load: Load) -> Degraded | None:
         """Take a measurement; a step if one follows from it."""
+        self._busy_share += self.SMOOTHING * (load.busy_share - self._busy_share)
         cause = self._too_much(load)
         since_s = (now_ns - self._changed_ns) / NS_PER_S
         if cause:
@@ -94,7 +98,7 @@ class Budget:
             if self._went_up:  # that did not hold
                 self._calm_s = min(2 * self._calm_s, self.MAX_CALM_S)
             return self._step(now_ns, 1, cause)
-        if load.busy_share > self.CALM_BUSY_SHARE or load.hot:
+        if self._busy_share > self.CALM_BUSY_SHARE or load.hot:
             self._calm_since_ns = now_ns
         calm_s = (now_ns - self._calm_since_ns) / NS_PER_S
         if self._rung and min(calm_s, since_s) >= self._calm_s:
@@ -106,8 +110,8 @@ class Budget:
     def _too_much(self, load: Load) -> str:
         if load.lateness_s > self.MAX_LATENESS_S:
             return f"{load.lateness_s:.1f} s late"
-        if load.busy_share > self.MAX_BUSY_SHARE:
-            return f"busy for {load.busy_share:.0%} of the time"
+        if self._busy_share > self.MAX_BUSY_SHARE:
+            return f"busy for {self._busy_share:.0%} of the time"
         if load.memory_share > self.MAX_MEMORY_SHARE:
             return f"{load.memory_share:.0%} of the memory in use"
         return ""

@@ -84,6 +84,7 @@ class LiveLoop:
             max_tokens=config.context.max_tokens,
             keep_tokens=config.context.keep_tokens,
         )
+        self._n_rebases = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._senses = senses
         for sense in senses:
@@ -206,26 +207,25 @@ class LiveLoop:
 
     def _step(self) -> bool:
         self._look_at_the_load()
+        self._notice_rebase()
         with self._turns_lock:
             turn = self._turns.popleft() if self._turns else None
         if turn is not None:
             self._answer(turn)
             return True
         if self._context.owes_rebase:
-            return self._rebase()
+            return self._context.rebase()
         if any(map(self._perceive, self._senses)):
             return True
-        return self._rebase()
+        return self._context.rebase()
 
-    def _rebase(self) -> bool:
-        """Do a chunk of the rebase, if there is one; after the last, the senses start again."""
-        before = self._context.n_rebases
-        working = self._context.rebase()
-        if self._context.n_rebases > before:
+    def _notice_rebase(self) -> None:
+        """After a rebase, which an append may have forced, the senses start again."""
+        if self._context.n_rebases > self._n_rebases:
+            self._n_rebases = self._context.n_rebases
             self._saw(Rebased(self._clock.now_ns(), self._context.n_tokens))
             for sense in self._senses:
                 sense.start_again()
-        return working
 
     def _look_at_the_load(self) -> None:
         """Once a second the budget sees what perception costs."""

@@ -69,15 +69,24 @@ def step(budget, at_s, **load):
     return found.rung.name if found else None
 
 
-def test_the_budget_goes_down_at_once_and_up_after_a_calm():
+def test_the_budget_goes_down_when_it_is_too_much_and_up_after_a_calm():
     budget = Budget(0)
-    assert step(budget, 1, busy_share=0.95) is None  # a change is awaited first
-    assert step(budget, 4, busy_share=0.95) == "fewer tokens"
-    assert step(budget, 5, lateness_s=2) is None
-    assert step(budget, 8, lateness_s=2) == "fewer frames"
+    assert step(budget, 1, lateness_s=3) is None  # a change is awaited first
+    assert step(budget, 4, lateness_s=3) == "fewer tokens"
+    assert step(budget, 5, lateness_s=3) is None
+    assert step(budget, 8, lateness_s=3) == "fewer frames"
     assert step(budget, 20) is None
     assert step(budget, 28) == "fewer tokens"
     assert step(budget, 48) == "full"
+
+
+def test_one_slow_step_is_no_overload():
+    budget = Budget(0)
+    assert step(budget, 5, busy_share=1.0) is None
+    assert step(budget, 6, busy_share=0.2) is None
+    assert step(budget, 7, busy_share=1.0) is None
+    while budget.rung is LADDER[0]:
+        step(budget, 8, busy_share=1.0)
 
 
 def test_a_rung_that_did_not_hold_waits_longer_the_next_time():
