@@ -13,6 +13,9 @@ unpacked source package of llama-cpp-python 0.3.36 with its llama.cpp built in S
     cmake --build build --target llama
     pip install diskcache                     # which its Python binding imports
 
+On a processor with AMX, GCC 12 drops part of the tile configuration and Q4_0 then crashes in a
+prefill: add -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse' to the first cmake there.
+
 Every engine runs in a process of its own and gets the same random tokens. A round measures each of
 them once, in an order that turns from round to round, with the memory's bandwidth before each one;
 then it decodes once more beside a process that spins. Figures are medians over rounds; ratios are

@@ -98,7 +98,7 @@ class Transformers:
 class LlamaCpp:
     """llama.cpp on a GGUF file, through the binding of llama-cpp-python and with its defaults."""
 
-    def __init__(self, llama: Path, path: Path, n_threads: int) -> None:
+    def __init__(self, path: Path, n_threads: int, llama: Path) -> None:
         self._api = api = llama_library(llama)
         api.llama_backend_init()
         of_model = api.llama_model_default_params()

@@ -25,9 +25,11 @@ def main() -> None:
     engine, model, n_threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     runner: Runner
     if engine == "llama.cpp":
-        runner = LlamaCpp(Path(sys.argv[4]), model, n_threads)
+        runner = LlamaCpp(model, n_threads, Path(sys.argv[4]))
+    elif engine == "transformers":
+        runner = Transformers(model, n_threads)
     else:
-        runner = {"Omni Edge": OmniEdge, "transformers": Transformers}[engine](model, n_threads)
+        runner = OmniEdge(model, n_threads)
     about = {"version": runner.version, "bytes_a_token": runner.bytes_a_token}
     print(json.dumps(about), file=answers, flush=True)
     for line in sys.stdin:
