@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f" to {max(measured.read_gb_s)}; {DECODE_TOKENS} tokens decoded, {PREFILL_TOKENS} prefilled"
     )
     print(", ".join(f"{key} {value}" for key, value in before.items()))
-    versions = {name: worker.version for name, worker in workers.items()}
+    versions = {c.engine: workers[c.name].version for c in found}
     for name, version in versions.items():
         print(f"{name}: {version}")
     for name, advice in missing.items():

@@ -110,8 +110,8 @@ class LlamaCpp:
         self._context = self._model and api.llama_init_from_model(self._model, of_context)
         if not self._context:
             raise SystemExit(f"llama.cpp cannot load {path}")
-        system = api.llama_print_system_info().decode()
-        self.version = f"{sys.modules['llama_cpp'].__version__}, {system}"
+        system = api.llama_print_system_info().decode().replace(" = 1 |", "").strip()
+        self.version = f"llama-cpp-python {sys.modules['llama_cpp'].__version__}, {system}"
         sys.path.insert(0, str(llama / "vendor/llama.cpp/gguf-py"))
         import gguf
 
