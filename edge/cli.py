@@ -52,6 +52,7 @@ def ask(arguments: argparse.Namespace) -> None:
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         seed=arguments.seed,
+        recall_s=arguments.recall and tuple(arguments.recall),
     )
     content: list[str] = []
     reasoning: list[str] = []
@@ -175,6 +176,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--max-tokens", type=int, help="longest answer")
     command.add_argument("--temperature", type=float, help="0 is greedy")
     command.add_argument("--seed", type=int, help="makes sampling repeatable")
+    command.add_argument(
+        "--recall",
+        type=float,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="only from what was perceived between so many seconds ago, such as 30 10",
+    )
     command.set_defaults(call=ask)
 
     command = commands.add_parser("status", help="what a service is doing")

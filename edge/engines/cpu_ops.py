@@ -27,9 +27,8 @@ class KernelWeights:
 
     def matrix(self, name: str) -> _kernels.Weight:
         """A linear's weight or a stack of experts, over the mapped bytes."""
-        values = self._stored[
-            name
-        ]  # asked for each time: a frugal bundle learns which block is in use
+        # asked for each time: so a frugal bundle learns which block is in use
+        values = self._stored[name]
         if name not in self._matrices:
             block_scale, scale = (self._stored.get(f"{name}.{s}") for s in ("block_scale", "scale"))
             self._matrices[name] = kernels.weight(values, block_scale, scale)

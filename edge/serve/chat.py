@@ -21,6 +21,7 @@ from edge.model.sampling import Sampling
 from edge.session.turn import Done, Message, Question, TextDelta, Timeline
 from edge.types import Stages
 
+Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
 StopText = Annotated[str, Meta(min_length=1)]
 Json = dict[str, Any]
 
@@ -49,6 +50,13 @@ class _TemplateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     enable_thinking: bool | None = None
 
 
+class _Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Our own additions."""
+
+    recall_s: tuple[Seconds, Seconds] | None = None
+    """Answer only from what was perceived between so many seconds ago, the longer first."""
+
+
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body. Clients send null for what they leave open, so None is the default throughout."""
 
@@ -66,6 +74,7 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: int | None = None
     user: str | None = None
     chat_template_kwargs: _TemplateSettings | None = None
+    edge: _Edge | None = None
 
 
 _DECODER = msgspec.json.Decoder(_Request)
@@ -137,7 +146,17 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         max_tokens=_max_tokens(request, config),
         thinking=thinking,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        recall_s=_recall_s(request),
     )
+
+
+def _recall_s(request: _Request) -> tuple[float, float] | None:
+    recall_s = request.edge.recall_s if request.edge else None
+    if recall_s is not None and recall_s[0] <= recall_s[1]:
+        raise ProtocolError(
+            "edge.recall_s", f"is {list(recall_s)}", "give the longer time ago first: [30, 10]"
+        )
+    return recall_s
 
 
 def _max_tokens(request: _Request, config: Config) -> int:

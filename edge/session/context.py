@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from edge.clock import NS_PER_S
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, ConfigurationError
 from edge.session.slot import Perceived, Slot
@@ -163,6 +165,30 @@ class LiveContext:
             self._begin_rebase()
         while self.rebase():
             pass
+
+    def recall(self, start_ns: int, end_ns: int) -> LiveContext:
+        """Another context, of the kept segments that were captured in this time.
+
+        Raises:
+            CapacityError: none is kept of it.
+        """
+        found = [
+            kept
+            for kept in self._kept
+            if kept.evidence.end_ns >= start_ns and kept.evidence.start_ns <= end_ns
+        ]
+        if not found:
+            n_s = (end_ns - self._kept[0].evidence.start_ns) / NS_PER_S if self._kept else 0.0
+            raise CapacityError(
+                "recall",
+                f"nothing is kept of that time; what is kept reaches {n_s:.1f} s before its end",
+                "ask about a later time or raise context.keep_tokens",
+            )
+        recalled = copy.copy(self)
+        recalled._kept, recalled._next, recalled._forked = deque(), None, False
+        recalled._live = Slot(self.engine, self._anchor, self._separator)
+        recalled.append(*found)
+        return recalled
 
     @contextlib.contextmanager
     def fork(self) -> Iterator[LiveContext]:

@@ -289,7 +289,7 @@ class LiveLoop:
         turn = replace(turn, deliver=partial(self._deliver, turn.deliver))
         outcome: Done | Failed
         try:
-            outcome = answer(self._context, self._prompt, turn, self._clock)
+            outcome = answer(self._context_of(turn), self._prompt, turn, self._clock)
             self._counters["answers"] += 1
         except (ProtocolError, CapacityError) as error:
             outcome = Failed(error)
@@ -299,6 +299,13 @@ class LiveLoop:
             raise
         turn.deliver(outcome)
         _log_turn(outcome)
+
+    def _context_of(self, turn: Turn) -> LiveContext:
+        """The live context, or the part of the past that the question is about."""
+        if turn.question.recall_s is None:
+            return self._context
+        start_ns, end_ns = (turn.asked_ns - int(s * NS_PER_S) for s in turn.question.recall_s)
+        return self._context.recall(start_ns, end_ns)
 
     def _deliver(self, deliver: Callable[[AnswerEvent], None], event: AnswerEvent) -> None:
         self._saw(event)

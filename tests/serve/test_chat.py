@@ -67,7 +67,9 @@ def test_every_setting_of_a_request():
         n=1,
         user="robot-1",
         chat_template_kwargs={"enable_thinking": True},
+        edge={"recall_s": [30, 2.5]},
     )
+    assert request.question.recall_s == (30, 2.5)
     assert request.question.sampling == Sampling(0.5, 0.25, 3, 11)
     assert (request.question.max_tokens, request.question.thinking) == (5, True)
     assert (request.question.stop, request.include_usage) == (("a", "b"), True)
@@ -137,6 +139,9 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"max_completion_tokens": 8193}, "max_completion_tokens", "above the context's 8192"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "length <= 4"),
         ({"stop": ""}, "stop", "length >= 1"),
+        ({"edge": {"recall_s": [1, 2]}}, "edge.recall_s", "[1.0, 2.0]"),
+        ({"edge": {"recall_s": [-1, 2]}}, "edge.recall_s[0]", ">= 0"),
+        ({"edge": {"recal_s": [2, 1]}}, "edge.recal_s", "not a known field"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
     ],
 )

@@ -27,7 +27,8 @@ def test_an_answer_streams(tmp_path):
     path = tmp_path / "edge.sock"
     session = ScriptedSession(answer("Eine Täs", "se ☕", "\n🤖", reasoning="Hm…"))
     with served(path, session):
-        events = list(Client(path, TIMEOUT_S).ask("Was?", thinking=True, max_tokens=7, seed=1))
+        asked = {"thinking": True, "max_tokens": 7, "seed": 1, "recall_s": (30, 2)}
+        events = list(Client(path, TIMEOUT_S).ask("Was?", **asked))
     assert events[:-1] == [
         Text("Hm…", reasoning=True),
         Text("Eine Täs"),
@@ -42,6 +43,7 @@ def test_an_answer_streams(tmp_path):
     assert finished.timeline["evidence"][0]["source"] == "camera"
     (question,) = session.questions
     assert (question.thinking, question.max_tokens, question.sampling.seed) == (True, 7, 1)
+    assert question.recall_s == (30, 2)
 
 
 def test_models_and_health(tmp_path):

@@ -162,3 +162,18 @@ def test_a_segment_larger_than_what_is_kept_is_refused(engine):
 def test_an_anchor_that_leaves_no_room_is_refused(engine):
     with pytest.raises(ConfigurationError, match=r"context\.keep_tokens: is 80"):
         context_of(engine("base"), max_tokens=85)
+
+
+def test_a_part_of_the_past_is_recalled_and_the_live_state_stays(engine):
+    context = context_of(engine("wide"), max_tokens=400, keep_tokens=200)
+    segments = [perceived(context.engine, 20, seed) for seed in range(6)]
+    context.append(*segments)
+    before = decoded(context)
+    recalled = context.recall(2, 3)  # a segment reaches from its seed to the next number
+    fresh = context_of(context.engine)
+    fresh.append(*segments[1:4])
+    assert [s.evidence for s in recalled.ledger] == [s.evidence for s in fresh.ledger]
+    assert_same(fresh, recalled)
+    np.testing.assert_array_equal(decoded(context), before)
+    with pytest.raises(CapacityError, match="nothing is kept of that time"):
+        context.recall(50, 60)

@@ -163,6 +163,27 @@ def test_speech_is_one_segment_and_silence_none(make, speech):
     assert loop.status().counters["audio_segments"] == 1
 
 
+def test_a_question_about_a_part_of_the_past_stands_on_that_part(make):
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    put(loop, [frame(8), frame(9)])
+    drive(loop)
+    asker = Asker(loop)
+    n_live = loop._context.n_tokens
+    question = Question((Message("user", "Hello"),), Sampling(), 4, recall_s=(4.0, 1.5))
+    loop.ask(question, asker.deliver, asked_ns=5 * NS_PER_S)  # so from 1 s to 3.5 s
+    drive(loop)
+    assert isinstance(asker.events[-1], Failed)
+    assert "nothing is kept" in str(asker.events[-1].error)
+    question = Question((Message("user", "Hello"),), Sampling(), 4, recall_s=(5.0, 4.2))
+    loop.ask(question, asker.deliver, asked_ns=5 * NS_PER_S)  # so from 0 s to 0.8 s
+    drive(loop)
+    timeline = asker.events[-1].timeline
+    assert [evidence.frame_ids for evidence in timeline.evidence] == [(0, 1)]
+    assert timeline.n_context_tokens < n_live == loop._context.n_tokens
+
+
 def test_a_question_comes_before_sound_and_sound_before_sight(make):
     loop = make()
     asker = Asker(loop)
