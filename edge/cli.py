@@ -40,7 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None:
             changes.setdefault(section, {})[key] = value
     config = load_config(arguments.config, changes)
-    senses = service.open_senses(arguments.video, arguments.audio, sound=not arguments.no_sound)
+    senses = service.open_senses(
+        arguments.video, arguments.audio, sound=not arguments.no_sound, repeat=arguments.repeat
+    )
     service.run(arguments.bundle, config, senses, arguments.record)
 
 
@@ -152,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
         "--audio", type=Path, help="recording that stands for the microphone (else the video's)"
     )
     command.add_argument("--no-sound", action="store_true", help="leave the video's sound out")
+    command.add_argument("--repeat", action="store_true", help="play recordings again and again")
     command.add_argument("--config", type=Path, help="TOML file with settings")
     command.add_argument("--fps", type=float, help="frames a second to look at (perception.fps)")
     command.add_argument(

@@ -25,7 +25,8 @@ from edge.features.evs import CausalPruner
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
-from edge.senses.recording import Recording
+from edge.senses.recording import Recording, Repeated
+from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turns import UtteranceDetector
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
@@ -47,22 +48,41 @@ class Senses:
 
     video: Recording | None
     audio: Recording | None
+    repeat: bool = False
+    """Play them again and again."""
+
+    def sound(self, clock: Clock, start_ns: int) -> AudioSource | None:
+        """What is heard; None if nothing is."""
+        if self.audio is None or "sound" not in self.audio.tracks:
+            return None
+        repeated = Repeated(self.audio, clock, start_ns)
+        return repeated if self.repeat else self.audio.sound(clock, start_ns)
+
+    def film(self, clock: Clock, start_ns: int, fps: float) -> FrameSource | None:
+        """What is seen; None if nothing is."""
+        if self.video is None or "video" not in self.video.tracks:
+            return None
+        repeated = Repeated(self.video, clock, start_ns, fps)
+        return repeated if self.repeat else self.video.video(clock, start_ns, fps)
 
 
-def open_senses(video: Path | None, audio: Path | None, *, sound: bool) -> Senses:
+def open_senses(
+    video: Path | None, audio: Path | None, *, sound: bool, repeat: bool = False
+) -> Senses:
     """Check the recordings.
 
     Args:
         video: stands for the camera.
         audio: stands for the microphone; None takes the video's sound track, if it has one.
         sound: False leaves the video's sound track out.
+        repeat: play them again and again.
     Raises:
         MediaError: one of them cannot be played.
     """
     film = None if video is None else Recording.open(video, need=["video"])
     if audio is not None:
-        return Senses(film, Recording.open(audio, need=["sound"]))
-    return Senses(film, film if sound else None)
+        return Senses(film, Recording.open(audio, need=["sound"]), repeat)
+    return Senses(film, film if sound else None, repeat)
 
 
 def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None = None) -> None:
@@ -106,10 +126,10 @@ def _session(
     if recorder is not None:
         recorder.describe(name, start_ns, msgspec.to_builtins(config))
     parts: list[Sense[Any]] = []  # sound first: an utterance may be a question
-    if senses.audio and (sound := senses.audio.sound(clock, start_ns)):
+    if (sound := senses.sound(clock, start_ns)) is not None:
         listener = Listener(engine, tokenizer, clock, _collector(config.perception))
         parts.append(audio_sense(listener, sound))
-    if senses.video and (film := senses.video.video(clock, start_ns, config.perception.fps)):
+    if (film := senses.film(clock, start_ns, config.perception.fps)) is not None:
         watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
         parts.append(video_sense(watcher, film))
     return LiveLoop(

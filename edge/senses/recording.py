@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -137,6 +137,47 @@ class RecordedSound:
     def close(self) -> None:
         """Let the iterator end at the file's next chunk."""
         self._closed.set()
+
+
+class Repeated:
+    """A recording that begins again whenever it ends: a `FrameSource` or an `AudioSource`.
+
+    The clock goes on, and so do the frames' ids.
+    """
+
+    def __init__(self, recording: Recording, clock: Clock, start_ns: int, fps: float = 1.0) -> None:
+        """Arguments as for `Recording.video`; the recording has what is asked for."""
+        self._recording, self._clock, self._start_ns, self._fps = recording, clock, start_ns, fps
+        self._source: RecordedVideo | RecordedSound | None = None
+        self._closed = threading.Event()
+
+    def frames(self) -> Iterator[Frame]:
+        """As `RecordedVideo.frames`, without end."""
+        n_before, frame_id = 0, -1
+        for start_ns in self._starts():
+            self._source = video = self._recording.video(self._clock, start_ns, self._fps)
+            for frame in video.frames() if video else ():
+                frame_id = n_before + frame.frame_id
+                yield replace(frame, frame_id=frame_id)
+            n_before = frame_id + 1
+
+    def chunks(self) -> Iterator[AudioChunk]:
+        """As `RecordedSound.chunks`, without end."""
+        for start_ns in self._starts():
+            self._source = sound = self._recording.sound(self._clock, start_ns)
+            yield from sound.chunks() if sound else ()
+
+    def _starts(self) -> Iterator[int]:
+        start_ns = self._start_ns
+        while not self._closed.is_set():
+            yield start_ns
+            start_ns += self._recording.duration_ns
+
+    def close(self) -> None:
+        """Let the iterator end at the next frame or chunk."""
+        self._closed.set()
+        if self._source is not None:
+            self._source.close()
 
 
 def _chunked(blocks: Iterator[tuple[Fraction, Float32]]) -> Iterator[tuple[Fraction, Float32]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edge.clock import VirtualClock
 from edge.senses import media
-from edge.senses.recording import RecordedSound, RecordedVideo, Recording
+from edge.senses.recording import RecordedSound, RecordedVideo, Recording, Repeated
 from edge.types import AudioChunk, Float32, Frame
 
 pytest_plugins = ["media"]
@@ -294,3 +294,22 @@ def test_close_ends_both_sources(clips: Path) -> None:
 def test_impossible_rates_are_refused(clips: Path, fps: float) -> None:
     with pytest.raises(ValueError, match="fps is"):
         Recording.open(clips / "bikes.mp4").video(VirtualClock(), START_NS, fps)
+
+
+def test_a_repeated_recording_goes_on(clips):
+    recording = Recording.open(clips / "bikes.mp4")
+    once = list(recording.video(VirtualClock(), START_NS, 2).frames())
+    again = Repeated(recording, VirtualClock(), START_NS, 2)
+    frames = []
+    for frame in again.frames():
+        frames.append(frame)
+        if len(frames) == 2 * len(once) + 1:
+            again.close()
+    assert len(frames) == 2 * len(once) + 1
+    ids = [frame.frame_id for frame in frames]
+    times = [frame.capture_ns for frame in frames]
+    assert ids == sorted(set(ids))
+    assert times == sorted(set(times))
+    first_of_second = frames[len(once)]
+    assert first_of_second.capture_ns == once[0].capture_ns + recording.duration_ns
+    assert (first_of_second.pixels == once[0].pixels).all()
