@@ -54,6 +54,7 @@ def ask(arguments: argparse.Namespace) -> None:
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         seed=arguments.seed,
+        remember=arguments.remember or None,
         recall_s=arguments.recall and tuple(arguments.recall),
     )
     content: list[str] = []
@@ -179,6 +180,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--max-tokens", type=int, help="longest answer")
     command.add_argument("--temperature", type=float, help="0 is greedy")
     command.add_argument("--seed", type=int, help="makes sampling repeatable")
+    command.add_argument(
+        "--remember", action="store_true", help="question and answer stay in the live context"
+    )
     command.add_argument(
         "--recall",
         type=float,

@@ -77,6 +77,7 @@ class Client:
         max_tokens: int | None = None,
         temperature: float | None = None,
         seed: int | None = None,
+        remember: bool | None = None,
         recall_s: tuple[float, float] | None = None,
     ) -> Iterator[Event]:
         """Ask about what the service sees and hears; closing the iterator cancels the turn.
@@ -87,6 +88,7 @@ class Client:
             max_tokens: tokens of the answer, its reasoning included.
             temperature: 0 is greedy, at most 2.
             seed: same seed, state and question: same answer.
+            remember: question and answer stay in the live context.
             recall_s: answer only from what was perceived between so many seconds ago, the longer
                 first; of the past that the service keeps.
 
@@ -107,7 +109,7 @@ class Client:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
-            "edge": {"recall_s": recall_s},
+            "edge": {"remember": remember, "recall_s": recall_s},
         }
         with self._answer("POST", "/v1/chat/completions", json.dumps(body).encode()) as response:
             yield from _events(self._payloads(response))

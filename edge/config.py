@@ -62,6 +62,8 @@ class Answer(msgspec.Struct, frozen=True):
     """0 is greedy, at most 2. Unset: greedy, but the checkpoint's own while thinking."""
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     """Smallest set of tokens whose probability reaches top_p; 0 < top_p <= 1. Unset: likewise."""
+    remember: bool = False
+    """Questions and answers stay in the live context."""
     max_tokens: PositiveInt = 256
     """Tokens of an answer, its reasoning included; at most the context's max_tokens."""
 

@@ -53,6 +53,8 @@ class _TemplateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class _Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Our own additions."""
 
+    remember: bool | None = None
+    """Question and answer stay in the live context."""
     recall_s: tuple[Seconds, Seconds] | None = None
     """Answer only from what was perceived between so many seconds ago, the longer first."""
 
@@ -146,6 +148,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         max_tokens=_max_tokens(request, config),
         thinking=thinking,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        remember=_first(request.edge.remember if request.edge else None, answer.remember),
         recall_s=_recall_s(request),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from edge.clock import Clock
@@ -10,8 +11,11 @@ from edge.model.prompt import LIVE, ChatTemplate
 from edge.model.sampling import Sampler
 from edge.model.tokenizer import Detokenizer, Tokenizer
 from edge.session.context import LiveContext
+from edge.session.slot import Perceived
 from edge.session.turn import Done, FinishReason, Question, TextDelta, Timeline, Turn
-from edge.types import Int32
+from edge.types import Evidence, Int32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +46,33 @@ class LivePrompt:
         """
         for message in question.messages:
             self.tokenizer.refuse_special_tokens(message.content)
+        chat = self._chat(question, after_media)
+        _, after = self.template.around_live(chat, thinking=question.thinking)
+        return self.tokenizer.encode(after)
+
+    def dialogue(self, question: Question, reply: str, *, after_media: bool) -> Int32:
+        """Ids after everything perceived, up to where the next user turn's content begins."""
+        chat = self._chat(question, after_media)
+        chat += [{"role": "assistant", "content": reply}, {"role": "user", "content": NEXT}]
+        _, after = self.template.around_live(chat, thinking=False)
+        return self.tokenizer.encode(after.partition(NEXT)[0])
+
+    def _chat(self, question: Question, after_media: bool) -> list[dict[str, str]]:
+        """The messages, with the live context in the first user message."""
         chat = [{"role": m.role, "content": m.content} for m in question.messages]
         instructions = [m["content"] for m in chat if m["role"] == "system"]
         chat = [m for m in chat if m["role"] != "system"]
         asked = next(m for m in chat if m["role"] == "user")
         text = "\n".join([*instructions, asked["content"]])
         asked["content"] = f"{LIVE}\n{text}" if after_media else f"{LIVE}{text}"
-        _, after = self.template.around_live([*self._system(), *chat], thinking=question.thinking)
-        return self.tokenizer.encode(after)
+        return [*self._system(), *chat]
 
     def _system(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []
+
+
+NEXT = "\u27e6next\u27e7"
+"""Stands for the content of the next user turn."""
 
 
 class StopTexts:
@@ -100,6 +120,8 @@ class _Speech:
         self._thinking = turn.question.thinking
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopTexts(turn.question.stop)
+        self.reply = ""
+        """The answer so far, without its thinking."""
 
     def push(self, token: int) -> bool:
         """Say what `token` completes; True when a stop text ends the answer."""
@@ -121,11 +143,14 @@ class _Speech:
 
     def _deliver(self, text: str) -> None:
         if text:
+            self.reply += "" if self._thinking else text
             self._turn.deliver(TextDelta(text, reasoning=self._thinking))
 
 
 def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -> Done:
-    """Answer one turn, delivering its text as it comes; the live context is left untouched.
+    """Answer one turn, delivering its text as it comes.
+
+    The live context is left as it was, unless the question wants to be remembered.
 
     Returns:
         The turn's end; the caller delivers it.
@@ -135,7 +160,7 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
     """
     started_ns = clock.now_ns()
     engine, question = context.engine, turn.question
-    ids = prompt.question(question, after_media=context.has_perceived)
+    ids = prompt.question(question, after_media=context.ends_with_media)
     n_context, n_room = context.n_tokens, engine.spec.decoder.max_tokens
     if n_context + len(ids) + question.max_tokens > n_room:
         raise CapacityError(
@@ -164,6 +189,9 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
             if n_completion < question.max_tokens:
                 logits = engine.decode(fork.state, token)
     speech.finish()
+    evidence, captured_ns = context.evidence(), context.newest_capture_ns()
+    if question.remember and finish_reason != "cancelled":
+        _remember(context, prompt, turn, speech.reply, clock)
     return Done(
         finish_reason=finish_reason,
         n_prompt_tokens=n_context + len(ids),
@@ -171,11 +199,23 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         timeline=Timeline(
             asked_ns=turn.asked_ns,
             started_ns=started_ns,
-            captured_ns=context.newest_capture_ns(),
+            captured_ns=captured_ns,
             prefilled_ns=prefilled_ns,
             first_token_ns=first_token_ns or clock.now_ns(),
             finished_ns=clock.now_ns(),
             n_context_tokens=n_context,
-            evidence=context.evidence(),
+            evidence=evidence,
         ),
     )
+
+
+def _remember(
+    context: LiveContext, prompt: LivePrompt, turn: Turn, reply: str, clock: Clock
+) -> None:
+    """Let question and reply stand in the live context; what is perceived next follows them."""
+    ids = prompt.dialogue(turn.question, reply, after_media=context.ends_with_media)
+    evidence = Evidence("dialogue", turn.asked_ns, clock.now_ns())
+    try:
+        context.append(Perceived("text", context.engine.embed(ids), evidence))
+    except CapacityError as error:
+        log.warning("dialogue=forgotten error=%s", error)

@@ -83,9 +83,9 @@ class LiveContext:
         return self._live.n_tokens
 
     @property
-    def has_perceived(self) -> bool:
-        """Whether anything but the anchor is in the state."""
-        return len(self.ledger) > 1
+    def ends_with_media(self) -> bool:
+        """Whether what was perceived last is in the state's last user turn."""
+        return self.ledger[-1].modality != "text"
 
     def append(self, *perceived: Perceived) -> None:
         """Enter segments in the ledger and prefill them, together where they are small.
@@ -203,7 +203,7 @@ class LiveContext:
 
     def evidence(self) -> tuple[Evidence, ...]:
         """Where the newest segments came from, oldest first."""
-        found = [segment.evidence for segment in self.ledger if segment.evidence is not None]
+        found = [s.evidence for s in self.ledger if s.evidence is not None and s.modality != "text"]
         return tuple(found[-N_EVIDENCE:])
 
     def newest_capture_ns(self) -> int | None:

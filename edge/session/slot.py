@@ -22,7 +22,7 @@ class Perceived:
 
 
 class Slot:
-    """Anchor, then segments with a separator between them.
+    """Anchor, then segments; between two that were perceived stands a separator.
 
     The ledger names every token that is in the state or waits to enter it, in order.
     """
@@ -48,7 +48,7 @@ class Slot:
     def add(self, perceived: Perceived) -> None:
         """Let a segment wait behind all others."""
         rows = perceived.embeddings
-        if len(self.ledger) > 1:
+        if "text" not in (self.ledger[-1].modality, perceived.modality):
             rows = np.concatenate([self._separator, rows])
         self.ledger.append(Segment(perceived.modality, len(rows), perceived.evidence))
         self._waiting.append(rows)

@@ -37,6 +37,8 @@ class Question:
     thinking: bool = False
     stop: tuple[str, ...] = ()
     """Texts at which the answer ends; they are not part of it."""
+    remember: bool = False
+    """Question and answer stay in the live context."""
     recall_s: tuple[float, float] | None = None
     """Answer only from what was perceived between so many seconds ago, the longer first."""
 

@@ -67,8 +67,10 @@ def test_every_setting_of_a_request():
         n=1,
         user="robot-1",
         chat_template_kwargs={"enable_thinking": True},
-        edge={"recall_s": [30, 2.5]},
+        edge={"recall_s": [30, 2.5], "remember": True},
     )
+    assert request.question.remember
+    assert not parsed().question.remember
     assert request.question.recall_s == (30, 2.5)
     assert request.question.sampling == Sampling(0.5, 0.25, 3, 11)
     assert (request.question.max_tokens, request.question.thinking) == (5, True)

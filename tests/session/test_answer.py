@@ -146,3 +146,34 @@ def test_a_requests_system_message_leads_the_question(parts):
     question = Question((Message("system", "In French."), Message("user", "Who?")), Sampling(), 1)
     text = prompt.tokenizer.decode(list(prompt.question(question, after_media=True)))
     assert text.startswith("\nIn French.\nWho?")
+
+
+def test_a_remembered_turn_is_the_templates_own_conversation(parts):
+    """The state after two remembered turns is that of the whole conversation, rendered at once."""
+    context, prompt = parts
+    engine, replies = context.engine, []
+    n_before = context.n_tokens
+    ask(parts, "Hello")
+    assert context.n_tokens == n_before  # not remembered
+    for text in ("Hello", "And now?"):
+        _, events = ask(parts, text, remember=True)
+        replies.append("".join(event.text for event in events if isinstance(event, TextDelta)))
+        assert sum(segment.n_tokens for segment in context.ledger) == context.n_tokens
+    messages = [{"role": "system", "content": "Be brief."}]
+    for text, reply in zip(("Hello", "And now?"), replies, strict=True):
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+    whole = prompt.template.render([*messages, {"role": "user", "content": "LAST"}], thinking=False)
+    ids = prompt.tokenizer.encode(whole.partition("LAST")[0])
+    state = engine.new_state()
+    engine.prefill(state, engine.embed(ids))
+    assert context.n_tokens == len(ids)
+    with context.fork() as fork:
+        got, wanted = engine.decode(fork.state, 5), engine.decode(state, 5)
+    np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
+    assert context.evidence() == ()  # a conversation is no evidence
+
+
+def test_a_question_may_build_on_a_remembered_one(parts):
+    forgotten, _ = ask(parts, "Hello", remember=True)
+    first, _ = ask(parts, "Hello")
+    assert first.n_prompt_tokens > forgotten.n_prompt_tokens
