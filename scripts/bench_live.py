@@ -44,7 +44,7 @@ from edge.types import Frame
 
 FPS = 2
 SHORT_S, LONG_S, RESENT_S = 10, 600, 60
-MAX_TOKENS, KEEP_TOKENS = 8192, 2048
+KEEP_ONE_IN = 4
 HEIGHT, WIDTH = 360, 640
 N_PICTURES = 16
 QUESTION = "What do you see?"
@@ -61,14 +61,14 @@ def film(seconds: int, since_s: int = 0) -> Iterator[Frame]:
 class Bench:
     """One engine and what is asked of it."""
 
-    def __init__(self, engine: AnyEngine, folder: Path, clock: Clock) -> None:
-        self.engine, self.clock = engine, clock
+    def __init__(self, engine: AnyEngine, folder: Path, clock: Clock, max_tokens: int) -> None:
+        self.engine, self.clock, self.max_tokens = engine, clock, max_tokens
         self.prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), system="")
 
     def session(self) -> LiveContext:
         """A session that has perceived nothing yet."""
         anchor, separator = self.prompt.anchor(), self.prompt.separator()
-        bounds = {"max_tokens": MAX_TOKENS, "keep_tokens": KEEP_TOKENS}
+        bounds = {"max_tokens": self.max_tokens, "keep_tokens": self.max_tokens // KEEP_ONE_IN}
         return LiveContext(self.engine, anchor, separator, **bounds)
 
     def perceive(self, context: LiveContext, frames: Iterator[Frame]) -> None:
@@ -90,9 +90,13 @@ class Bench:
         return (done.timeline.first_token_ns - asked_ns) / NS_PER_MS
 
     def resent_ms(self) -> float:
-        """Send the last 60 s with the question."""
+        """Send the last 60 s with the question, whole, whatever the bound."""
         began_ns = self.clock.now_ns()
-        context = self.session()
+        anchor, separator = self.prompt.anchor(), self.prompt.separator()
+        most = self.engine.spec.decoder.max_tokens
+        context = LiveContext(
+            self.engine, anchor, separator, max_tokens=most, keep_tokens=most // KEEP_ONE_IN
+        )
         self.perceive(context, film(RESENT_S))
         sent_ms = (self.clock.now_ns() - began_ns) / NS_PER_MS
         return sent_ms + self.first_token_ms(context)
@@ -127,6 +131,9 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--simulated", choices=COSTS, help="a board's costs instead of this CPU")
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192, help="bound of the live context (default 8192)"
+    )
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--json", action="store_true", help="one JSON line for machines")
     arguments = parser.parse_args()
@@ -139,7 +146,9 @@ def main() -> None:
         engine = SimulatedEngine(COSTS[arguments.simulated], clock, spec)
     else:
         engine = CpuEngine(bundle)
-    found = measure(Bench(engine, bundle.path, clock), arguments.rounds, arguments.json)
+    found = measure(
+        Bench(engine, bundle.path, clock, arguments.max_tokens), arguments.rounds, arguments.json
+    )
     if arguments.json:
         print(json.dumps(found))
         return
