@@ -71,9 +71,10 @@ def test_a_fork_that_fails_leaves_the_live_state_as_it_was(engine):
 
 
 def fresh_of(context, segments):
-    """Another context, of the segments that are in this one."""
+    """Another context, of the segments that are in this one: the newest, without a gap."""
     fresh = context_of(context.engine, max_tokens=4 * context.max_tokens)
     inside = [segment.evidence for segment in context.ledger[1:]]
+    assert inside == [segment.evidence for segment in segments[-len(inside) :]]
     for segment in segments:
         if segment.evidence in inside:
             fresh.append(segment)
