@@ -120,6 +120,8 @@ def test_a_rebase_is_ready_in_time_when_what_it_owes_is_done(engine, monkeypatch
             n_owed[-1] += 1
         context.append(perceived(context.engine, int(n), seed))
         assert context.n_tokens <= context.max_tokens
+        inside = [segment.evidence.start_ns for segment in context.ledger[1:]]
+        assert inside == list(range(seed + 1 - len(inside), seed + 1))  # the newest, no gap
     assert context.n_rebases > 5
     assert max(n_owed) <= 2 + 2 * 40 // 16  # no burst: in proportion to what was appended
     assert all(n <= 2 * 40 for n in forced)
