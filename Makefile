@@ -1,4 +1,5 @@
-# make demo | test | test-oracle | lint | bundle: each does all the set-up that it needs.
+# make demo | test | test-oracle | test-sanitize | test-aarch64 | lint | bundle: each does all the
+# set-up that it needs.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -6,15 +7,17 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
-test test-oracle: export OPENBLAS_NUM_THREADS = 1
+test test-oracle test-sanitize: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test test-oracle lint bundle goldens clean
+.PHONY: demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         set up, build the small model's bundle, watch a session, ask five questions"
 	@echo "make test         set up and run the tests that need no torch"
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
+	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
+	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make bundle CHECKPOINT=... OUT=...   build a bundle for the cpu engine"
 
@@ -44,6 +47,24 @@ test: $(VENV)/.dev
 
 test-oracle: $(VENV)/.oracle
 	$(BIN)/python -m pytest tests/oracle
+
+# The interpreter is not built with the sanitizer, so that its library has to come first.
+test-sanitize: export ASAN_OPTIONS = detect_leaks=0
+test-sanitize: export UBSAN_OPTIONS = print_stacktrace=1
+test-sanitize: $(VENV)/.dev
+	$(PIP) --upgrade --target build/sanitize --no-deps -C install.strip=false \
+	    -C cmake.define.EDGE_SANITIZE=address,undefined .
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	    $(BIN)/python scripts/pytest_with_kernels.py build/sanitize/edge/_kernels*.so -s \
+	    tests/unit/test_kernels_[!a]*.py tests/unit/test_formats.py
+	c++ -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
+	    kernels/cpu/self_test.cpp kernels/cpu/kernel_table.cpp kernels/cpu/kernels_*.cpp \
+	    -o build/sanitize/self_test
+	build/sanitize/self_test
+	$(BIN)/python -m pytest tests/unit/test_pool_races.py
+
+test-aarch64: $(VENV)/.dev
+	sh scripts/test_aarch64.sh $(BIN)/python
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -1,0 +1,57 @@
+#!/bin/sh
+# The kernels' tests on aarch64: cross-compiled, in Debian's arm64 Python, under an emulator.
+#   sh scripts/test_aarch64.sh [python [pytest's arguments]]
+# Needs apt, the cross-compiler and qemu; writes into build/aarch64, installs nothing on the system.
+set -eu
+cd "$(dirname "$0")/.."
+python=${1:-python3}
+if [ $# -gt 0 ]; then shift; fi
+if [ $# = 0 ]; then set -- tests/unit/test_kernels_[!a]*.py tests/unit/test_formats.py; fi
+for program in aarch64-linux-gnu-g++ qemu-aarch64-static apt-get dpkg; do
+    command -v $program >/dev/null || {
+        echo "no $program: apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2
+        exit 1
+    }
+done
+here=$PWD/build/aarch64
+root=$here/root packages=$here/packages
+emulated() {
+    PYTHONPATH=$packages OPENBLAS_NUM_THREADS=1 \
+        qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" "$@"
+}
+
+if ! emulated -c '' 2>/dev/null; then
+    echo "Debian's arm64 Python"
+    apt=$here/apt
+    mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$root"
+    keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    echo "deb [signed-by=$keys] http://deb.debian.org/debian bookworm main" >"$apt/sources.list"
+    : >"$apt/status"
+    arm64_apt() {
+        apt-get --quiet --quiet \
+            -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root \
+            -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=- \
+            -o Dir::State::Lists="$apt/lists" -o Dir::State::Status="$apt/status" \
+            -o Dir::Cache="$apt" "$@"
+    }
+    arm64_apt update
+    arm64_apt install --yes --no-install-recommends --download-only \
+        python3.11 libpython3.11-dev libstdc++6
+    for package in "$apt"/archives/*.deb; do dpkg --extract "$package" "$root"; done
+fi
+
+echo "packages and kernels"
+"$python" -m pip install --quiet --upgrade --target "$packages" --only-binary :all: \
+    --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 --python-version 3.11 \
+    numpy ml_dtypes msgspec pytest pytest-timeout hypothesis
+"$python" -m pip install --quiet --upgrade --target "$here/kernels" --no-deps \
+    -C cmake.define.CMAKE_SYSTEM_NAME=Linux -C cmake.define.CMAKE_SYSTEM_PROCESSOR=aarch64 \
+    -C cmake.define.CMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+    -C cmake.define.CMAKE_CXX_FLAGS="-idirafter $root/usr/include" \
+    -C cmake.define.Python_INCLUDE_DIR="$root/usr/include/python3.11" \
+    -C install.strip=false .
+
+# An hour of sound takes an hour's work in an emulator, and is no matter of the processor.
+emulated scripts/pytest_with_kernels.py "$here"/kernels/edge/_kernels*.so \
+    --noconftest --deselect \
+    tests/unit/test_kernels_mel.py::test_after_an_hour_a_push_does_what_it_did_at_first "$@"
