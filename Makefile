@@ -57,8 +57,8 @@ test-sanitize: $(VENV)/.dev
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	    $(BIN)/python scripts/pytest_with_kernels.py build/sanitize/edge/_kernels*.so -s \
 	    tests/unit/test_kernels_[!a]*.py tests/unit/test_formats.py
-	c++ -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
-	    kernels/cpu/self_test.cpp kernels/cpu/kernel_table.cpp kernels/cpu/kernels_*.cpp \
+	c++ -std=c++17 -O1 -g -Wno-psabi -ffp-contract=off -fsanitize=address,undefined \
+	    -fno-sanitize-recover=all kernels/cpu/self_test.cpp kernels/cpu/kernel_table.cpp kernels/cpu/kernels_*.cpp \
 	    -o build/sanitize/self_test
 	build/sanitize/self_test
 	$(BIN)/python -m pytest tests/unit/test_pool_races.py

@@ -13,6 +13,7 @@ from kernel_cases import (
     bound_of,
     case,
     dequantized,
+    finite_codes,
     float_bound,
     instruction_set,
     nvfp4,
@@ -120,6 +121,92 @@ def test_every_byte() -> None:
             np.testing.assert_allclose(y, values[:, column], rtol=2**-20)
 
 
+@pytest.mark.parametrize("n", [*range(1, 18), 33])
+def test_every_number_of_outputs(n: int) -> None:
+    """Tiles of rows that are not full, of every size."""
+    for name in ("float32", "bfloat16", "fp8", "nvfp4"):
+        k = 5 * COLUMNS[name] + (0 if COLUMNS[name] > 1 else 2)
+        weight, values = case(name, n, k)
+        for n_rows in (1, 5):
+            x = activations(n_rows, k)
+            for exact in (True, False):
+                y = kernels.linear(weight, x, exact=exact)
+                assert_close(y, x, values, bound_of(name, n_rows, exact=exact))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("n_rows", [1, 7])
+def test_the_largest_sums_of_integers(sign: int, n_rows: int) -> None:
+    """Every weight and every activation at its end: no sum in few bits overflows."""
+    x = np.full((n_rows, 2688), sign, np.float32)
+    ends = {
+        "nvfp4": {0x77: 6, 0xFF: -6, 0x7F: 0, 0xF7: 0},
+        "int4": {0x77: 7, 0x88: -8},
+    }
+    for byte, value in ends["nvfp4"].items():
+        codes = np.full((20, 1344), byte, np.uint8)
+        scales = np.full((20, 168), 448, np.float32).astype(E4M3)
+        y = kernels.linear(nvfp4(codes, scales, np.float32(1)), x, exact=False)
+        np.testing.assert_allclose(y, sign * value * 448 * 2688, rtol=1e-5, atol=1)
+    for byte, value in ends["int4"].items():
+        weight = kernels.weight(np.full((10, 2688), byte, np.uint8), np.ones((20, 21), np.float32))
+        y = kernels.linear(weight, x, exact=False)
+        np.testing.assert_allclose(y, sign * value * 2688, rtol=1e-5)
+
+
+@pytest.mark.parametrize("column", [0, 15, 16, 63, 64, 200, 271])
+def test_a_nan_in_a_weight_reaches_its_output_and_no_other(column: int) -> None:
+    """As a code of FP8 and as a block scale of NVFP4, wherever it stands."""
+    codes = np.full((19, 272), 0x38, np.uint8)
+    codes[3, column] = 0x7F
+    fp8 = kernels.weight(codes.view(E4M3), None, np.float32(1))
+    scales = np.full((19, 17), 0x38, np.uint8)
+    scales[3, column // 16] = 0xFF
+    ones = nvfp4(np.full((19, 136), 0x22, np.uint8), scales.view(E4M3), np.float32(1))
+    for n_rows in (1, 6):
+        for weight, exact in ((fp8, True), (fp8, False), (ones, True), (ones, False)):
+            y = kernels.linear(weight, activations(n_rows, 272), exact=exact)
+            assert np.isnan(y[:, 3]).all()
+            assert np.isfinite(np.delete(y, 3, axis=1)).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_all_instruction_sets_agree(name: str) -> None:
+    """Also in 8 bits: they round activations alike, and differ by a sum's roundings alone."""
+    k = {"int4": 640, "nvfp4": 656}.get(name, 601)
+    weight, values = case(name, 38, k)
+    for n_rows in (1, 2, 37):
+        x = activations(n_rows, k)
+        for exact in (True, False):
+            here = kernels.linear(weight, x, exact=exact)
+            with instruction_set(INSTRUCTION_SETS[-1]):
+                plain = kernels.linear(weight, x, exact=exact)
+            # 8-bit activations are at most 1/254 larger than they were.
+            bound = 2 * float_bound(x, values) * (1 + 1 / 127)
+            assert (np.abs(here - plain) <= bound).all()
+
+
+@pytest.mark.parametrize("scale", [1e-42, 2.0**-126, 1e-20, 1e20, 1e35])
+def test_extreme_scales_of_fp8_and_int4(scale: float) -> None:
+    rng = np.random.default_rng(6)
+    codes = finite_codes(rng, (6, 256))
+    packed = rng.integers(0, 256, (3, 256), np.uint8)
+    ones, factor = np.ones((6, 2), np.float32), np.float32(scale)
+    x = activations(2, 256)
+    lost = 2.0**-149 * 448 * np.abs(x).sum()
+    for name, weight, values in (
+        ("fp8", kernels.weight(codes.view(E4M3), None, factor),
+         dequantized("fp8", codes.view(E4M3), None, np.float32(1))),
+        ("int4", kernels.weight(packed, ones * factor), dequantized("int4", packed, ones, None)),
+    ):  # fmt: skip
+        true = values * np.float64(factor)
+        for rows in (x[:1], x):
+            for exact in (True, False):
+                y = kernels.linear(weight, rows, exact=exact)
+                bound = bound_of(name, len(rows), exact=exact)(rows, true) + lost
+                assert (np.abs(y - rows.astype(np.float64) @ true.T) <= bound).all()
+
+
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 2.0**-126, 1e-20, 1e20, 1e33])
 @pytest.mark.parametrize("exact", [True, False])
 def test_extreme_scales_of_a_tensor(scale: float, exact: bool) -> None:
@@ -164,9 +251,11 @@ def test_rows_that_lie_apart() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("n_rows", [1, 2, 7, 40])
+@pytest.mark.parametrize("n_rows", [1, 2, 7, 300])
 def test_experts(name: str, exact: bool, n_rows: int) -> None:
-    hidden, width, n_experts, n_slots = 128, 256, 9, 4
+    block = COLUMNS[name]
+    hidden, width = {1: (39, 58), 16: (48, 80), 128: (128, 256)}[block]
+    n_experts, n_slots = 9, 4
     up, up_values = case(name, width, hidden, 1, (n_experts,))
     down, down_values = case(name, hidden, width, 2, (n_experts,))
     x = activations(n_rows, hidden)
