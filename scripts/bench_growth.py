@@ -150,17 +150,17 @@ def timed(
         return float(len(np.unique(layers.ops.route(normed, 0)[0])))
 
     calls = {"experts": experts}
-    for layer, letter in enumerate(PATTERN):
+    for layer, letter in enumerate(layers.spec.pattern):
         calls[f"read {letter}"] = read
         calls[letter] = partial(lambda layer: seconds(lambda: layers.run(layer, rows)), layer)
     found = interleaved(calls, rounds)
-    found["read"] = [value for letter in PATTERN for value in found[f"read {letter}"]]
+    found["read"] = [value for letter in layers.spec.pattern for value in found[f"read {letter}"]]
     return found
 
 
 def decode_bytes(layers: RealLayers, letter: str, n_past: int, n_experts: float = 0) -> float:
     """What a block reads at the least: weights, keys and values, state."""
-    layer, spec = PATTERN.index(letter), layers.spec
+    layer, spec = layers.spec.pattern.index(letter), layers.spec
     total = float(layers.weight_bytes(layer, round(n_experts) or None))
     if letter == "*":
         total += n_past * 2 * spec.n_kv_heads * spec.head_dim * 4
@@ -171,7 +171,7 @@ def decode_bytes(layers: RealLayers, letter: str, n_past: int, n_experts: float 
 
 def operations(layers: RealLayers, letter: str, n_past: int) -> float:
     """Multiplications and additions of one row: linears, and attention to what was before."""
-    layer, spec, total = PATTERN.index(letter), layers.spec, 0.0
+    layer, spec, total = layers.spec.pattern.index(letter), layers.spec, 0.0
     for name, values in layers.stored.items():
         if name.startswith(f"layers.{layer}.") and name.endswith(LINEARS):
             share = spec.n_experts_per_token / spec.n_experts if ".experts_" in name else 1

@@ -73,7 +73,7 @@ def random_weights(spec: DecoderSpec, recipe: Recipe, seed: int) -> dict[str, ND
 
 def _random(packed: Packed, recipe: Recipe, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     shape, name = packed.shape, packed.name
-    size = 1 / math.sqrt(shape[-1])
+    size = 1 / math.sqrt(shape[-1]) if len(shape) > 1 else 1.0
     module = packed.sources[0].removeprefix("language_model.").removesuffix(".weight")
     form = recipe.format_of(module) if packed.matrix else "float32"
     if form in ("float32", "bf16"):
