@@ -39,7 +39,7 @@ from edge.engines.state import KVCache
 
 PATTERN = "EM*"
 CONTEXTS = [1024 << i for i in range(8)]
-CHUNKS = [1 << i for i in range(9)]
+CHUNKS = [1 << i for i in range(0, 9, 2)]
 PREFILL_CONTEXT = 1024
 LINEARS = ("_proj", ".gate", "_up", "_down")
 Points = list[tuple[float, float]]
