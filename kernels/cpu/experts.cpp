@@ -58,7 +58,8 @@ void one_row(const Stack &up, const Stack &down, const float *x, const int32_t *
     for (size_t slot = 0; slot < n_slots; slot++)
         inputs[slot] = input_of(down.matrix(0), hidden + slot * up.n, exact,
                                 groups + slot * n_groups, slot);
-    pool::ranges(down.n, rows_per_piece(down.matrix(0), n_slots), [&](size_t first, size_t last) {
+    // A piece reads the same rows of all its experts, each a stretch long enough to fetch ahead in.
+    pool::ranges(down.n, rows_per_piece(down.matrix(0), 2), [&](size_t first, size_t last) {
         static thread_local Buffer piece;
         float *part = piece.of<float>(down.n);
         std::fill(y + first, y + last, 0.0f);

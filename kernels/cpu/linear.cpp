@@ -5,12 +5,15 @@
 #include "buffer.h"
 #include "pool.h"
 
-// A piece of a matrix-vector product reads this much: about 5 microseconds.
-constexpr size_t PIECE_BYTES = 64 << 10;
+// A piece of a matrix-vector product reads at most this much, about 10 microseconds: what is
+// fetched ahead at its end is little beside it. A thread gets some pieces even of a small matrix.
+constexpr size_t PIECE_BYTES = 128 << 10, PIECES_OF_A_THREAD = 8;
 
-size_t rows_per_piece(const Matrix &w, size_t share) {
+size_t rows_per_piece(const Matrix &w, size_t n_x) {
     size_t tile = w.format == Format::NVFP4 ? NVFP4_TILE : 2;
-    size_t rows = PIECE_BYTES / std::max<size_t>(1, value_bytes(w.format, w.k) * share);
+    size_t row_bytes = std::max<size_t>(1, value_bytes(w.format, w.k));
+    size_t rows = std::min(PIECE_BYTES / (row_bytes * n_x),
+                           w.n / (PIECES_OF_A_THREAD * static_cast<size_t>(pool::size())));
     return std::max(tile, rows / tile * tile);
 }
 

@@ -57,9 +57,8 @@ constexpr size_t MAX_SLOTS = 64;  // experts of a row
 // x for INT4 weights, in memory that the calling thread reuses for each `slot`.
 QuantizedRow quantized_row(const float *x, size_t k, size_t slot);
 
-// Rows of a matrix that one piece of work takes: enough to outweigh handing it out, and whole tiles.
-// `share`: as many matrices are read for each row.
-size_t rows_per_piece(const Matrix &w, size_t share = 1);
+// Rows of a matrix that one piece of work takes, whole tiles, when n_x rows of activations meet it.
+size_t rows_per_piece(const Matrix &w, size_t n_x = 1);
 
 // Rows of activations as a product reads them: blocks of 512 columns, a block's rows one behind the
 // other and aligned, so that neighbouring rows share pages and no load crosses a cache line.

@@ -89,8 +89,10 @@ INLINE void dot64_e4m3(const uint8_t *p, const float *x, F32 (&sums)[4]) {
 
 INLINE Sixteen load_e2m1(const uint8_t *first, const uint8_t *second) {
     Sixteen w;
-    for (size_t i = 0; i < 16; i++)
-        w.part[i / LANES][i % LANES] = TWICE_E2M1[(i < 8 ? first : second)[i % 4] >> (i & 4) & 15];
+    for (size_t i = 0; i < 16; i++) {
+        uint8_t byte = i < 8 ? first[i % 4] : second[i % 4];
+        w.part[i / LANES][i % LANES] = TWICE_E2M1[byte >> (i & 4) & 15];
+    }
     return w;
 }
 
