@@ -66,6 +66,19 @@ class Answer(msgspec.Struct, frozen=True):
     """Questions and answers stay in the live context."""
     max_tokens: PositiveInt = 256
     """Tokens of an answer, its reasoning included; at most the context's max_tokens."""
+    deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
+    """Since it was asked: an answer that has not begun then is refused, one that has is cut. Unset:
+    it may take its time."""
+
+
+class Turns(msgspec.Struct, frozen=True):
+    """[turns]: whether speech is answered; that of the first microphone."""
+
+    mode: Literal["open", "push_to_talk", "typed"] = "typed"
+    """open: all speech; push_to_talk: what is said between two requests of a client; typed: none,
+    it is only heard. All but typed need perception.listen = "utterances"."""
+    text: str = ""
+    """What is asked in writing behind a spoken question, such as "Answer the question."."""
 
 
 class Socket(msgspec.Struct, frozen=True):
@@ -83,6 +96,7 @@ class Config(msgspec.Struct, frozen=True):
     perception: Perception = Perception()
     context: Context = Context()
     answer: Answer = Answer()
+    turns: Turns = Turns()
     socket: Socket = Socket()
 
 
@@ -90,6 +104,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "perception": Perception,
     "context": Context,
     "answer": Answer,
+    "turns": Turns,
     "socket": Socket,
 }
 
@@ -187,6 +202,11 @@ def _contradictions(config: Config) -> Iterable[str]:
         yield (
             f"perception.evs_tokens_per_s is {perception.evs_tokens_per_s}: too few for "
             f"perception.fps = {perception.fps:g} (at least {least}, or 0 to keep everything)"
+        )
+    if config.turns.mode != "typed" and perception.listen != "utterances":
+        yield (
+            f'turns.mode is "{config.turns.mode}": it needs perception.listen = "utterances", '
+            f'not "{perception.listen}"'
         )
     for name, tokens, fits in (
         ("context.keep_tokens", context.keep_tokens, context.keep_tokens < context.max_tokens),

@@ -27,7 +27,7 @@ from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording, Repeated
 from edge.senses.source import AudioSource, FrameSource
-from edge.senses.turns import UtteranceDetector
+from edge.senses.turns import TurnDetector
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.answer import LivePrompt
@@ -127,7 +127,7 @@ def _session(
         recorder.describe(name, start_ns, msgspec.to_builtins(config))
     parts: list[Sense[Any]] = []  # sound first: an utterance may be a question
     if (sound := senses.sound(clock, start_ns)) is not None:
-        listener = Listener(engine, tokenizer, clock, _collector(config.perception))
+        listener = Listener(engine, tokenizer, clock, _collector(config))
         parts.append(audio_sense(listener, sound))
     if (film := senses.film(clock, start_ns, config.perception.fps)) is not None:
         watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
@@ -153,7 +153,7 @@ def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
         config = msgspec.convert(about["settings"], Config)
         engine, prompt = _parts(bundle, config)
         tokenizer, start_ns = prompt.tokenizer, about["start_ns"]
-        listener = Listener(engine, tokenizer, clock, _collector(config.perception))
+        listener = Listener(engine, tokenizer, clock, _collector(config))
         watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
         senses: list[Sense[Any]] = [audio_sense(listener), video_sense(watcher)]
         loop = LiveLoop(
@@ -192,10 +192,10 @@ def _pruner(perception: Perception, tubelet_frames: int) -> CausalPruner | None:
     )
 
 
-def _collector(perception: Perception) -> Collector:
-    if perception.listen == "utterances":
-        return UtteranceDetector()
-    return WindowCollector(perception.audio_window_s)
+def _collector(config: Config) -> Collector:
+    if config.perception.listen == "utterances":
+        return TurnDetector(config.turns.mode)
+    return WindowCollector(config.perception.audio_window_s)
 
 
 def _check_room(config: Config, model_max_tokens: int) -> None:

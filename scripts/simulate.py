@@ -21,7 +21,7 @@ import json
 import logging
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.spec import model_spec
 from edge.model.tokenizer import Tokenizer
+from edge.senses.turn_events import TurnEvent
 from edge.session.answer import LivePrompt
 from edge.session.budget import LADDER, Degraded
 from edge.session.loop import LiveLoop
@@ -79,6 +80,7 @@ class Eye:
     def __init__(self, engine: SimulatedEngine, clock: VirtualClock) -> None:
         self._engine, self._clock = engine, clock
         self._frames: list[Item] = []
+        self.n_waiting = 0
         self.rung = LADDER[0]
 
     def wants(self, n: int) -> bool:
@@ -88,21 +90,24 @@ class Eye:
     def start_again(self) -> None:
         """Nothing: every tubelet stands by itself."""
 
-    def push(self, frame: Item) -> list[Seen]:
-        """Take a frame; a segment when it completes a tubelet."""
+    def take(self, frame: Item) -> list[TurnEvent]:
+        """Take a frame, which may complete a tubelet."""
         self._frames.append(frame)
+        self.n_waiting = len(self._frames) // self._engine.spec.vision.tubelet_frames
+        return []
+
+    def encode(self) -> Seen:
+        """The tubelet as a segment."""
         vision = self._engine.spec.vision
-        if len(self._frames) < vision.tubelet_frames:
-            return []
-        frames, self._frames = self._frames, []
+        frames, self._frames, self.n_waiting = self._frames, [], 0
         taken_ns = self._clock.now_ns()
         n_patches = int(vision.video_target_patches * self.rung.patch_share)
         patches = np.broadcast_to(np.float32(0), (1, n_patches, 1))
         media = self._engine.encode_tubelets(patches, (1, n_patches))[0]
         kept = media[: int(len(media) * self.rung.token_share)]
-        return [_seen("video", kept, frames[0], frames[-1], taken_ns, self._clock)]
+        return _seen("video", kept, frames[0], frames[-1], taken_ns, self._clock)
 
-    def flush(self) -> list[Seen]:
+    def flush(self) -> list[TurnEvent]:
         """Nothing: the world does not end."""
         return []
 
@@ -112,7 +117,13 @@ class Ear:
 
     def __init__(self, engine: SimulatedEngine, clock: VirtualClock) -> None:
         self._engine, self._clock = engine, clock
+        self._clips: deque[Item] = deque()
         self.rung = LADDER[0]
+
+    @property
+    def n_waiting(self) -> int:
+        """Utterances that are not encoded."""
+        return len(self._clips)
 
     def wants(self, _n: int) -> bool:
         """Whether sound is taken on this rung."""
@@ -121,14 +132,20 @@ class Ear:
     def start_again(self) -> None:
         """Nothing: every clip stands by itself."""
 
-    def push(self, clip: Item) -> list[Seen]:
-        """Take an utterance: a segment."""
+    def take(self, clip: Item) -> list[TurnEvent]:
+        """Take an utterance."""
+        self._clips.append(clip)
+        return []
+
+    def encode(self) -> Seen:
+        """The oldest utterance as a segment."""
+        clip = self._clips.popleft()
         taken_ns = self._clock.now_ns()
         mel = np.broadcast_to(np.float32(0), (int(clip.duration_s * MEL_FRAMES_PER_S), 1))
         media = self._engine.encode_audio(mel)
-        return [_seen("audio", media, clip, clip, taken_ns, self._clock)]
+        return _seen("audio", media, clip, clip, taken_ns, self._clock)
 
-    def flush(self) -> list[Seen]:
+    def flush(self) -> list[TurnEvent]:
         """Nothing: the world does not end."""
         return []
 
@@ -170,7 +187,8 @@ class World:
     def _begin(self) -> None:
         """Start the service: at first, and after an engine error as its supervisor would."""
         self.engine = SimulatedEngine(COSTS[self.board], self.clock, self.spec)
-        self.sound: Sense[Item] = Sense("audio", Ear(self.engine, self.clock), AUDIO_RING_CHUNKS)
+        ear = Ear(self.engine, self.clock)
+        self.sound: Sense[Item] = Sense("audio", ear, AUDIO_RING_CHUNKS, hears=True)
         n_frames = self.spec.vision.tubelet_frames
         self.sight: Sense[Item] = Sense("video", Eye(self.engine, self.clock), n_frames)
         prompt = LivePrompt(self.tokenizer, self.template, "")
@@ -327,7 +345,7 @@ def check(world: World) -> None:
     entered = sum(segment.n_tokens for segment in context.ledger)
     assert entered == context.n_tokens, f"ledger {entered}, state {context.n_tokens}"
     assert context.n_tokens <= context.max_tokens, f"{context.n_tokens} tokens"
-    assert len(world.waiting) <= world.config.socket.max_waiting, "more wait than may"
+    assert len(world.waiting) <= world.config.socket.max_waiting + 1, "more wait than may"
     for sense in ("audio", "video"):
         received, lost = status.counters[f"{sense}_received"], status.counters[f"{sense}_dropped"]
         assert lost + status.counters[f"{sense}_skipped"] <= received, f"{sense}: {status.counters}"

@@ -63,7 +63,9 @@ class LiveContext:
         self.n_rebases = 0
         self._next: Slot | None = None
         self._n_next_at_start = 0
-        self._forked = False
+        self._before_fork: Any = None
+        self._n_before_fork = 0
+        self._tentative: tuple[Perceived, Any] | None = None
         self._live = Slot(engine, self._anchor, self._separator)
         self._live.finish()
 
@@ -79,8 +81,8 @@ class LiveContext:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the live state."""
-        return self._live.n_tokens
+        """Tokens in the live state; what an open fork has added to them does not count."""
+        return self._live.n_tokens if self._before_fork is None else self._n_before_fork
 
     @property
     def ends_with_media(self) -> bool:
@@ -94,15 +96,28 @@ class LiveContext:
             CapacityError: a segment alone is larger than what the context may keep; those before
                 it are in.
         """
-        if self._forked:
-            raise RuntimeError("append while a fork is open")
         try:
             for segment in perceived:
-                self._enter(segment)
+                self.enter(segment)
         finally:
-            self._live.finish()
+            self.finish()
 
-    def _enter(self, perceived: Perceived) -> None:
+    def enter(self, perceived: Perceived) -> None:
+        """Enter one segment in the ledger; `finish` prefills it.
+
+        Raises:
+            CapacityError: as `append`.
+        """
+        self._make_room("append", perceived)
+        self._live.add(perceived)
+        self._keep(perceived)
+
+    def finish(self) -> None:
+        """Prefill all that was entered."""
+        self._live.finish()
+
+    def _make_room(self, what: str, perceived: Perceived) -> None:
+        self._must_stand_alone(what)
         n_new = self._n_rows(perceived)
         if n_new > self._keep_tokens:
             raise CapacityError(
@@ -112,13 +127,54 @@ class LiveContext:
             )
         if self._room() < n_new:
             self._rebase_now()
+
+    def _keep(self, perceived: Perceived) -> None:
+        """A segment is in the live slot for good."""
         self._kept.append(perceived)
         self._forget_beyond(self._keep_tokens)
-        for slot in (self._live, self._next):
-            if slot is not None:
-                slot.add(perceived)
-        if self._next is None and self._room() < self._rebase_room:
+        if self._next is not None:
+            self._next.add(perceived)
+        elif self._room() < self._rebase_room:
             self._begin_rebase()
+
+    def _must_stand_alone(self, what: str) -> None:
+        if self._before_fork is not None:
+            raise RuntimeError(f"{what} while a fork is open")
+        if self._tentative is not None:
+            raise RuntimeError(f"{what} behind a tentative segment")
+
+    @property
+    def is_tentative(self) -> bool:
+        """Whether the newest segment may be taken back; nothing is appended behind it."""
+        return self._tentative is not None
+
+    def append_tentatively(self, perceived: Perceived) -> None:
+        """Append a segment that `reopen` may take back, until `settle`.
+
+        Raises:
+            CapacityError: as `append`.
+        """
+        self._make_room("append", perceived)
+        self._tentative = (perceived, self.engine.snapshot(self.state))
+        self._live.add(perceived)
+        self.finish()
+
+    def settle(self) -> None:
+        """The tentative segment stays. A fork may be open on it."""
+        assert self._tentative is not None
+        perceived, _ = self._tentative
+        self._tentative = None
+        self._keep(perceived)
+
+    def reopen(self) -> None:
+        """Take the tentative segment back: the state is as it was before it, bit by bit."""
+        if self._before_fork is not None:
+            raise RuntimeError("reopen while a fork is open")
+        assert self._tentative is not None
+        _, before = self._tentative
+        self.engine.restore(self.state, before)
+        self._live.forget_last()
+        self._tentative = None
 
     def _room(self) -> int:
         return self.max_tokens - self._live.n_tokens - self._live.n_waiting
@@ -144,8 +200,7 @@ class LiveContext:
 
     def rebase(self) -> bool:
         """Do one chunk of the rebase; False if there is none to do."""
-        if self._forked:
-            raise RuntimeError("rebase while a fork is open")
+        self._must_stand_alone("rebase")
         if self._next is None:
             return False
         self._next.advance()
@@ -185,7 +240,8 @@ class LiveContext:
                 "ask about a later time or raise context.keep_tokens",
             )
         recalled = copy.copy(self)
-        recalled._kept, recalled._next, recalled._forked = deque(), None, False
+        recalled._kept, recalled._next = deque(), None
+        recalled._before_fork = recalled._tentative = None
         recalled._live = Slot(self.engine, self._anchor, self._separator)
         recalled.append(*found)
         return recalled
@@ -193,13 +249,23 @@ class LiveContext:
     @contextlib.contextmanager
     def fork(self) -> Iterator[LiveContext]:
         """Work on the state and leave it as it was, bit by bit."""
-        before = self.engine.snapshot(self.state)
-        self._forked = True
+        self.open_fork()
         try:
             yield self
         finally:
-            self.engine.restore(self.state, before)
-            self._forked = False
+            self.close_fork()
+
+    def open_fork(self) -> None:
+        """From now on the state may be worked on; nothing is appended until `close_fork`."""
+        if self._before_fork is not None:
+            raise RuntimeError("a fork of a fork")
+        self._n_before_fork = self._live.n_tokens
+        self._before_fork = self.engine.snapshot(self.state)
+
+    def close_fork(self) -> None:
+        """Leave the state as it was before `open_fork`, bit by bit."""
+        self.engine.restore(self.state, self._before_fork)
+        self._before_fork = None
 
     def evidence(self) -> tuple[Evidence, ...]:
         """Where the newest segments came from, oldest first."""
