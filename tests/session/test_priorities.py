@@ -169,7 +169,7 @@ def test_a_recalled_part_of_the_past_is_kept_by_nobody_who_waits(make):
     put(loop, [frame(0), frame(1)])
     drive(loop)
     journal = Journal(loop)
-    ask = dict(recall_s=(5.0, 0.0))
+    ask = {"recall_s": (5.0, 0.0)}
     journal.ask("past", 20, **ask)
     until_begun(loop, journal, "past", 3)
     journal.ask("now", 5)
