@@ -31,6 +31,7 @@ from edge.senses.turns import TurnDetector
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.answer import LivePrompt
+from edge.session.health import linux_health
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
 from edge.session.sense import Sense, audio_sense, video_sense
@@ -133,7 +134,10 @@ def _session(
         watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
         parts.append(video_sense(watcher, film))
     return LiveLoop(
-        engine, prompt, config, clock, name, parts, start_ns=start_ns, recorder=recorder
+        *(engine, prompt, config, clock, name, parts),
+        start_ns=start_ns,
+        recorder=recorder,
+        health=linux_health,
     )
 
 

@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from edge.model.tokenizer import Tokenizer
 from edge.senses.turn_events import TurnEvent
 from edge.session.answer import LivePrompt
 from edge.session.budget import LADDER, Degraded
+from edge.session.health import BoardHealth
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Seen
 from edge.session.sense import AUDIO_RING_CHUNKS, Sense
@@ -61,7 +62,13 @@ UTTERANCE_EVERY_S, QUESTION_EVERY_S = 30.0, 60.0
 MEL_FRAMES_PER_S = 100
 DEADLINE_S = 1.0
 """Of a turn's first token."""
-FAULTS = ("unplugged", "stall", "clock", "overflow", "engine", "client", "heat")
+FAULTS = (
+    *("unplugged", "stall", "clock", "overflow", "engine", "client", "heat", "memory", "power"),
+)
+WARM, HOT = (
+    BoardHealth(70.0, 95.0, memory_share=0.6, power_w=30.0, max_power_w=40.0),
+    BoardHealth(97.0, 95.0, is_throttled=True, memory_share=0.6, power_w=38.0, max_power_w=40.0),
+)
 FAULT_EVERY_S = 20.0
 PICTURE_POINTS = 2000
 
@@ -179,6 +186,7 @@ class World:
         self.most_tokens = 0
         self.waiting: dict[int, Turn] = {}
         self.busy_ms = 0.0
+        self.health = WARM
         self._order = itertools.count()
         self._events: list[tuple[int, int, Callable[[], object]]] = []
         self._camera_in, self._skew_ns = True, 0
@@ -194,7 +202,9 @@ class World:
         prompt = LivePrompt(self.tokenizer, self.template, "")
         senses = (self.sound, self.sight)
         self.loop = LiveLoop(
-            self.engine, prompt, self.config, self.clock, "", senses, start_ns=self.clock.now_ns()
+            *(self.engine, prompt, self.config, self.clock, "", senses),
+            start_ns=self.clock.now_ns(),
+            health=lambda: self.health,
         )
         self._n_steps_seen = 0
 
@@ -303,7 +313,7 @@ class World:
             length_s = float(np.exp(self.rng.uniform(np.log(0.3), np.log(30))))
             getattr(self, f"_{kind}")(length_s)
             yield at_ns + int(length_s * NS_PER_S)
-            self._camera_in, self.engine.slowdown = True, 1.0
+            self._camera_in, self.engine.slowdown, self.health = True, 1.0, WARM
 
     def _unplugged(self, _length_s: float) -> None:
         self._camera_in = False
@@ -331,7 +341,13 @@ class World:
             turn.cancel()
 
     def _heat(self, length_s: float) -> None:
-        self.engine.slowdown = 1.0 + length_s / 10
+        self.engine.slowdown, self.health = 1.0 + length_s / 10, HOT
+
+    def _memory(self, _length_s: float) -> None:
+        self.health = replace(WARM, memory_share=0.97)
+
+    def _power(self, _length_s: float) -> None:
+        self.health = replace(WARM, power_w=44.0)
 
 
 def check(world: World) -> None:

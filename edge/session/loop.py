@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +29,7 @@ from edge.session.answers import Answers
 from edge.session.budget import Budget, Degraded, Load
 from edge.session.context import LiveContext
 from edge.session.conversation import Conversation
+from edge.session.health import BoardHealth
 from edge.session.intake import N_RECENT_STAGES, Intake
 from edge.session.sense import Sense
 from edge.session.turn import AnswerEvent, Done, Failed, Question, SpokenEvent, Status, Turn
@@ -69,6 +70,7 @@ class LiveLoop:
         *,
         start_ns: int,
         recorder: Recorder | Observed | None = None,
+        health: Callable[[], BoardHealth] | None = None,
     ) -> None:
         """Prefill the anchor; nothing plays before `run`.
 
@@ -77,8 +79,9 @@ class LiveLoop:
             senses: the most urgent first.
             start_ns: the session's time 0, from which the prompt counts.
             recorder: is told what every step takes and what follows.
+            health: what the board says of itself; read once a second.
         """
-        self._recorder = recorder
+        self._recorder, self._health = recorder, health
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
         self._start_ns = start_ns
         self._context = LiveContext(
@@ -317,6 +320,9 @@ class LiveLoop:
             for sense in self._senses:
                 sense.start_again()
 
+    def _read_health(self) -> dict[str, Any] | None:
+        return None if self._health is None else asdict(self._health())
+
     def _look_at_the_load(self) -> None:
         """Once a second the budget sees what perception costs."""
         now_ns = self._clock.now_ns()
@@ -324,7 +330,9 @@ class LiveLoop:
         if since_ns < NS_PER_S:
             return
         intake = self._intake
-        load = Load(intake.lateness_ns / NS_PER_S, intake.worked_ns / since_ns)
+        reading = self._outside("health", self._read_health)
+        health = BoardHealth(**reading) if reading else BoardHealth()
+        load = Load(intake.lateness_ns / NS_PER_S, intake.worked_ns / since_ns, health)
         self._looked_ns, intake.worked_ns, intake.lateness_ns = now_ns, 0, 0
         step = self._budget.look(now_ns, load)
         if step is not None:
