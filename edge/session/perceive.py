@@ -61,12 +61,18 @@ class Watcher:
         clock: Clock,
         start_ns: int,
         pruner: CausalPruner | None = None,
+        *,
+        name: str = "",
+        is_named: bool = False,
     ) -> None:
         """Watch from `start_ns` on: the prompt's times count from there.
 
         Args:
             pruner: chooses what is kept of each tubelet; None keeps everything.
+            name: the source in evidence; empty leaves it to the frames.
+            is_named: the prompt says it too, as the model was not trained to read: for several.
         """
+        self._name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._start_ns, self._pruner = start_ns, pruner
         self._frames: list[Frame] = []
@@ -125,11 +131,11 @@ class Watcher:
             keep = self._pruner.keep(shaped, frames[-1].capture_ns, self.rung.token_share)
             media = shaped[keep]
         times_s = [(frame.capture_ns - self._start_ns) / NS_PER_S for frame in frames]
-        text = tubelet_text(self._n_frames + 1, times_s, len(media))
+        text = self._prefix + tubelet_text(self._n_frames + 1, times_s, len(media))
         self._n_frames += len(frames)
         rows = embed_media(self._engine, self._tokenizer, text, media)
         evidence = Evidence(
-            source=frames[0].source,
+            source=self._name or frames[0].source,
             start_ns=frames[0].capture_ns,
             end_ns=frames[-1].capture_ns,
             frame_ids=tuple(frame.frame_id for frame in frames),
@@ -193,9 +199,17 @@ class Listener:
     """Encodes what a collector makes of one source's chunks, each of its clips as a segment."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, collector: Collector
+        self,
+        engine: AnyEngine,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        collector: Collector,
+        *,
+        name: str = "",
+        is_named: bool = False,
     ) -> None:
-        """Listen to what `collector` gives."""
+        """Listen to what `collector` gives; names as in `Watcher`."""
+        self._name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._collector = collector
         self._clips: deque[AudioChunk] = deque()
@@ -253,8 +267,9 @@ class Listener:
         mels = self._mel.push(clip.samples) + self._mel.flush()
         features_ns = self._clock.now_ns()
         media = np.concatenate([self._engine.encode_audio(mel) for mel in mels])
-        rows = embed_media(self._engine, self._tokenizer, audio_text(len(media)), media)
-        evidence = Evidence(clip.source, clip.capture_ns, end_ns(clip))
+        text = self._prefix + audio_text(len(media))
+        rows = embed_media(self._engine, self._tokenizer, text, media)
+        evidence = Evidence(self._name or clip.source, clip.capture_ns, end_ns(clip))
         stages = Stages(
             modality="audio",
             captured_ns=evidence.end_ns,

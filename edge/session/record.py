@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -152,9 +152,23 @@ class Recorder:
         self._writer.finish()  # type: ignore[no-untyped-call]
         self._file.close()
 
-    def describe(self, model: str, start_ns: int, settings: dict[str, Any]) -> None:
+    def describe(
+        self,
+        model: str,
+        start_ns: int,
+        settings: dict[str, Any],
+        microphones: Sequence[str] = (),
+        cameras: Sequence[str] = (),
+    ) -> None:
         """What the session is; once, at its start."""
-        about = {"format": FORMAT, "model": model, "start_ns": start_ns, "settings": settings}
+        about = {
+            "format": FORMAT,
+            "model": model,
+            "start_ns": start_ns,
+            "settings": settings,
+            "microphones": list(microphones),
+            "cameras": list(cameras),
+        }
         self._write("session", start_ns, about)
 
     def begin(self) -> None:
