@@ -72,6 +72,8 @@ class Context(msgspec.Struct, frozen=True):
     """Bound of its tokens; near it a shorter state is rebuilt."""
     keep_tokens: PositiveInt = 2048
     """Newest tokens that are kept then; below max_tokens."""
+    notes_tokens: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Notes that the model writes then about the rest, at most so long; 0 for none."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -255,6 +257,11 @@ def _contradictions(config: Config) -> Iterable[str]:
         yield f"the name {_shown(name)} of a camera or microphone is taken: choose another"
     for name, tokens, fits in (
         ("context.keep_tokens", context.keep_tokens, context.keep_tokens < context.max_tokens),
+        (
+            "context.notes_tokens",
+            context.notes_tokens,
+            context.notes_tokens < context.max_tokens - context.keep_tokens,
+        ),
         ("answer.max_tokens", answer.max_tokens, answer.max_tokens <= context.max_tokens),
     ):
         if not fits:

@@ -17,11 +17,13 @@ from edge.types import Evidence, Int32, Segment
 N_EVIDENCE = 4
 """An answer names this many of the newest segments."""
 REBASE_SHARE = 4
-"""A rebase begins when one part in 4 of the room above a rebased state is left."""
+"""A rebase begins when one part in 4 of the room above a rebased state is left..."""
+NOTES_ROOMS = 2
+"""...and notes are written when twice that is left, so that they are ready by then."""
 
 
 class LiveContext:
-    """Anchor, then what was perceived. Every token in the state is in the ledger.
+    """Anchor, notes if any, then what was perceived. Every token in the state is in the ledger.
 
     Memory is bounded: near `max_tokens` a shorter state, of the anchor and the newest segments, is
     rebuilt in a second slot while the first goes on serving, and then takes its place. So the world
@@ -37,6 +39,7 @@ class LiveContext:
         *,
         max_tokens: int,
         keep_tokens: int,
+        notes_tokens: int = 0,
     ) -> None:
         """Prefill the anchor.
 
@@ -45,20 +48,27 @@ class LiveContext:
             separator: ids of the text between two segments.
             max_tokens: bound of the live state; a turn comes on top for as long as it lasts.
             keep_tokens: how much of the newest past survives a rebase.
+            notes_tokens: bound of the notes about the older past that a rebase puts before it; 0
+                for none.
         Raises:
-            ConfigurationError: anchor and kept tokens do not fit into the bound.
+            ConfigurationError: anchor, notes and kept tokens do not fit into the bound.
         """
-        if len(anchor) + keep_tokens > max_tokens:
+        n_least = len(anchor) + notes_tokens + keep_tokens
+        if n_least > max_tokens:
+            notes = f" and notes of {notes_tokens}" if notes_tokens else ""
             raise ConfigurationError(
                 "context.keep_tokens",
-                f"is {keep_tokens}; with a system prompt of {len(anchor)} tokens that is more "
-                f"than context.max_tokens = {max_tokens}",
+                f"is {keep_tokens}; with a system prompt of {len(anchor)} tokens{notes} that is "
+                f"more than context.max_tokens = {max_tokens}",
                 "lower it or raise context.max_tokens",
             )
         self.engine = engine
         self._anchor, self._separator = engine.embed(anchor), engine.embed(separator)
         self.max_tokens, self._keep_tokens = max_tokens, keep_tokens
-        self._rebase_room = (max_tokens - len(anchor) - keep_tokens) // REBASE_SHARE
+        self._rebase_room = (max_tokens - n_least) // REBASE_SHARE
+        self.notes_tokens = notes_tokens
+        self._notes: Perceived | None = None
+        self._n_noted = 0
         self._kept: deque[Perceived] = deque()
         self.n_rebases = 0
         self._next: Slot | None = None
@@ -177,7 +187,7 @@ class LiveContext:
         self._tentative = None
 
     def _room(self) -> int:
-        return self.max_tokens - self._live.n_tokens - self._live.n_waiting
+        return self.max_tokens - self.n_tokens - self._live.n_waiting
 
     def _forget_beyond(self, n_tokens: int) -> None:
         n_kept = sum(self._n_rows(kept) for kept in self._kept)
@@ -209,8 +219,33 @@ class LiveContext:
             self.n_rebases += 1
         return True
 
+    def takes_notes(self) -> bool:
+        """Whether notes should be written now: true once before each rebase begins."""
+        if not self.notes_tokens or self._next is not None or self._n_noted > self.n_rebases:
+            return False
+        if self._room() >= NOTES_ROOMS * self._rebase_room:
+            return False
+        self._n_noted = self.n_rebases + 1
+        return True
+
+    def note(self, notes: Perceived) -> None:
+        """Let the rebases that begin from now on put these notes behind the anchor.
+
+        Raises:
+            CapacityError: they are longer than `notes_tokens`.
+        """
+        if len(notes.embeddings) > self.notes_tokens:
+            raise CapacityError(
+                "notes",
+                f"have {len(notes.embeddings)} tokens, context.notes_tokens is {self.notes_tokens}",
+                "write less",
+            )
+        self._notes = notes
+
     def _begin_rebase(self) -> None:
         self._next = Slot(self.engine, self._anchor, self._separator)
+        if self._notes is not None:
+            self._next.add(self._notes)
         for kept in self._kept:
             self._next.add(kept)
         self._n_next_at_start = self._next.n_waiting

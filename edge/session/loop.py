@@ -31,6 +31,7 @@ from edge.session.context import LiveContext
 from edge.session.conversation import Conversation
 from edge.session.health import BoardHealth
 from edge.session.intake import N_RECENT_STAGES, Intake
+from edge.session.notes import Notes
 from edge.session.sense import Sense
 from edge.session.turn import AnswerEvent, Done, Failed, Question, SpokenEvent, Status, Turn
 
@@ -90,6 +91,7 @@ class LiveLoop:
             prompt.separator(),
             max_tokens=config.context.max_tokens,
             keep_tokens=config.context.keep_tokens,
+            notes_tokens=config.context.notes_tokens,
         )
         self._n_rebases = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
@@ -105,6 +107,8 @@ class LiveLoop:
         self._answers = Answers(prompt, clock, self._context_of)
         parts = (self._context, self._intake, self._answers)
         self._conversation = Conversation(*parts, clock, config, self._tell, self._counters)
+        of_notes = (prompt.tokenizer, clock, self._saw, self._counters)
+        self._notes = Notes(self._context, self._answers, *of_notes)
         self._watchers: list[Callable[[SpokenEvent], None]] = []
         self._microphone = next((sense for sense in senses if sense.hears), None)
         self._mode: Mode = config.turns.mode
@@ -261,6 +265,7 @@ class LiveLoop:
         self._notice_rebase()
         if self._take_turn() or self._listen():
             return True
+        self._notes.write_if_wanted()
         if len(self._answers):
             self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
             return True
