@@ -2,10 +2,10 @@
 
 The session runs in this process, in real time. Every thread's processor time is read from Linux at
 the beginning and at the end. The engine's is what the loop's thread spends inside its calls, and
-all of the threads that are not Python's (ONNX Runtime; the kernels have one thread here); FFmpeg's, which decode
-the film in a camera's place, are told apart by their names, or by having ended with the film, which
-is played again and again. The rest is ours: the loop, the features, the sources. The last line is
-JSON.
+all of the threads that are not Python's (ONNX Runtime; the kernels have one thread here, so that
+the features are not counted as the engine's). FFmpeg's, which decode the film in a camera's place,
+are told apart by their names, or by having ended with the film, which is played again and again.
+The rest is ours: the loop, the features, the sources. The last line is JSON.
 
 Usage:
     python scripts/bench_cpu.py BUNDLE FILM --seconds 60
