@@ -379,6 +379,7 @@ def try_seeds(arguments: argparse.Namespace) -> None:
             sys.exit(f"simulate: seed {seed}: {error}")
         late = sum(s > DEADLINE_S for _, s in world.first_token_s)
         totals += Counter(turns=world.n_turns, refused=world.n_refused, late=late)
+        totals += Counter(answered=len(world.first_token_s))
         totals += Counter(restarts=world.n_restarts, rebases=world.n_rebases)
         totals += Counter(budget_steps=len(world.steps), dropped=world.n_dropped)
     print(json.dumps({"seeds": arguments.seeds, "hours_each": arguments.hours, **totals}))
@@ -405,6 +406,7 @@ def report(world: World, simulated_s: float, seconds: float) -> dict[str, Any]:
         "refused": world.n_refused,
         "within_deadline": round(1 - len(late) / max(1, len(world.first_token_s)), 5),
         "first_token": percentiles([s for _, s in world.first_token_s]),
+        "worst_first_token_ms": round(1000 * max((s for _, s in world.first_token_s), default=0)),
         "glass_to_state": percentiles([s for _, s in world.glass_to_state_s]),
         "dropped": world.n_dropped,
         "rebases": world.n_rebases,

@@ -128,7 +128,7 @@ class LiveContext:
 
     def _make_room(self, what: str, perceived: Perceived) -> None:
         self._must_stand_alone(what)
-        n_new = self._n_rows(perceived)
+        n_new = self.n_rows(perceived)
         if n_new > self._keep_tokens:
             raise CapacityError(
                 f"{perceived.modality} segment",
@@ -190,11 +190,12 @@ class LiveContext:
         return self.max_tokens - self.n_tokens - self._live.n_waiting
 
     def _forget_beyond(self, n_tokens: int) -> None:
-        n_kept = sum(self._n_rows(kept) for kept in self._kept)
+        n_kept = sum(self.n_rows(kept) for kept in self._kept)
         while n_kept > n_tokens:
-            n_kept -= self._n_rows(self._kept.popleft())
+            n_kept -= self.n_rows(self._kept.popleft())
 
-    def _n_rows(self, perceived: Perceived) -> int:
+    def n_rows(self, perceived: Perceived) -> int:
+        """Tokens that a segment adds, its separator included."""
         return len(perceived.embeddings) + len(self._separator)
 
     @property

@@ -157,7 +157,7 @@ class Conversation:
         self._answers.give_way()
         if utterance is None:  # cuts hold everything
             self._encode(sense)
-            self._intake.append()
+            self._intake.append_all()
         elif self._enter(sense, utterance.clip):
             self._intake.settle()
         else:

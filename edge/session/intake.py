@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge.clock import NS_PER_MS, Clock
+from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.errors import CapacityError, MediaError
 from edge.session.context import LiveContext
 from edge.session.perceive import Seen
@@ -39,7 +40,7 @@ class Intake:
             counters: where to count.
         """
         self._context, self._clock, self._saw, self._counters = context, clock, saw, counters
-        self._pending: list[Seen] = []
+        self._pending: deque[Seen] = deque()
         self.recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
         self.worked_ns = self.lateness_ns = 0
         """Since somebody last set them to 0: time spent, longest time from capture to here."""
@@ -68,18 +69,29 @@ class Intake:
         self._pending.append(seen)
         return True
 
+    def append_all(self) -> None:
+        """Bring all that is encoded into the context."""
+        while self._pending:
+            self.append()
+
     def append(self) -> None:
-        """Bring what is encoded into the context; drop what has no room."""
+        """Bring one segment, or as many as one prefill takes, into the context; drop what has no
+        room there."""
         began_ns, n_before = self._clock.now_ns(), self._context.n_tokens
         entered: list[Seen] = []
-        for seen in self._pending:
+        n_left = MAX_PREFILL_TOKENS
+        while self._pending:
+            seen = self._pending[0]
+            n_left -= self._context.n_rows(seen.perceived)
+            if entered and n_left < 0:
+                break
+            self._pending.popleft()
             try:
                 self._context.enter(seen.perceived)
             except CapacityError as error:
                 self.refuse(error)
             else:
                 entered.append(seen)
-        self._pending.clear()
         self._context.finish()
         now_ns = self._clock.now_ns()
         self.worked_ns += now_ns - began_ns
@@ -93,7 +105,7 @@ class Intake:
             False: it has no room, or could not be encoded; the rest is in.
         """
         last = self._pending.pop() if self._pending else None
-        self.append()
+        self.append_all()
         if last is None:
             return False
         n_before = self._context.n_tokens

@@ -6,6 +6,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edge.clock import NS_PER_S, VirtualClock
 from edge.config import load_config
@@ -129,6 +131,36 @@ def test_two_frames_make_a_tubelet_and_chunks_a_window(make):
     assert (video.start_ns, video.end_ns) == (0, NS_PER_S // 2)
     assert (audio.source, audio.start_ns, audio.end_ns) == ("microphone", 0, 3 * NS_PER_S // 10)
     assert loop.status().counters["video_segments"] == 1
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.integers(0, 6), min_size=24, max_size=24))
+def test_any_arrival_pattern_gives_the_ledger_and_the_logits_of_one_prefill(make, steps):
+    """However many steps the loop finds time for between two arrivals, and whoever asks."""
+    loop = make()
+    for index, n_steps in enumerate(steps):
+        put(loop, chunks=[chunk(index)])
+        if n_steps == 6:
+            Asker(loop).ask()
+        for _ in range(n_steps):
+            loop.step()
+    drive(loop)
+    context = loop._context
+    whole = make()
+    clips = [chunk(index) for index in range(24)]
+    put(whole, chunks=clips)
+    drive(whole)
+    assert context.ledger == whole._context.ledger
+    assert sum(segment.n_tokens for segment in context.ledger) == context.n_tokens
+    engine = context.engine
+    state = engine.new_state()
+    rows = [segment.embeddings for segment in context._kept]
+    line = context._separator
+    parts = [context._anchor, rows[0], *(part for row in rows[1:] for part in (line, row))]
+    engine.prefill(state, np.concatenate(parts))
+    with context.fork() as fork:
+        got, wanted = engine.decode(fork.state, 5), engine.decode(state, 5)
+    np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_a_window_ends_where_sound_was_lost(make):
