@@ -106,6 +106,10 @@ class Graph:
         """Write one node with one output."""
         return self.ops(kind, *arguments, n_outputs=1, domain=domain, **attributes)[0]
 
+    def cast(self, x: str, dtype: DTypeLike) -> str:
+        """Convert to another type."""
+        return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
     def size(self, x: str, axis: int) -> str:
         """Length of one axis, as an int64 tensor of shape (1,)."""
         return self.op("Shape", x, start=axis, end=axis + 1)
@@ -163,6 +167,19 @@ class Graph:
         imports = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(d, 1) for d in domains)]
         return helper.make_model(
             graph, opset_imports=imports, ir_version=IR_VERSION, functions=functions
+        )
+
+    def function(
+        self, domain: str, name: str, inputs: Sequence[str], outputs: Sequence[str]
+    ) -> FunctionProto:
+        """The finished nodes as the body of the operator `domain`::`name`."""
+        constants = [
+            helper.make_node("Constant", [], [tensor.name], value=tensor, name=tensor.name)
+            for tensor in self._initializers
+        ]
+        imports = [helper.make_opsetid("", OPSET)]
+        return helper.make_function(
+            domain, name, inputs, outputs, constants + self._nodes, imports
         )
 
 
