@@ -116,7 +116,7 @@ def prepared(model: ModelProto, plugins: Collection[str]) -> ModelProto:
 def _check_plugins(builder: Any, model: ModelProto) -> None:
     """TensorRT's own message names no missing plugin."""
     wanted = {(n.domain, n.op_type) for n in model.graph.node if n.domain not in STANDARD_DOMAINS}
-    registry = builder.get_plugin_registry() if wanted else None
+    registry = builder.get_plugin_registry()
     missing = [
         f"{domain}::{name}"
         for domain, name in sorted(wanted)

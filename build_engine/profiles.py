@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,8 +18,8 @@ MIN_AUDIO_FRAMES = 10
 """0.1 s of sound."""
 MAX_TUBELETS = 4
 """In one call."""
-SMALLEST_VIDEO = 4
-"""A tubelet may have this part of the patches of a full one: the budget's lower resolution."""
+SMALLEST_GRID = (2, 2)
+"""Of patches. Its sides are the smallest of all grids, and a profile's minima must fit together."""
 LONGEST_SIDE = 256
 """Patches along one side of a grid. Longer strips would make the position table's rows and columns,
 whose maxima a profile multiplies, take the memory of the whole encoder."""
@@ -59,16 +60,16 @@ def vision_profiles(spec: VisionSpec) -> list[Profile]:
     """One picture of any size; several tubelets of a video."""
     features, table = 3 * spec.patch_size**2 * spec.tubelet_frames, spec.position_grid
     video = spec.video_target_patches
-    few, most = min(spec.min_patches, video // SMALLEST_VIDEO), spec.max_patches
+    few = SMALLEST_GRID[0] * SMALLEST_GRID[1]
     ranges = {
-        "image": ((1, few), (1, max(video, spec.min_patches)), (1, most)),
-        "tubelets": ((1, video // SMALLEST_VIDEO), (1, video), (MAX_TUBELETS, video)),
+        "image": ((1, few), (1, max(video, spec.min_patches)), (1, spec.max_patches)),
+        "tubelets": ((1, few), (1, video), (MAX_TUBELETS, video)),
     }
     profiles = []
     for name, sizes in ranges.items():
         side = min(sizes[2][1] // 2, LONGEST_SIDE)
-        square = round(sizes[1][1] ** 0.5)
-        sides = _three((2, table), (square, table), (side, table))
+        square = math.isqrt(sizes[1][1] - 1) + 1
+        sides = _three((SMALLEST_GRID[0], table), (square, table), (side, table))
         patches = _three(*((*size, features) for size in sizes))
         profiles.append(
             Profile(name, {"patches": patches, "row_weights": sides, "column_weights": sides})

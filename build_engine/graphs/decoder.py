@@ -126,7 +126,7 @@ class OnnxOps:
         return self.graph.op("MatMul", x, self.graph.transpose(matrix, 1, 0))
 
     def _fp8_linear(self, x: str, held: Stored) -> str:
-        """Both scales stay outside, where they may be inputs: those of Q and DQ must be constant."""
+        """Both scales stay outside, as inputs: those of Q and DQ must be constant."""
         graph, wide = self.graph, self._precision.wide
         scale, one = self._bind(f"{held.name}.scale"), np.ones((), wide)
         codes = self._bind(held.name, fp8=True)
@@ -283,9 +283,7 @@ class OnnxOps:
         tensors = [self._bind(tensor) for tensor in (*up.tensors, *down.tensors)]
         act = self._precision.activation
         rows = self._narrow(x, act)
-        return self._widen(
-            self.graph.op(name, rows, ids, weights, *tensors, domain=DOMAIN), act
-        )
+        return self._widen(self.graph.op(name, rows, ids, weights, *tensors, domain=DOMAIN), act)
 
     def _bind(self, name: str, *, fp8: bool = False) -> str:
         """A tensor of the bundle as an input."""

@@ -49,9 +49,7 @@ def moe_function(up: Stored, down: Stored) -> FunctionProto:
     chosen = graph.op(
         "Equal", graph.op("Unsqueeze", "ids", last), np.arange(n_experts, dtype=np.int32)
     )
-    shares = graph.op(
-        "Mul", graph.cast(chosen, np.float32), graph.op("Unsqueeze", "weights", last)
-    )
+    shares = graph.op("Mul", graph.cast(chosen, np.float32), graph.op("Unsqueeze", "weights", last))
     shares = graph.op("ReduceSum", shares, np.array([1], np.int64), keepdims=0)  # [T, experts]
     shares = graph.op("Unsqueeze", graph.transpose(shares, 1, 0), last)
     y = graph.op("ReduceSum", graph.op("Mul", x, shares), np.array([0], np.int64), keepdims=0)

@@ -41,7 +41,7 @@ class ExternalData:
         tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
         set_external_data(tensor, self._name, self._file.tell(), length=values.nbytes)
         tensor.ClearField("raw_data")
-        self._file.write(np.ascontiguousarray(values).data)
+        self._file.write(np.ascontiguousarray(values).view(np.uint8).data)
         return tensor
 
     def __enter__(self) -> ExternalData:
@@ -139,7 +139,7 @@ class Graph:
         """LayerNorm over the last axis."""
         return self.op("LayerNormalization", x, weight, bias, epsilon=eps)
 
-    def rms_norm(self, x: str, weight: Float32, eps: float) -> str:
+    def rms_norm(self, x: str, weight: Float32 | str, eps: float) -> str:
         """RMSNorm over the last axis."""
         mean = self.op("ReduceMean", self.op("Mul", x, x), np.array([-1], np.int64), keepdims=1)
         root = self.op("Sqrt", self.op("Add", mean, np.float32(eps)))
@@ -178,9 +178,7 @@ class Graph:
             for tensor in self._initializers
         ]
         imports = [helper.make_opsetid("", OPSET)]
-        return helper.make_function(
-            domain, name, inputs, outputs, constants + self._nodes, imports
-        )
+        return helper.make_function(domain, name, inputs, outputs, constants + self._nodes, imports)
 
 
 def _binding(name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> Any:

@@ -49,7 +49,9 @@ def scan(graph: Graph, spec: DecoderSpec, s: Scan, causal: str) -> tuple[str, st
     width, n_state = spec.mamba_head_dim, spec.state_size
     x = graph.transpose(graph.reshape(s.x, -1, groups, heads, width), 1, 2, 0, 3)
     b, c = (
-        graph.op("Unsqueeze", graph.transpose(graph.reshape(v, -1, groups, n_state), 1, 0, 2), _at(1))
+        graph.op(
+            "Unsqueeze", graph.transpose(graph.reshape(v, -1, groups, n_state), 1, 0, 2), _at(1)
+        )
         for v in (s.b, s.c)
     )  # [groups, 1, T, state]
     state = graph.reshape(s.state, groups, heads, width, n_state)
@@ -70,9 +72,7 @@ def scan(graph: Graph, spec: DecoderSpec, s: Scan, causal: str) -> tuple[str, st
     left = graph.op("Mul", driven, graph.op("Exp", sums.to_end()))
     entered = graph.op("MatMul", graph.transpose(left, 0, 1, 3, 2), b)
     kept = graph.op("Mul", graph.op("Exp", sums.whole()), state)
-    after = graph.reshape(
-        graph.op("Add", kept, entered), spec.mamba_n_heads, width, n_state
-    )
+    after = graph.reshape(graph.op("Add", kept, entered), spec.mamba_n_heads, width, n_state)
     return graph.reshape(graph.transpose(y, 2, 0, 1, 3), -1, spec.d_inner), after
 
 

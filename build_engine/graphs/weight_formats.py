@@ -115,7 +115,9 @@ def _nvfp4(graph: Graph, weight: Stored, codes: str, block_scale: str, scale: st
     codes, block_scale = graph.cast(codes, np.int32), graph.cast(block_scale, np.int32)
     axis, parts = len(weight.stack), []
     if whole:
-        parts.append(_tiles(graph, weight, whole, *_rows(graph, axis, 0, whole, codes, block_scale)))
+        parts.append(
+            _tiles(graph, weight, whole, *_rows(graph, axis, 0, whole, codes, block_scale))
+        )
     if whole < weight.n:
         rest = _rows(graph, axis, whole, weight.n, codes, block_scale)
         parts.append(_plain_rows(graph, weight, weight.n - whole, *rest))
@@ -162,8 +164,8 @@ def _looked_up(graph: Graph, table: Float32, codes: str) -> str:
 
 def _e4m3_table() -> Float32:
     """Values of all 256 codes. The two that are NaN are in no bundle: zero."""
-    values = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)
-    return np.nan_to_num(values, nan=0.0)
+    codes = np.arange(256, dtype=np.uint8)
+    return np.where(codes & 0x7F == 0x7F, 0, codes.view(E4M3).astype(np.float32))
 
 
 def _e2m1_values() -> Float32:
