@@ -8,6 +8,7 @@ compiles ahead of time without a GPU, where a graph is only to be checked.
 
 from __future__ import annotations
 
+import functools
 import resource
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -32,9 +33,9 @@ BENIGN = (
     "CUDA lazy loading is not enabled",  # about the process, not about the graph
 )
 WORKSPACE_BYTES = 2 << 30
+"""Of scratch memory on a device. The body of edge::MoE, at the published sizes, needs more."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 PLUGIN_VERSION = "1"
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def compile_graph(
         ConfigurationError: operators are left for which there is no plugin.
     """
     started, log = time.monotonic(), _log(trt)
+    log.messages.clear()
     plugins = load_plugins(trt) if load_plugins else ()
     model = prepared(onnx.load(order.onnx, load_external_data=False), plugins)
     builder = trt.Builder(log)
@@ -128,7 +130,10 @@ def _check_plugins(builder: Any, model: ModelProto) -> None:
         )
 
 
+@functools.cache
 def _log(trt: Any) -> Any:
+    """The process's only one: TensorRT keeps the first that it is given."""
+
     class Log(trt.ILogger):  # type: ignore[misc]
         """Keeps what is worse than information."""
 
@@ -164,11 +169,12 @@ def _network_flags(trt: Any) -> int:
 def _config(trt: Any, builder: Any, order: Order, progress: Progress) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 with 10 bits of mantissa
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.progress_monitor = _monitor(trt, progress)
     if order.stand_in:
         config.num_compute_capabilities = 1  # before the next: the default asks the driver
         config.set_compute_capability(getattr(trt.ComputeCapability, order.stand_in), 0)
+    else:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if order.timing_cache:
         known = order.timing_cache.read_bytes() if order.timing_cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)

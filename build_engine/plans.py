@@ -117,26 +117,31 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
 
 
 def orders(
-    spec: ModelSpec, layout: Layout, encoders: Path, work: Path, target: Target, options: Options
+    spec: ModelSpec,
+    layout: Layout,
+    encoders: Path | None,
+    work: Path,
+    target: Target,
+    options: Options,
 ) -> list[Order]:
     """What is to be compiled: the graphs, as the target takes them, in the folder `work`.
 
     Args:
-        encoders: folder with vision.onnx and audio.onnx.
+        encoders: folder with vision.onnx and audio.onnx; None leaves them out.
         layout: dtype and shape of every tensor of decoder.safetensors.
     """
     profiles = profiles_of(spec, options.max_past_rows)
-    graphs = []
+    graphs = [work / "decoder.onnx"]
+    decoder = decoder_model(spec.decoder, layout, target.precision)
+    graphs[0].write_bytes(decoder.SerializeToString())
     for file in (VISION, AUDIO):
-        graph = work / file
-        with ExternalData(graph.with_suffix(".onnx.data")) as weights:
+        if encoders is None:
+            break
+        graphs.append(work / file)
+        with ExternalData(graphs[-1].with_suffix(".onnx.data")) as weights:
             model = onnx.load(encoders / file, load_external_data=False)
             model = narrowed(model, encoders, weights, BFLOAT16)
-        graph.write_bytes(model.SerializeToString())
-        graphs.append(graph)
-    graphs.append(work / "decoder.onnx")
-    decoder = decoder_model(spec.decoder, layout, target.precision)
-    graphs[-1].write_bytes(decoder.SerializeToString())
+        graphs[-1].write_bytes(model.SerializeToString())
     return [
         Order(graph.stem, graph, graph.with_suffix(".plan"), profiles[graph.stem])
         for graph in graphs

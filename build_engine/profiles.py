@@ -16,10 +16,8 @@ PAST_STEP_ROWS = 256
 """The largest bound past is a multiple of it."""
 MIN_AUDIO_FRAMES = 10
 """0.1 s of sound."""
-MAX_TUBELETS = 4
-"""In one call."""
-SMALLEST_GRID = (2, 2)
-"""Of patches. Its sides are the smallest of all grids, and a profile's minima must fit together."""
+SMALLEST_SIDE = 2
+"""Of a grid, in patches. A profile's minima must fit together: its square is the fewest patches."""
 LONGEST_SIDE = 256
 """Patches along one side of a grid. Longer strips would make the position table's rows and columns,
 whose maxima a profile multiplies, take the memory of the whole encoder."""
@@ -57,24 +55,19 @@ def decoder_profiles(spec: DecoderSpec, max_past_rows: int) -> list[Profile]:
 
 
 def vision_profiles(spec: VisionSpec) -> list[Profile]:
-    """One picture of any size; several tubelets of a video."""
+    """One image or one tubelet of any size.
+
+    One profile, because each has its own copy of the weights in a plan; and one item a call,
+    because its largest shape would else be several of the largest images.
+    """
     features, table = 3 * spec.patch_size**2 * spec.tubelet_frames, spec.position_grid
-    video = spec.video_target_patches
-    few = SMALLEST_GRID[0] * SMALLEST_GRID[1]
-    ranges = {
-        "image": ((1, few), (1, max(video, spec.min_patches)), (1, spec.max_patches)),
-        "tubelets": ((1, few), (1, video), (MAX_TUBELETS, video)),
-    }
-    profiles = []
-    for name, sizes in ranges.items():
-        side = min(sizes[2][1] // 2, LONGEST_SIDE)
-        square = math.isqrt(sizes[1][1] - 1) + 1
-        sides = _three((SMALLEST_GRID[0], table), (square, table), (side, table))
-        patches = _three(*((*size, features) for size in sizes))
-        profiles.append(
-            Profile(name, {"patches": patches, "row_weights": sides, "column_weights": sides})
-        )
-    return profiles
+    typical, most = spec.video_target_patches, spec.max_patches
+    square = math.isqrt(typical - 1) + 1
+    longest = min(most // SMALLEST_SIDE, LONGEST_SIDE)
+    sides = _three(*((side, table) for side in (SMALLEST_SIDE, square, longest)))
+    patches = _three(*((1, n, features) for n in (SMALLEST_SIDE**2, typical, most)))
+    shapes = {"patches": patches, "row_weights": sides, "column_weights": sides}
+    return [Profile("picture", shapes)]
 
 
 def audio_profiles(spec: AudioSpec) -> list[Profile]:

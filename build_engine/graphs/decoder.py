@@ -33,7 +33,7 @@ from edge.model.decoder import advance
 from edge.model.spec import DecoderSpec
 
 N_TOP = 64
-FLOAT32 = np.dtype(np.float32)
+FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 EPSILON = np.float32(1e-20)
 """Of the router's normalisation."""
 SQUARES = ".shared_down"
@@ -46,19 +46,16 @@ class Precision:
 
     activation: np.dtype[Any]
     """Of the bindings, of K/V, and of products with weights of four bits."""
+    wide: np.dtype[Any]
+    """Of products that may leave float16's range, or whose weights are bfloat16."""
     fp8: bool
     """Whether FP8 exists: as the type of weights, and of the activations that meet them."""
 
-    @property
-    def wide(self) -> np.dtype[Any]:
-        """Of products that may leave float16's range, or whose weights are bfloat16."""
-        return FLOAT32 if self.activation == FLOAT32 else BFLOAT16
 
-
-REFERENCE = Precision(FLOAT32, fp8=False)
-DEVICE = Precision(np.dtype(np.float16), fp8=False)
+REFERENCE = Precision(FLOAT32, FLOAT32, fp8=False)
+DEVICE = Precision(FLOAT16, BFLOAT16, fp8=False)
 """Orin, and every GPU before those that multiply FP8."""
-DEVICE_FP8 = Precision(np.dtype(np.float16), fp8=True)
+DEVICE_FP8 = Precision(FLOAT16, BFLOAT16, fp8=True)
 
 
 def decoder_model(

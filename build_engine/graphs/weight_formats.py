@@ -15,15 +15,13 @@ import ml_dtypes
 import numpy as np
 
 from build_engine.graphs.onnx_ops import Graph
-from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP
+from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP, NVFP4_TILE
 from edge.engines.safetensors import Layout
 from edge.errors import BundleError
 from edge.types import Float32
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
-TILE_ROWS = 16
-"""Rows whose NVFP4 bytes are interleaved."""
 
 Kind: TypeAlias = Literal["float32", "bfloat16", "fp8", "int4", "nvfp4"]
 
@@ -91,7 +89,7 @@ def decoded(graph: Graph, weight: Stored, tensors: Sequence[str]) -> str:
         return graph.cast(tensors[0], np.float32)
     if weight.kind == "fp8":
         values = _looked_up(graph, _e4m3_table(), tensors[0])
-        return graph.op("Mul", values, _per_matrix(graph, weight, tensors[1], 2))
+        return graph.op("Mul", values, _per_matrix(graph, weight, tensors[1]))
     if weight.kind == "int4":
         return _int4(graph, weight, *tensors)
     return _nvfp4(graph, weight, *tensors)
@@ -109,52 +107,36 @@ def _int4(graph: Graph, weight: Stored, codes: str, block_scale: str) -> str:
 
 
 def _nvfp4(graph: Graph, weight: Stored, codes: str, block_scale: str, scale: str) -> str:
-    """Whole tiles of 16 rows are interleaved, the rows behind them are not."""
-    whole = weight.n - weight.n % TILE_ROWS
+    """Tiles of 16 rows, the last with what is left."""
     # as int32 before all else: TensorRT does nothing with bytes but convert them
     codes, block_scale = graph.cast(codes, np.int32), graph.cast(block_scale, np.int32)
-    axis, parts = len(weight.stack), []
-    if whole:
-        parts.append(
-            _tiles(graph, weight, whole, *_rows(graph, axis, 0, whole, codes, block_scale))
-        )
-    if whole < weight.n:
-        rest = _rows(graph, axis, whole, weight.n, codes, block_scale)
-        parts.append(_plain_rows(graph, weight, weight.n - whole, *rest))
+    whole, axis = weight.n - weight.n % NVFP4_TILE, len(weight.stack)
+    parts = []
+    for start, end, rows in ((0, whole, NVFP4_TILE), (whole, weight.n, weight.n - whole)):
+        if start < end:
+            part = (graph.slice(x, axis, start, end) for x in (codes, block_scale))
+            parts.append(_tiles(graph, weight, (end - start) // rows, rows, *part))
     values = parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=axis)
-    return graph.op("Mul", values, _per_matrix(graph, weight, scale, 2))
+    return graph.op("Mul", values, _per_matrix(graph, weight, scale))
 
 
-def _rows(graph: Graph, axis: int, start: int, end: int, *tensors: str) -> list[str]:
-    return [graph.slice(x, axis, start, end) for x in tensors]
-
-
-def _tiles(graph: Graph, weight: Stored, n: int, codes: str, block_scale: str) -> str:
+def _tiles(
+    graph: Graph, weight: Stored, n_tiles: int, rows: int, codes: str, block_scale: str
+) -> str:
     """[tile][group of 16 columns][half of it][row][byte], a byte is columns c and 4 + c."""
     stack, n_groups, first = weight.stack, weight.k // NVFP4_GROUP, len(weight.stack)
-    tiles = n // TILE_ROWS
-    codes = graph.reshape(codes, *stack, tiles, n_groups, 2, TILE_ROWS, 4)
+    codes = graph.reshape(codes, *stack, n_tiles, n_groups, 2, rows, 4)
     values = graph.op("Gather", _both_halves(_e2m1_values()), codes, axis=0)
-    scales = graph.reshape(block_scale, *stack, tiles, n_groups, 1, TILE_ROWS, 1, 1)
+    scales = graph.reshape(block_scale, *stack, n_tiles, n_groups, 1, rows, 1, 1)
     scaled = graph.op("Mul", values, graph.op("Gather", _e4m3_table(), scales, axis=0))
     tile, group, half, row, byte, nibble = range(first, first + 6)
     ordered = graph.transpose(scaled, *range(first), tile, row, group, half, nibble, byte)
-    return graph.reshape(ordered, *stack, n, weight.k)
+    return graph.reshape(ordered, *stack, n_tiles * rows, weight.k)
 
 
-def _plain_rows(graph: Graph, weight: Stored, n: int, codes: str, block_scale: str) -> str:
-    """Row by row; byte j is columns 2 j and 2 j + 1."""
-    stack, n_groups = weight.stack, weight.k // NVFP4_GROUP
-    values = graph.op("Gather", _both_halves(_e2m1_values()), codes, axis=0)
-    values = graph.reshape(values, *stack, n, n_groups, NVFP4_GROUP)
-    scales = graph.op("Gather", _e4m3_table(), block_scale, axis=0)
-    scales = graph.reshape(scales, *stack, n, n_groups, 1)
-    return graph.reshape(graph.op("Mul", values, scales), *stack, n, weight.k)
-
-
-def _per_matrix(graph: Graph, weight: Stored, scale: str, n_axes: int) -> str:
+def _per_matrix(graph: Graph, weight: Stored, scale: str) -> str:
     """A scale [*stack] that broadcasts over the matrices."""
-    return graph.reshape(scale, *weight.stack, *[1] * n_axes) if weight.stack else scale
+    return graph.reshape(scale, *weight.stack, 1, 1) if weight.stack else scale
 
 
 def _looked_up(graph: Graph, table: Float32, codes: str) -> str:

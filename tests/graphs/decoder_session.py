@@ -23,7 +23,10 @@ Arrays = dict[str, NDArray[Any]]
 class DecoderSession:
     """One graph, and the weights that it asks for by name."""
 
-    def __init__(self, model: ModelProto, weights: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, model: ModelProto, weights: Mapping[str, NDArray[Any]], *, fp8: bool = False
+    ) -> None:
+        """Load the graph; it takes FP8 as bytes, or as the type where `fp8`."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         options.log_severity_level = 3
@@ -36,8 +39,8 @@ class DecoderSession:
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         self.outputs = [o.name for o in self._session.get_outputs()]
         given = {name: weights[name] for name in self.inputs if name in weights}
-        given.pop("embeddings")  # the table's name is also that of the rows
-        self._weights = {name: ort_value(values) for name, values in given.items()}
+        given.pop("embeddings", None)  # the table's name is also that of the rows
+        self._weights = {name: ort_value(values, fp8) for name, values in given.items()}
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Every output by name."""
@@ -46,9 +49,13 @@ class DecoderSession:
         return dict(zip(self.outputs, (v.numpy() for v in values), strict=True))
 
 
-def ort_value(values: NDArray[Any]) -> onnxruntime.OrtValue:
-    """An array as ONNX Runtime takes it: bfloat16 by its bits, FP8 as bytes."""
-    values = np.ascontiguousarray(values).reshape(values.shape)
+def ort_value(values: NDArray[Any], fp8: bool = False) -> onnxruntime.OrtValue:
+    """An array as ONNX Runtime takes it: bfloat16 by its bits, FP8 as bytes or by them."""
+    values = np.asarray(values, order="C")
+    if values.dtype == E4M3 and fp8:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            values.view(np.uint8), TensorProto.FLOAT8E4M3FN
+        )
     if values.dtype == BF16:
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
             values.view(np.uint16), TensorProto.BFLOAT16
