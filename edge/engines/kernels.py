@@ -138,6 +138,8 @@ def state_space(
     heads: tuple[Float32, Float32, Float32],
     n_groups: int,
     state: Float32,
+    *,
+    in_place: bool = False,
 ) -> tuple[Float32, Float32]:
     """S_t = exp(dt A) S + dt x B^T, y = S C + D x, with dt = softplus(dt + bias), A = -exp(A_log).
 
@@ -146,12 +148,15 @@ def state_space(
         b, c: [rows, groups * state size]; neighbouring heads share a group.
         dt: [rows, heads], before bias and softplus.
         heads: bias of dt, A_log and D, each [heads].
-        state: [heads, head dim, state size]; it is not written to.
+        state: [heads, head dim, state size].
+        in_place: write the state after the last row over it, which is half the traffic; otherwise
+            it is not written to.
 
     Returns:
         y as x, and the state after the last row.
     """
-    y, after = np.empty(x.shape, np.float32), np.empty(state.shape, np.float32)
+    y = np.empty(x.shape, np.float32)
+    after = state if in_place else np.empty(state.shape, np.float32)
     _kernels.state_space(x, b, c, dt, *heads, n_groups, state, y, after)
     return y, after
 

@@ -13,7 +13,7 @@ struct Runnable {
                     __builtin_cpu_supports("f16c");
         bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512vnni");
+                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
         if (avx2 && avx512) *next++ = &AVX512_KERNELS;
         if (avx2 && __builtin_cpu_supports("avxvnni")) *next++ = &AVX_VNNI_KERNELS;
         if (avx2) *next++ = &AVX2_KERNELS;

@@ -39,6 +39,10 @@ INLINE void add_sums(F32 a, F32 b, F32 c, F32 d, bool add, float *to) {
     _mm_storeu_ps(to, add ? _mm_add_ps(four, _mm_loadu_ps(to)) : four);
 }
 
+INLINE __m256i load_bytes(const void *p) {
+    return _mm256_loadu_si256(static_cast<const __m256i *>(p));
+}
+
 INLINE F32 load_bfloat16(const uint8_t *p) {
     __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
@@ -58,29 +62,38 @@ INLINE __m256i half_of_e4m3_or_nan(__m256i codes) {
 }
 
 INLINE Sixteen to_floats(__m256i half) {
-    return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
-            _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+    return {{_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+             _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))}};
 }
 
 INLINE __m256i load_codes(const uint8_t *p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
 }
 
-// 2^-8 of the values.
-INLINE Sixteen load_finite_e4m3(const uint8_t *p) { return to_floats(half_of_e4m3(load_codes(p))); }
-
 INLINE Sixteen load_e4m3(const uint8_t *p) {
     Sixteen w = to_floats(half_of_e4m3_or_nan(load_codes(p)));
-    return {w.part[0] * splat(0x1p8f), w.part[1] * splat(0x1p8f)};
+    return {{w.part[0] * splat(0x1p8f), w.part[1] * splat(0x1p8f)}};
 }
 
-// Remembers whether one of the E4M3 codes that it saw, 32 at a time, was NaN.
+// Four sums of 64 products, 2^-8 of them and without NaN.
+constexpr float DOT_E4M3_FACTOR = 0x1p8f;
+INLINE void dot64_e4m3(const uint8_t *p, const float *x, F32 (&sums)[4]) {
+    for (size_t t = 0; t < 4; t++) {
+        Sixteen w = to_floats(half_of_e4m3(load_codes(p + 16 * t)));
+        for (size_t i = 0; i < PARTS; i++)
+            sums[t] = fma(w.part[i], load(x + 16 * t + LANES * i), sums[t]);
+    }
+}
+
+// Remembers whether one of the E4M3 codes that it saw, 64 at a time, was NaN.
 struct NanWatch {
     __m256i largest;
     NanWatch() : largest(_mm256_setzero_si256()) {}
     void see(const uint8_t *codes) {
-        __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes));
-        largest = _mm256_max_epu8(largest, _mm256_or_si256(bytes, _mm256_set1_epi8(-0x80)));
+        for (size_t half = 0; half < 2; half++) {
+            __m256i bytes = load_bytes(codes + 32 * half);
+            largest = _mm256_max_epu8(largest, _mm256_or_si256(bytes, _mm256_set1_epi8(-0x80)));
+        }
     }
     bool seen() const {
         return _mm256_movemask_epi8(_mm256_cmpeq_epi8(largest, _mm256_set1_epi8(-1))) != 0;
@@ -126,10 +139,6 @@ INLINE void store_codes(int8_t *to, Sixteen x) {
 }
 
 INLINE void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
-
-INLINE __m256i load_bytes(const void *p) {
-    return _mm256_loadu_si256(static_cast<const __m256i *>(p));
-}
 
 // Eight rows of a group: 0..24 with 12 for zero, four columns of a row in each lane.
 constexpr int32_t NVFP4_OFFSET = -12;
@@ -195,9 +204,11 @@ INLINE void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *
     odd = products(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), x, offsets);
 }
 
-// Block scales of eight rows, 2^-8 of their values.
-INLINE F32 load_scales(const uint8_t *p) {
+// Block scales of eight of a tile's rows, 2^-8 of them.
+constexpr float SCALE_FACTOR = 0x1p8f;
+constexpr size_t GROUPS_AT_ONCE = 1;
+INLINE void load_scales(const uint8_t *p, F32 (&scales)[GROUPS_AT_ONCE]) {
     __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
-    return _mm256_cvtph_ps(_mm256_castsi256_si128(
-        half_of_e4m3_or_nan(_mm256_castsi128_si256(codes))));
+    scales[0] = _mm256_cvtph_ps(
+        _mm256_castsi256_si128(half_of_e4m3_or_nan(_mm256_castsi128_si256(codes))));
 }

@@ -54,40 +54,68 @@ INLINE F32 load_bfloat16(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half(p)), 16));
 }
 
-// E4M3 codes as float16 with the same fields: 2^-8 of the value. NaN is not kept.
-INLINE __m256i half_of_e4m3(__m128i codes) {
-    return _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7),
-                            _mm256_set1_epi16(-0x4001));
-}
-
-// With NaN, which is all ones in float16 too.
-INLINE F32 scaled_e4m3(__m128i codes) {
-    __m256i half = half_of_e4m3(codes), size = _mm256_set1_epi16(0x3f80);
-    half = _mm256_or_si256(half, _mm256_cmpeq_epi16(_mm256_and_si256(half, size), size));
-    return _mm512_cvtph_ps(half);
-}
-
-// 2^-8 of the values.
-INLINE Sixteen load_finite_e4m3(const uint8_t *p) {
-    return {_mm512_cvtph_ps(half_of_e4m3(load_quarter(p)))};
-}
-INLINE Sixteen load_e4m3(const uint8_t *p) {
-    return {scaled_e4m3(load_quarter(p)) * splat(0x1p8f)};
-}
-INLINE F32 load_scales(const uint8_t *p) { return scaled_e4m3(load_quarter(p)); }
-
-// Remembers whether one of the E4M3 codes that it saw, 32 at a time, was NaN.
-struct NanWatch {
-    __m256i largest;
-    NanWatch() : largest(_mm256_setzero_si256()) {}
-    void see(const uint8_t *codes) {
-        __m256i bytes = _mm256_or_si256(load_half(codes), _mm256_set1_epi8(-0x80));
-        largest = _mm256_max_epu8(largest, bytes);
-    }
-    bool seen() const {
-        return _mm256_movemask_epi8(_mm256_cmpeq_epi8(largest, _mm256_set1_epi8(-1))) != 0;
+// The halves of the bfloat16 that has the value of each E4M3 code without its sign, NaN included.
+struct E4m3Tables {
+    alignas(64) uint8_t low[128], high[128];
+    // Where each of 64 codes must stand so that `load_e4m3` leaves them in their order.
+    alignas(64) uint8_t order[64];
+    constexpr E4m3Tables() : low(), high(), order() {
+        for (int code = 0; code < 128; code++) {
+            int exponent = (code >> 3) + 120, mantissa = code & 7;
+            for (; code < 8 && mantissa > 0 && mantissa < 8; exponent--) mantissa *= 2;
+            if (code < 8) exponent++, mantissa &= 7;  // the leading bit is the hidden one now
+            int bits = code == 0 ? 0 : code == 0x7f ? 0x7fc0 : exponent << 7 | mantissa << 4;
+            low[code] = static_cast<uint8_t>(bits);
+            high[code] = static_cast<uint8_t>(bits >> 8);
+        }
+        for (int at = 0; at < 64; at++)
+            order[at] = static_cast<uint8_t>(16 * (at / 8 % 2 * 2 + at % 2) + 4 * (at / 16) +
+                                             at % 8 / 2);
     }
 };
+inline constexpr E4m3Tables E4M3_TABLES;
+
+// 64 E4M3 codes.
+INLINE void load_e4m3(__m512i codes, F32 (&values)[4]) {
+    const uint8_t *low_table = E4M3_TABLES.low, *high_table = E4M3_TABLES.high;
+    codes = _mm512_permutexvar_epi8(load_bytes(E4M3_TABLES.order), codes);
+    __m512i low = _mm512_permutex2var_epi8(load_bytes(low_table), codes, load_bytes(low_table + 64));
+    __m512i high =
+        _mm512_permutex2var_epi8(load_bytes(high_table), codes, load_bytes(high_table + 64));
+    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-0x80), 0xf8);  // with the sign
+    const __m512i odd = _mm512_set1_epi32(-0x10000);
+    __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
+    values[0] = _mm512_castsi512_ps(_mm512_slli_epi32(first, 16));
+    values[1] = _mm512_castsi512_ps(_mm512_and_si512(first, odd));
+    values[2] = _mm512_castsi512_ps(_mm512_slli_epi32(second, 16));
+    values[3] = _mm512_castsi512_ps(_mm512_and_si512(second, odd));
+}
+
+INLINE Sixteen load_e4m3(const uint8_t *p) {
+    __m256i codes = _mm256_cvtepi8_epi16(load_quarter(p)), size = _mm256_set1_epi16(0x3f80);
+    __m256i half = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(-0x4001));
+    half = _mm256_or_si256(half, _mm256_cmpeq_epi16(_mm256_and_si256(half, size), size));
+    return {_mm512_cvtph_ps(half) * splat(0x1p8f)};
+}
+
+// Four sums of 64 products; NaN needs no watch.
+constexpr float DOT_E4M3_FACTOR = 1;
+struct NanWatch {
+    void see(const uint8_t *) {}
+    bool seen() const { return false; }
+};
+INLINE void dot64_e4m3(const uint8_t *p, const float *x, F32 (&sums)[4]) {
+    F32 w[4];
+    load_e4m3(load_bytes(p), w);
+    for (size_t t = 0; t < 4; t++) sums[t] = fma(w[t], load(x + LANES * t), sums[t]);
+}
+
+// Block scales of a tile's 16 rows, for four groups.
+constexpr float SCALE_FACTOR = 1;
+constexpr size_t GROUPS_AT_ONCE = 4;
+INLINE void load_scales(const uint8_t *p, F32 (&scales)[GROUPS_AT_ONCE]) {
+    load_e4m3(load_bytes(p), scales);
+}
 
 INLINE Sixteen to_floats(__m128i bytes) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
@@ -127,15 +155,14 @@ struct Nvfp4Codes {
     __m512i columns[4];
 };
 INLINE Nvfp4Codes load_nvfp4(const uint8_t *p) {
+    // Four times the same: bits above a nibble do not count.
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-    const __m512i nibble = _mm512_set1_epi8(15);
     Nvfp4Codes w;
     for (size_t half = 0; half < 2; half++) {
         __m512i bytes = load_bytes(p + 64 * half);
-        __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
-        w.columns[2 * half] = _mm512_shuffle_epi8(table, _mm512_and_si512(bytes, nibble));
-        w.columns[2 * half + 1] = _mm512_shuffle_epi8(table, high);
+        w.columns[2 * half] = _mm512_permutexvar_epi8(bytes, table);
+        w.columns[2 * half + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(bytes, 4), table);
     }
     return w;
 }

@@ -118,15 +118,13 @@ void gemv_rows(const Matrix &w, size_t first, size_t last, const float *x, float
                 prefetch(row.values + value_bytes(F, j) + line + AHEAD);
             if constexpr (F == Format::FP8) {
                 nan.see(row.values + j);
-                nan.see(row.values + j + 32);
-                for (size_t t = 0; t < 4; t++)
-                    s[t] = dot(load_finite_e4m3(row.values + j + 16 * t), x + j + 16 * t, s[t]);
+                dot64_e4m3(row.values + j, x + j, s);
             } else {
                 for (size_t t = 0; t < 4; t++) s[t] = dot16<F>(row, j + 16 * t, x, s[t]);
             }
         }
         float total = sum((s[0] + s[1]) + (s[2] + s[3]));
-        if constexpr (F == Format::FP8) total = nan.seen() ? NAN : total * 0x1p8f;
+        if constexpr (F == Format::FP8) total = nan.seen() ? NAN : total * DOT_E4M3_FACTOR;
         s[0] = zero();
         for (; j + 16 <= w.k; j += 16) s[0] = dot16<F>(row, j, x, s[0]);
         total = (total + sum(s[0])) * Row<F>::FACTOR;

@@ -74,16 +74,18 @@ INLINE Sixteen load_e4m3(const uint8_t *p) {
     return w;
 }
 
-INLINE Sixteen load_finite_e4m3(const uint8_t *p) {
-    Sixteen w = load_e4m3(p);
-    return {w.part[0] * splat(0x1p-8f), w.part[1] * splat(0x1p-8f)};
-}
-
-// load_finite_e4m3 lets NaN through here.
+constexpr float DOT_E4M3_FACTOR = 1;
 struct NanWatch {
     void see(const uint8_t *) {}
     bool seen() const { return false; }
 };
+INLINE void dot64_e4m3(const uint8_t *p, const float *x, F32 (&sums)[4]) {
+    for (size_t t = 0; t < 4; t++) {
+        Sixteen w = load_e4m3(p + 16 * t);
+        for (size_t i = 0; i < PARTS; i++)
+            sums[t] = fma(w.part[i], load(x + 16 * t + LANES * i), sums[t]);
+    }
+}
 
 INLINE Sixteen load_e2m1(const uint8_t *first, const uint8_t *second) {
     Sixteen w;
@@ -204,8 +206,8 @@ INLINE void dot_int4(const uint8_t *weight, const int8_t *codes, const int32_t *
 }
 #endif
 
-INLINE F32 load_scales(const uint8_t *p) {
-    F32 scales;
-    for (size_t i = 0; i < LANES; i++) scales[i] = float_of_e4m3(p[i]) * 0x1p-8f;
-    return scales;
+constexpr float SCALE_FACTOR = 1;
+constexpr size_t GROUPS_AT_ONCE = 1;
+INLINE void load_scales(const uint8_t *p, F32 (&scales)[GROUPS_AT_ONCE]) {
+    for (size_t i = 0; i < LANES; i++) scales[0][i] = float_of_e4m3(p[i]);
 }

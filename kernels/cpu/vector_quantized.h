@@ -59,19 +59,26 @@ INLINE void tile_nvfp4(const uint8_t *codes, const uint8_t *scales, size_t n_gro
     F32 sums[N_X][N_PARTS];
     for (size_t i = 0; i < N_X; i++)
         for (size_t p = 0; p < N_PARTS; p++) sums[i][p] = zero();
-    for (size_t g = 0; g < n_groups; g++) {
-        prefetch(codes + AHEAD);
-        prefetch(codes + AHEAD + 64);
-        prefetch(scales + AHEAD / 8);
-        for (size_t p = 0; p < N_PARTS; p++) {
-            Nvfp4Codes w = load_nvfp4(codes + 4 * LANES * p);
-            F32 scale = load_scales(scales + LANES * p);
-            for (size_t i = 0; i < N_X; i++)
-                sums[i][p] = fma(dot_nvfp4(w, x[i]), scale * splat(x[i].scale), sums[i][p]);
+    for (size_t g = 0; g < n_groups; g += GROUPS_AT_ONCE) {
+        F32 steps[N_PARTS][GROUPS_AT_ONCE];
+        uint8_t last[NVFP4_TILE * GROUPS_AT_ONCE] = {};
+        const size_t n = n_groups - g < GROUPS_AT_ONCE ? n_groups - g : GROUPS_AT_ONCE;
+        const uint8_t *from = scales + g * NVFP4_TILE;
+        if (n < GROUPS_AT_ONCE) {
+            std::memcpy(last, from, n * NVFP4_TILE);
+            from = last;
         }
-        codes += NVFP4_TILE * NVFP4_GROUP / 2;
-        scales += NVFP4_TILE;
-        x += N_X;
+        prefetch(scales + g * NVFP4_TILE + AHEAD / 8);
+        for (size_t p = 0; p < N_PARTS; p++) load_scales(from + LANES * p, steps[p]);
+        for (size_t t = 0; t < n; t++, codes += NVFP4_TILE * NVFP4_GROUP / 2, x += N_X) {
+            prefetch(codes + AHEAD);
+            prefetch(codes + AHEAD + 64);
+            for (size_t p = 0; p < N_PARTS; p++) {
+                Nvfp4Codes w = load_nvfp4(codes + 4 * LANES * p);
+                for (size_t i = 0; i < N_X; i++)
+                    sums[i][p] = fma(dot_nvfp4(w, x[i]), steps[p][t] * splat(x[i].scale), sums[i][p]);
+            }
+        }
     }
     for (size_t i = 0; i < N_X; i++)
         for (size_t p = 0; p < N_PARTS; p++)
@@ -83,7 +90,7 @@ void tiles_nvfp4(const Matrix &w, size_t first, size_t last, const QuantizedGrou
                  size_t step) {
     constexpr size_t AT_ONCE = N_X == 1 ? TILE_PARTS : 1;
     const size_t n_groups = w.k / NVFP4_GROUP;
-    const float factor = 0x1p7f * w.scale;  // scales come as 2^-8, codes doubled
+    const float factor = 0.5f * SCALE_FACTOR * w.scale;  // codes are doubled
     for (size_t row = first; row + NVFP4_TILE <= last; row += NVFP4_TILE, y += NVFP4_TILE)
         for (size_t p = 0; p < TILE_PARTS; p += AT_ONCE)
             tile_nvfp4<N_X, AT_ONCE>(w.values + row * (w.k / 2) + 4 * LANES * p,
