@@ -29,7 +29,7 @@ def recipe_layout(spec: DecoderSpec, recipe: Recipe) -> Layout:
             layout[packed.name] = FLOAT32, packed.shape
             continue
         chosen: Format = "bf16"
-        if packed.name.startswith("layers."):
+        if packed.linear:
             module = packed.sources[0].removeprefix("language_model.").removesuffix(".weight")
             chosen = recipe.format_of(module)
         stack = packed.shape[: len(packed.shape) - len(packed.source_shape)]

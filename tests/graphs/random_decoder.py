@@ -43,8 +43,7 @@ def recipe_weights(checkpoint: Checkpoint, recipe: Recipe) -> Tensors:
     tensors: Tensors = {}
     for packed in packed_tensors(checkpoint.spec.decoder):
         module = packed.sources[0].removeprefix("language_model.").removesuffix(".weight")
-        inside = packed.matrix and packed.name.startswith("layers.")
-        chosen = recipe.format_of(module) if inside else "bf16"
+        chosen = recipe.format_of(module) if packed.linear else "bf16"
         each = [
             list(pack_linear("m", checkpoint.float32(s, packed.source_shape), chosen).values())
             for s in packed.sources

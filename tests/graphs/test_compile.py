@@ -36,7 +36,7 @@ from edge.errors import BundleError, ConfigurationError
 
 RECIPES = [
     ("orin", "int4"),
-    ("orin", "w4a16"),
+    ("orin", "w4a16-all"),
     ("thor", "bf16"),
     ("thor", "fp8"),
     ("thor", "nvfp4"),
