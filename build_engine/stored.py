@@ -105,9 +105,20 @@ def stored_layout(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
     """
     module = name.removesuffix(".weight")
     chosen = format_of(checkpoint, module)
+    floats = BFLOAT16 if checkpoint.dtype(name) == BFLOAT16 else FLOAT32
+    return layout_of(chosen, shape, floats, checkpoint.has(f"{module}.input_scale"))
+
+
+def layout_of(
+    chosen: Format, shape: tuple[int, ...], floats: np.dtype[Any], has_input_scale: bool
+) -> Layout:
+    """The tensors that a bundle keeps of a matrix [n, k] in the chosen format.
+
+    Args:
+        floats: dtype of one that is not quantized.
+    """
     if chosen == "bf16":
-        dtype = checkpoint.dtype(name)
-        return {"": (BFLOAT16 if dtype == BFLOAT16 else FLOAT32, shape)}
+        return {"": (floats, shape)}
     n, k = shape
     layouts: dict[Format, Layout] = {
         "fp8": {"": (E4M3, shape), ".scale": (FLOAT32, ())},
@@ -119,7 +130,7 @@ def stored_layout(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
         ".scale": (FLOAT32, ()),
     }
     layout = layouts[chosen]
-    if checkpoint.has(f"{module}.input_scale"):
+    if has_input_scale:
         layout[".input_scale"] = (FLOAT32, ())
     return layout
 
