@@ -105,9 +105,12 @@ class Plan:
         is_input = engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
         return Binding(name, is_input, kind, _sizes(engine.get_tensor_shape(name)))
 
-    def max_shape(self, name: str, profile: int) -> tuple[int, ...]:
-        """The largest shape that an input may have under a profile."""
-        return _sizes(self._engine.get_tensor_profile_shape(name, profile)[2])
+    def shapes(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The smallest and the largest shape that an input may have under a profile."""
+        if -1 not in self.bindings[name].shape:
+            return self.bindings[name].shape, self.bindings[name].shape
+        smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
+        return _sizes(smallest), _sizes(largest)
 
     def context(self, profile: int, memory: int, stream: int) -> Context:
         """Make a context.

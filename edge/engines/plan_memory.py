@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge.engines.bundle import Bundle
 from edge.engines.cuda import Cuda, host_array

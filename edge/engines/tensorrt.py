@@ -28,7 +28,7 @@ from edge.engines.bundle import Bundle
 from edge.engines.cuda import Cuda
 from edge.engines.encoder_inputs import CALL_IT_RIGHT, audio_inputs, image_inputs, tubelet_inputs
 from edge.engines.engine import MAX_PREFILL_TOKENS
-from edge.engines.plan import COMPILE, Binding, Context, Plan, TensorRT
+from edge.engines.plan import COMPILE, Context, Plan, TensorRT
 from edge.engines.plan_encoder import PlanEncoder
 from edge.engines.plan_memory import ALIGNMENT, Memory, aligned, load_weights, pieces
 from edge.engines.weights import DecoderWeights
@@ -148,8 +148,8 @@ class TensorrtEngine:
         return embeddings
 
     def encode_tubelets(self, patches: Float32, grid: tuple[int, int]) -> Float32:
-        batches = range(0, len(patches), self._vision.max_batch)
-        parts = (patches[i : i + self._vision.max_batch] for i in batches)
+        most = self._vision.max_batch("patches", patches.shape)
+        parts = (patches[i : i + most] for i in range(0, len(patches), most))
         inputs = (tubelet_inputs(self._spec.vision, part, grid) for part in parts)
         return np.concatenate([self._vision.run(given) for given in inputs])
 
@@ -188,7 +188,7 @@ class TensorrtEngine:
         self._cuda.use()
         for start in range(0, len(embeddings), MAX_PREFILL_TOKENS):
             self._advance(state, embeddings[start : start + MAX_PREFILL_TOKENS])
-        logits = self._logits_out.copy()
+        logits: Float32 = self._logits_out.copy()
         if not np.isfinite(logits).all():
             raise EngineError("logits", "hold a NaN or an infinity", "run `build-engine verify`")
         return logits
@@ -267,7 +267,7 @@ class TensorrtEngine:
             if name not in found or found[name].shape != shape:
                 has = f"has {name} {found[name].shape}" if name in found else f"lacks {name}"
                 raise BundleError(plan.path, f"{has}, not {name} {shape}", COMPILE)
-        n_rows = [plan.max_shape("embeddings", i)[0] for i in range(plan.n_profiles)]
+        n_rows = [plan.shapes("embeddings", i)[1][0] for i in range(plan.n_profiles)]
         if 1 not in n_rows or max(n_rows) < MAX_PREFILL_TOKENS:
             wanted = f"1 and {MAX_PREFILL_TOKENS}"
             raise BundleError(plan.path, f"is for {n_rows} rows a call, not {wanted}", COMPILE)
@@ -278,7 +278,7 @@ class TensorrtEngine:
         rows = [spec.max_tokens]
         if layers:
             first = f"past_k.{layers[0]}"
-            rows += [plan.max_shape(first, profile)[0] for profile in range(plan.n_profiles)]
+            rows += [plan.shapes(first, i)[1][0] for i in range(plan.n_profiles)]
             self._kv_row_bytes = found[first].n_bytes((1, spec.n_kv_heads, spec.head_dim))
             self._cache_pitch = aligned(min(rows) * self._kv_row_bytes)
             self._staging_pitch = aligned(MAX_PREFILL_TOKENS * self._kv_row_bytes)
@@ -302,6 +302,7 @@ class TensorrtEngine:
         shape = (MAX_PREFILL_TOKENS, spec.hidden_size)
         rows_host = self._input_host + ALIGNMENT
         self._rows_in = memory.host_array(rows_host, found["embeddings"].dtype, shape)
+        self._past_in[:], self._rows_in[:] = 0, 0  # what graphs are tried with
         addresses = {"past_len": self._input, "embeddings": self._input + ALIGNMENT}
         if self._staged:
             staging_bytes = len(self._staged) * self._staging_pitch
