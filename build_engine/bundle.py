@@ -87,6 +87,12 @@ def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:
     complete = msgspec.structs.replace(
         manifest, files={path.name: file_entry(path) for path in files}
     )
-    text = msgspec.json.format(msgspec.json.encode(complete), indent=1)
-    (folder / MANIFEST).write_bytes(text)
+    save_manifest(complete, folder)
     return complete
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write manifest.json as it is, at once or not at all."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    partial.rename(folder / MANIFEST)

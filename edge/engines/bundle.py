@@ -36,6 +36,21 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What vision.plan, audio.plan and decoder.plan were compiled with, and for."""
+
+    tensorrt: str
+    """Version; another one refuses the plans."""
+    compute_capability: str
+    """Of the GPU, e.g. 8.7."""
+    max_past_rows: int
+    """Rows of the K/V cache that the decoder can be given."""
+    plugins: str | None
+    """Module that registers the plugins that the decoder needs."""
+    verified: str | None = None
+    """The GPU on which `build-engine verify` found the plans right."""
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bundle's description of itself."""
 
@@ -43,7 +58,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     """The model's name, as clients see it."""
     target: str
-    """What executes it: cpu."""
+    """What executes it: cpu, which every bundle is for, or the target of its plans."""
     recipe: str
     """How the decoder's weights are quantized, in ModelOpt's words."""
     spec: ModelSpec
@@ -51,6 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Identity of the checkpoint that it was built from."""
     builder_version: str
     files: dict[str, FileEntry]
+    plans: Plans | None = None
 
 
 class _FormatOnly(msgspec.Struct):

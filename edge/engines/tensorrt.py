@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from edge.engines.bundle import Bundle
-from edge.engines.cuda import Cuda
+from edge.engines.cuda import Cuda, Device
 from edge.engines.encoder_inputs import CALL_IT_RIGHT, audio_inputs, image_inputs, tubelet_inputs
 from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.engines.plan import COMPILE, Context, Plan, TensorRT
@@ -91,18 +92,20 @@ class TensorrtEngine:
 
         Args:
             trt: the module `tensorrt`.
+            cuda: closed with the engine, also when the engine cannot be made.
+            max_states, max_snapshots: how many there can be at a time.
         Raises:
             BundleError: a plan is refused, or does not fit the weights or this engine.
             DeviceError: the GPU's memory is too small.
         """
         self._spec, self._cuda = bundle.manifest.spec, cuda
-        self._stored = bundle.decoder_weights()
-        self._embeddings = DecoderWeights(self._stored)
+        self._embeddings = DecoderWeights(bundle.decoder_weights())
         with contextlib.ExitStack() as stack:
+            stack.callback(cuda.close)
             self._memory = memory = Memory(cuda, stack)
             self._stream = memory.stream()
             logger: tensorrt.Logger = trt.Logger()
-            runtime = trt.Runtime(logger)
+            self._runtime = runtime = trt.Runtime(logger)
             vision, audio, decoder = (Plan(trt, runtime, bundle.path / name) for name in PLANS)
             self._bindings = decoder.bindings
             scratch = memory.on_device(
@@ -125,13 +128,14 @@ class TensorrtEngine:
                 for at in product(range(max_states), (0, 1), self._buckets)
             }
             cuda.synchronize(self._stream)
-            self._closing = stack.pop_all()
+            self._decoder, self._closing = decoder, stack.pop_all()
 
     def close(self) -> None:
         """Free everything; the engine cannot be used any more."""
         self._cuda.use()
         self._cuda.synchronize(self._stream)
-        del self._captured, self._prefill, self._vision, self._audio
+        del self._captured, self._prefill, self._vision, self._audio  # contexts, then plans
+        del self._decoder, self._runtime
         self._closing.close()
 
     @property
@@ -139,9 +143,14 @@ class TensorrtEngine:
         return self._spec
 
     @property
-    def max_tokens(self) -> int:
-        """The longest context that the plan was compiled for."""
-        return self._buckets[-1]
+    def device(self) -> Device:
+        """The GPU."""
+        return self._cuda.device()
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Taken on the GPU, by what for."""
+        return dict(self._memory.n_bytes)
 
     def encode_image(self, patches: Float32, grid: tuple[int, int]) -> Float32:
         embeddings: Float32 = self._vision.run(image_inputs(self._spec.vision, patches, grid))[0]
@@ -179,10 +188,11 @@ class TensorrtEngine:
         hidden_size = self._spec.decoder.hidden_size
         if embeddings.shape[1:] != (hidden_size,) or not len(embeddings):
             raise EngineError("embeddings", f"have shape {embeddings.shape}", CALL_IT_RIGHT)
-        if state.n_tokens + len(embeddings) > self.max_tokens:
+        n_tokens, most = state.n_tokens + len(embeddings), self._spec.decoder.max_tokens
+        if n_tokens > most:
             raise CapacityError(
                 "context",
-                f"would reach {state.n_tokens + len(embeddings)} of {self.max_tokens} tokens",
+                f"would reach {n_tokens} of {most} tokens",
                 "lower context.max_tokens, or compile for a longer one",
             )
         self._cuda.use()
@@ -284,6 +294,9 @@ class TensorrtEngine:
             self._staging_pitch = aligned(MAX_PREFILL_TOKENS * self._kv_row_bytes)
         n_doublings = math.ceil(math.log2(max(1, min(rows) / FIRST_BUCKET_ROWS)))
         self._buckets = [*(FIRST_BUCKET_ROWS << i for i in range(n_doublings)), min(rows)]
+        self._spec = msgspec.structs.replace(  # as far as the plan goes
+            self._spec, decoder=msgspec.structs.replace(spec, max_tokens=min(rows))
+        )
         recurrent = [found[f"{kind}.{i}"] for i in spec.layers("M") for kind in ("conv", "ssm")]
         self._recurrent, self._recurrent_bytes = pieces(recurrent)
 

@@ -51,6 +51,5 @@ def machine(compiled: Callable[..., Path]) -> Iterator[Callable[..., Machine]]:
     yield make
     for each in made.values():
         each.engine.close()
-        each.cuda.close()
         assert each.driver.leaks() == {}
     engine_module.FIRST_BUCKET_ROWS = buckets

@@ -22,7 +22,7 @@ POISON = 0xFF
 """Bytes of a NaN, in every float format."""
 
 
-class Misuse(AssertionError):
+class Misuse(AssertionError):  # noqa: N818
     """What would be undefined on a GPU."""
 
 
