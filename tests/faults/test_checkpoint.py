@@ -239,6 +239,9 @@ def test_verify_refuses_an_engine_that_disagrees(damaged, capsys, monkeypatch):
 
 def test_verify_prints_the_differences(damaged, capsys):
     assert build_cli.main(["verify", str(damaged), "--json"]) == 0
-    differences = json.loads(capsys.readouterr().out)
-    assert set(differences) == {"image", "tubelets", "audio", "logits"}
-    assert max(differences.values()) <= 5e-5
+    report = json.loads(capsys.readouterr().out)
+    outputs = {found["name"]: found["error"] for found in report["outputs"]}
+    assert set(outputs) == {"image", "tubelets", "audio", "logits", "restored", "greedy"}
+    assert report["passed"]
+    assert max(outputs.values()) <= 5e-5
+    assert min(found["error"] for found in report["controls"]) > 1e-2
