@@ -51,11 +51,11 @@ ENCODERS = Tolerance(1e-1, 0.995)
 """bfloat16 has 8 bits: 24 to 32 layers of it. An estimate; no device has been measured."""
 HALF = Tolerance(1e-1, 0.995)
 """Weights of 16 bits or fewer, activations in float16. Emulated on 12 small random models: at most
-8.3e-3, cosine at least 0.99995; the rest is for a routed expert that flips at a near tie."""
+8.3e-3, cosine at least 0.9999; the rest is for a routed expert that flips at a near tie."""
 FP8 = Tolerance(5e-1, 0.9)
 """Activations in FP8 too, where the GPU multiplies them and the recipe has scales for them. An
 estimate: emulated on the same models, whose narrow layers average little out, the median was 0.31
-and 0.973, the worst 1.05 and 0.80. The first report from a device should replace it."""
+and 0.96, the worst 1.05 and 0.75. The first report from a device should replace it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ work is done. TensorRT asks for one context a graph, and that its shapes be used
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import weakref
 from collections.abc import Iterator
@@ -174,6 +175,8 @@ class TensorrtEngine:
 
     def new_state(self) -> DeviceState:
         if not self._free_places:
+            gc.collect()  # an error's traceback may hold a state in a cycle
+        if not self._free_places:
             raise CapacityError("states", f"all {len(self._places)} are in use", "ask again later")
         self._cuda.use()
         state = DeviceState(self._free_places.pop())
@@ -207,6 +210,8 @@ class TensorrtEngine:
         return self.prefill(state, self.embed(np.array([token], np.int32)))
 
     def snapshot(self, state: DeviceState) -> DeviceSnapshot:
+        if not self._free_snapshots:
+            gc.collect()
         if not self._free_snapshots:
             raise CapacityError("snapshots", "all are in use", "ask again later")
         self._cuda.use()

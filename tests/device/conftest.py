@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import FakeDriver
-from fake_gpu import Machine, load
+from fake_gpu import Machine, describe_plans, load
 from fake_tensorrt import write_plans
 
 from edge.engines import tensorrt as engine_module
@@ -31,6 +31,7 @@ def compiled(
             shutil.copytree(bundle(preset), folder)
             spec = Bundle(folder).manifest.spec
             write_plans(folder, spec, kind, MAX_ROWS, MAX_PREFILL_TOKENS)
+            describe_plans(folder)
             made[preset, kind] = folder
         return made[preset, kind]
 

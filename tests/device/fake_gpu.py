@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from fake_cuda import FakeDriver
-from fake_tensorrt import FakeTensorRT
+from fake_tensorrt import VERSION, FakeTensorRT
 
-from edge.engines.bundle import Bundle
+from build_engine.bundle import save_manifest
+from edge.engines.bundle import MANIFEST, Bundle, Manifest, Plans, file_entry
 from edge.engines.cuda import Cuda
-from edge.engines.tensorrt import DeviceState, TensorrtEngine
+from edge.engines.tensorrt import PLANS, DeviceState, TensorrtEngine
+
+COMPILED = Plans(tensorrt=VERSION, compute_capability="8.7", max_past_rows=640, plugins=None)
 
 
 @dataclass
@@ -41,3 +46,16 @@ def load(bundle: Bundle, driver: FakeDriver, **sizes: int) -> Machine:
     trt = FakeTensorRT(driver)
     cuda = Cuda(driver)
     return Machine(driver, trt, cuda, TensorrtEngine(bundle, trt, cuda, **sizes))  # type: ignore[arg-type]
+
+
+def describe_plans(folder: Path, plans: Plans = COMPILED) -> None:
+    """Write a bundle's manifest as `build-engine compile` leaves it."""
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    files = manifest.files | {name: file_entry(folder / name) for name in PLANS}
+    save_manifest(msgspec.structs.replace(manifest, files=files, plans=plans), folder)
+
+
+def redescribed(folder: Path) -> Bundle:
+    """A bundle whose plans were changed since."""
+    describe_plans(folder)
+    return Bundle(folder)
