@@ -40,7 +40,7 @@ def main() -> None:
     cuda.download(received, target, 4096, stream)
     cuda.synchronize(stream)
     print("a launch does it:", not found.any())
-    for call, argument in ((cuda.synchronize, 99), (cuda.free_graph, 98)):
+    for call, argument in ((cuda.synchronize, 99), (cuda.free_graph, 1)):
         try:
             call(argument)
         except EdgeError as error:
