@@ -11,12 +11,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from build_engine import plans
 from build_engine.boards import BOARDS
 from build_engine.bundle import TARGETS, Progress, build_bundle, save_manifest
 from build_engine.checkpoint import Checkpoint
 from build_engine.describe import describe
 from build_engine.evaluate import compare
 from build_engine.plan import make_plan, read_spec
+from build_engine.plans import Options, check_bundle, compile_bundle
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
 from build_engine.samples import read_samples, samples_of_checkpoint
@@ -24,7 +26,7 @@ from build_engine.verify import marked, verify
 from edge.engines.bundle import Bundle
 from edge.engines.choose import ENGINES
 from edge.engines.cpu import CpuEngine
-from edge.errors import EdgeError
+from edge.errors import ConfigurationError, EdgeError
 
 EXIT_IO_ERROR = 74
 
@@ -83,6 +85,27 @@ def quantize_(arguments: argparse.Namespace) -> None:
     else:
         linears = ", ".join(f"{n} linears {name}" for name, n in counts.items())
         print(f"{arguments.out}: {linears}; {n_bytes / 1e6:.1f} MB, {seconds:.1f} s")
+
+
+def compile_(arguments: argparse.Namespace) -> None:
+    """A bundle's graphs -> TensorRT plans in the bundle, for the GPU of this machine.
+
+    With --check nothing is written: TensorRT-RTX compiles for a GPU of the target's generation, on
+    any machine.
+    """
+    report = _progress(quiet=arguments.json or not sys.stderr.isatty())
+    options = Options(arguments.context, arguments.plugins)
+    if not arguments.check:
+        built = compile_bundle(arguments.bundle, arguments.target, options, report)
+    elif arguments.target in plans.TARGETS:
+        built = check_bundle(arguments.bundle, plans.TARGETS[arguments.target], options, report)
+    else:
+        raise ConfigurationError(
+            f"--check --target {arguments.target}",
+            "has nothing to stand for it",
+            f"check for {' or '.join(plans.TARGETS)}",
+        )
+    print(json.dumps(plans.as_dict(built)) if arguments.json else plans.table(built))
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -166,6 +189,19 @@ def parser() -> argparse.ArgumentParser:
         help="recordings, pictures, sounds and texts like those that the robot will meet",
     )
     command.set_defaults(run=quantize_)
+    command = commands.add_parser(
+        "compile", help="compile a bundle for a GPU", description=compile_.__doc__
+    )
+    command.add_argument("bundle", type=Path)
+    command.add_argument("--target", choices=[*plans.TARGETS, plans.THIS_GPU], required=True)
+    command.add_argument("--check", action="store_true", help="only see that it compiles")
+    command.add_argument(
+        "--context", type=int, default=8192, help="most tokens of a sequence (default: 8192)"
+    )
+    command.add_argument(
+        "--plugins", metavar="MODULE", help="its load(tensorrt) registers plugins for edge::MoE"
+    )
+    command.set_defaults(run=compile_)
     command = commands.add_parser("inspect", help="what is in it", description=inspect.__doc__)
     command.add_argument("path", type=Path, help="a checkpoint's or a bundle's folder")
     command.set_defaults(run=inspect)

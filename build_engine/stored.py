@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from build_engine.checkpoint import RESTORE, Checkpoint
 from build_engine.recipe import Format
-from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP
+from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP, interleave_codes, interleave_scales
 from edge.errors import CheckpointError
 
 Layout: TypeAlias = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
@@ -105,9 +105,20 @@ def stored_layout(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
     """
     module = name.removesuffix(".weight")
     chosen = format_of(checkpoint, module)
+    floats = BFLOAT16 if checkpoint.dtype(name) == BFLOAT16 else FLOAT32
+    return layout_of(chosen, shape, floats, checkpoint.has(f"{module}.input_scale"))
+
+
+def layout_of(
+    chosen: Format, shape: tuple[int, ...], floats: np.dtype[Any], has_input_scale: bool
+) -> Layout:
+    """The tensors that a bundle keeps of a matrix [n, k] in the chosen format.
+
+    Args:
+        floats: dtype of one that is not quantized.
+    """
     if chosen == "bf16":
-        dtype = checkpoint.dtype(name)
-        return {"": (BFLOAT16 if dtype == BFLOAT16 else FLOAT32, shape)}
+        return {"": (floats, shape)}
     n, k = shape
     layouts: dict[Format, Layout] = {
         "fp8": {"": (E4M3, shape), ".scale": (FLOAT32, ())},
@@ -119,13 +130,13 @@ def stored_layout(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
         ".scale": (FLOAT32, ()),
     }
     layout = layouts[chosen]
-    if checkpoint.has(f"{module}.input_scale"):
+    if has_input_scale:
         layout[".input_scale"] = (FLOAT32, ())
     return layout
 
 
 def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: str) -> NDArray[Any]:
-    """One of the tensors that `stored_layout` lists, checked.
+    """One of the tensors that `stored_layout` lists, checked, in a bundle's order of bytes.
 
     Raises:
         CheckpointError: it is missing, of another shape, holds a NaN, or is a scale that is not
@@ -135,6 +146,8 @@ def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: st
     dtype, part_shape = stored_layout(checkpoint, name, shape)[suffix]
     if suffix == "":
         values = checkpoint.finite(name, part_shape)
+        if format_of(checkpoint, module) in ("nvfp4", "w4a16"):
+            return interleave_codes(values)
         return values if values.dtype == dtype else values.astype(dtype)
     has_blocks = checkpoint.dtype(name) == UINT8
     sibling = {
@@ -147,4 +160,6 @@ def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: st
     lowest = scale.astype(np.float32).min()
     if not lowest > 0:
         raise CheckpointError(source, f"holds {lowest}, a scale must be above zero", RESTORE)
+    if suffix == ".block_scale" and dtype == E4M3:
+        return interleave_scales(scale)
     return scale if scale.dtype == dtype else scale.astype(dtype)

@@ -41,7 +41,7 @@ class ExternalData:
         tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
         set_external_data(tensor, self._name, self._file.tell(), length=values.nbytes)
         tensor.ClearField("raw_data")
-        self._file.write(np.ascontiguousarray(values).data)
+        self._file.write(np.ascontiguousarray(values).view(np.uint8).data)
         return tensor
 
     def __enter__(self) -> ExternalData:
@@ -106,6 +106,10 @@ class Graph:
         """Write one node with one output."""
         return self.ops(kind, *arguments, n_outputs=1, domain=domain, **attributes)[0]
 
+    def cast(self, x: str, dtype: DTypeLike) -> str:
+        """Convert to another type."""
+        return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
     def size(self, x: str, axis: int) -> str:
         """Length of one axis, as an int64 tensor of shape (1,)."""
         return self.op("Shape", x, start=axis, end=axis + 1)
@@ -135,7 +139,7 @@ class Graph:
         """LayerNorm over the last axis."""
         return self.op("LayerNormalization", x, weight, bias, epsilon=eps)
 
-    def rms_norm(self, x: str, weight: Float32, eps: float) -> str:
+    def rms_norm(self, x: str, weight: Float32 | str, eps: float) -> str:
         """RMSNorm over the last axis."""
         mean = self.op("ReduceMean", self.op("Mul", x, x), np.array([-1], np.int64), keepdims=1)
         root = self.op("Sqrt", self.op("Add", mean, np.float32(eps)))
@@ -164,6 +168,17 @@ class Graph:
         return helper.make_model(
             graph, opset_imports=imports, ir_version=IR_VERSION, functions=functions
         )
+
+    def function(
+        self, domain: str, name: str, inputs: Sequence[str], outputs: Sequence[str]
+    ) -> FunctionProto:
+        """The finished nodes as the body of the operator `domain`::`name`."""
+        constants = [
+            helper.make_node("Constant", [], [tensor.name], value=tensor, name=tensor.name)
+            for tensor in self._initializers
+        ]
+        imports = [helper.make_opsetid("", OPSET)]
+        return helper.make_function(domain, name, inputs, outputs, constants + self._nodes, imports)
 
 
 def _binding(name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> Any:

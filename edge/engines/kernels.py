@@ -1,8 +1,8 @@
 """The native kernels, with shapes and dtypes: what `_kernels` computes, as functions of arrays.
 
 Rows are float32 and may lie apart (a part of wider rows is taken as it is); a weight is taken in
-the layout that a bundle maps, without a copy. `exact` keeps activations in float32; without it a
-single row meets NVFP4 and INT4 weights as 8-bit codes, one scale for 16 of them.
+the layout that a bundle maps, without a copy. `exact` keeps activations in float32; without it all
+rows meet NVFP4 weights, and a single one INT4 weights, as 8-bit codes, one scale for 16 of them.
 
 Threads and the instruction set belong to the process: `_kernels.set_threads` and
 `_kernels.use_instruction_set`, or EDGE_KERNELS=portable in the environment.
@@ -44,7 +44,8 @@ def weight(
     """A weight, or a stack of weights of one shape, over arrays that it keeps and never copies.
 
     Args:
-        values: [..., n, k] float32, bfloat16 or float8_e4m3fn, or codes as `formats` packs them.
+        values: [..., n, k] float32, bfloat16 or float8_e4m3fn, or codes as `formats` packs them,
+            NVFP4 interleaved.
         block_scale: NVFP4 [..., n, k / 16] float8_e4m3fn, INT4 [..., n, k / 128] float32.
         scale: [...] float32, of NVFP4 and FP8.
     """

@@ -1,0 +1,212 @@
+"""ONNX -> TensorRT plan, by TensorRT's parser and builder; no warning of either passes.
+
+A warning often says that the plan would compute something else (an input that is not used, a type
+that was changed), so it fails the build. Some come once a process: `build_engine.isolated` builds
+each graph in its own. The module `tensorrt` is given: JetPack's on a device; `tensorrt_rtx`, which
+compiles ahead of time without a GPU, where a graph is only to be checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+from onnx import ModelProto
+from onnx.inliner import inline_selected_functions
+
+from build_engine.profiles import Profile
+from edge.errors import BundleError, ConfigurationError
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+LoadPlugins: TypeAlias = Callable[[Any], Collection[str]]
+"""Registers plugins with the given TensorRT; returns the operators they are for, as `edge::MoE`."""
+
+BENIGN = (
+    "has Int64 binding",  # states a type, nothing is dropped
+    "CUDA lazy loading is not enabled",  # about the process, not about the graph
+)
+WORKSPACE_BYTES = 2 << 30
+"""Of scratch memory on a device. The body of edge::MoE, at the published sizes, needs more."""
+STANDARD_DOMAINS = ("", "ai.onnx")
+PLUGIN_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A graph to be compiled."""
+
+    graph: str
+    """Its name: vision, audio or decoder."""
+    onnx: Path
+    plan: Path
+    """Where the result goes."""
+    profiles: Sequence[Profile]
+    stand_in: str | None = None
+    """TensorRT-RTX's name of the GPU generation to compile for, e.g. SM86; None: the GPU here."""
+    timing_cache: Path | None = None
+    """Kept between builds, where TensorRT measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a build gave and took."""
+
+    graph: str
+    profiles: tuple[str, ...]
+    seconds: float
+    n_bytes: int
+    peak_bytes: int
+    """Most memory of the process that was resident."""
+    n_warnings: int = 0
+
+
+def compile_graph(
+    trt: Any, order: Order, progress: Progress, load_plugins: LoadPlugins | None = None
+) -> Built:
+    """Write `order.plan`.
+
+    Args:
+        trt: the module `tensorrt` (10 or 11), or `tensorrt_rtx`.
+    Raises:
+        BundleError: TensorRT refuses the graph, or warns.
+        ConfigurationError: operators are left for which there is no plugin.
+    """
+    started, log = time.monotonic(), _log(trt)
+    log.messages.clear()
+    plugins = load_plugins(trt) if load_plugins else ()
+    model = prepared(onnx.load(order.onnx, load_external_data=False), plugins)
+    builder = trt.Builder(log)
+    _check_plugins(builder, model)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model.SerializeToString(), str(order.onnx)):
+        error = parser.get_error(0)
+        at = f"{error.node_operator()} {error.node_name()}"
+        raise _refused(order, f"does not parse at {at}: {error.desc()}")
+    _check_warnings(order, log)
+    config = _config(trt, builder, order, progress)
+    plan = builder.build_serialized_network(network, config)
+    _check_warnings(order, log)
+    if plan is None:
+        raise _refused(order, "gives no plan, and TensorRT no reason")
+    order.plan.write_bytes(plan)
+    if order.timing_cache:
+        order.timing_cache.write_bytes(config.get_timing_cache().serialize())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    names = tuple(profile.name for profile in order.profiles)
+    return Built(order.graph, names, time.monotonic() - started, plan.nbytes, peak)
+
+
+def prepared(model: ModelProto, plugins: Collection[str]) -> ModelProto:
+    """Functions put in place, but for operators that a plugin computes.
+
+    TensorRT's parser would do it too, and warn of the names that come twice.
+    """
+    kept = [f for f in model.functions if f"{f.domain}::{f.name}" in plugins]
+    inlined = inline_selected_functions(model, [(f.domain, f.name) for f in kept], exclude=True)
+    del inlined.functions[:]
+    return inlined
+
+
+def _check_plugins(builder: Any, model: ModelProto) -> None:
+    """TensorRT's own message names no missing plugin."""
+    wanted = {(n.domain, n.op_type) for n in model.graph.node if n.domain not in STANDARD_DOMAINS}
+    registry = builder.get_plugin_registry()
+    missing = [
+        f"{domain}::{name}"
+        for domain, name in sorted(wanted)
+        if registry.get_creator(name, PLUGIN_VERSION, domain) is None
+    ]
+    if missing:
+        raise ConfigurationError(
+            ", ".join(missing), "has no plugin", "name the module that registers it with --plugins"
+        )
+
+
+@functools.cache
+def _log(trt: Any) -> Any:
+    """The process's only one: TensorRT keeps the first that it is given."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps what is worse than information."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            known = any(benign in message for benign in BENIGN)
+            if severity <= trt.ILogger.Severity.WARNING and not known:
+                self.messages.append(message)
+
+    return Log()
+
+
+def _check_warnings(order: Order, log: Any) -> None:
+    if log.messages:
+        more = f" (and {len(log.messages) - 1} more)" if len(log.messages) > 1 else ""
+        raise _refused(order, f"is warned of{more}: {log.messages[0]}")
+
+
+def _refused(order: Order, problem: str) -> BundleError:
+    one_line = " ".join(problem.split())
+    return BundleError(order.onnx.name, one_line, "report it with the versions of both")
+
+
+def _network_flags(trt: Any) -> int:
+    """Types are the graph's own. TensorRT 11 knows no other way, and may lack the flag."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _config(trt: Any, builder: Any, order: Order, progress: Progress) -> Any:
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 with 10 bits of mantissa
+    config.progress_monitor = _monitor(trt, progress)
+    if order.stand_in:
+        config.num_compute_capabilities = 1  # before the next: the default asks the driver
+        config.set_compute_capability(getattr(trt.ComputeCapability, order.stand_in), 0)
+    else:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    if order.timing_cache:
+        known = order.timing_cache.read_bytes() if order.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    for profile in order.profiles:
+        shapes = builder.create_optimization_profile()
+        for name, three in profile.shapes.items():
+            shapes.set_shape(name, *three)
+        if config.add_optimization_profile(shapes) < 0:
+            raise _refused(order, f"does not take the profile {profile.name}")
+    return config
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Reports the outermost phase of the build."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._outermost, self._n_steps = "", 0
+
+        def phase_start(self, name: str, parent: str | None, n_steps: int) -> None:
+            if not parent:
+                self._outermost, self._n_steps = name, n_steps
+                progress(0, n_steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if name == self._outermost:
+                progress(min(step + 1, self._n_steps), self._n_steps)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            if name == self._outermost:
+                progress(self._n_steps, self._n_steps)
+
+    return Monitor()

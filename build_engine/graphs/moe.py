@@ -1,0 +1,58 @@
+"""The routed experts as one operator, edge::MoE, with a body of standard operators.
+
+A device's plugin takes the place of the body, which decodes and computes every expert: it tells
+what the operator means and runs anywhere, slowly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import FunctionProto
+
+from build_engine.graphs.onnx_ops import Graph
+from build_engine.graphs.weight_formats import Stored, decoded
+
+DOMAIN, PLUGIN = "edge", "MoE"
+
+
+def operator_name(up: Stored, down: Stored) -> str:
+    """MoE where both are NVFP4, which is what the plugin takes; else the formats are in it."""
+    if up.kind == down.kind == "nvfp4":
+        return PLUGIN
+    return f"{PLUGIN}_{up.kind}_{down.kind}"
+
+
+def moe_function(up: Stored, down: Stored) -> FunctionProto:
+    """The operator for experts stored like these.
+
+    Inputs:
+        x: [T, hidden].
+        ids: int32 [T, slots], the experts of each row.
+        weights: float32 [T, slots].
+        then the tensors of `up` [experts, width, hidden] and of `down` [experts, hidden, width]:
+        for NVFP4 codes, block_scale and scale of each.
+    Output:
+        y: like x, the sum over a row's slots of weight * down(max(up(x), 0) ** 2).
+    """
+    graph, (n_experts,) = Graph(), up.stack
+    sides = [
+        [f"{side}_{part}" for part in range(len(weight.tensors))]
+        for side, weight in (("up", up), ("down", down))
+    ]
+    # float32 inside: the square of a float16 above 255 would overflow
+    x = graph.op("Unsqueeze", graph.cast("x", np.float32), np.array([0], np.int64))
+    for weight, tensors in zip((up, down), sides, strict=True):
+        matrix = graph.transpose(decoded(graph, weight, tensors), 0, 2, 1)
+        x = graph.op("MatMul", x, matrix)  # [experts, T, n]
+        x = graph.relu2(x) if weight is up else x
+    last = np.array([2], np.int64)
+    chosen = graph.op(
+        "Equal", graph.op("Unsqueeze", "ids", last), np.arange(n_experts, dtype=np.int32)
+    )
+    shares = graph.op("Mul", graph.cast(chosen, np.float32), graph.op("Unsqueeze", "weights", last))
+    shares = graph.op("ReduceSum", shares, np.array([1], np.int64), keepdims=0)  # [T, experts]
+    shares = graph.op("Unsqueeze", graph.transpose(shares, 1, 0), last)
+    y = graph.op("ReduceSum", graph.op("Mul", x, shares), np.array([0], np.int64), keepdims=0)
+    y = graph.op("CastLike", y, "x")
+    inputs = ["x", "ids", "weights", *sides[0], *sides[1]]
+    return graph.function(DOMAIN, operator_name(up, down), inputs, [y])

@@ -1,0 +1,84 @@
+"""A build in a process of its own: some warnings come once a process, and memory is given back."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import multiprocessing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from build_engine.compile import Built, Order, Progress, compile_graph
+from edge.errors import BundleError, ConfigurationError, EdgeError
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An error of ours on its way between processes."""
+
+    kind: type[EdgeError]
+    thing: str
+    problem: str
+    remedy: str
+
+
+def require(module: str, remedy: str) -> None:
+    """See that a module can be imported.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    top = module.partition(".")[0]
+    if importlib.util.find_spec(top) is None:
+        raise ConfigurationError(module, "is not installed", remedy)
+
+
+def compile_isolated(
+    module: str, order: Order, progress: Progress, plugins: str | None = None
+) -> Built:
+    """`compile_graph` in a new process.
+
+    Args:
+        module: name of TensorRT's, `tensorrt` or `tensorrt_rtx`.
+        plugins: module whose `load(tensorrt)` registers plugins and returns their operators.
+    Raises:
+        EdgeError: as `compile_graph`, or the process ended without a word.
+    """
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_build, args=(send, module, order, plugins))
+    process.start()
+    send.close()
+    result: object = None
+    try:
+        while not isinstance(result, Built | _Failed):
+            result = receive.recv()
+            if isinstance(result, tuple):
+                progress(*result)
+    except EOFError:
+        pass  # the process has ended; its exit code tells how
+    finally:
+        if not isinstance(result, Built | _Failed):
+            process.terminate()
+        process.join()
+    if isinstance(result, Built):
+        return result
+    if isinstance(result, _Failed):
+        raise result.kind(result.thing, result.problem, result.remedy)
+    raise BundleError(
+        order.onnx.name,
+        f"ended the process that compiled it (exit code {process.exitcode})",
+        "see if memory ran out (dmesg), and TensorRT's message above",
+    )
+
+
+def _build(send: Connection, module: str, order: Order, plugins: str | None) -> None:
+    try:
+        trt = importlib.import_module(module)
+        load = importlib.import_module(plugins).load if plugins else None
+        result: object = compile_graph(
+            trt, order, lambda done, total: send.send((done, total)), load
+        )
+    except EdgeError as error:
+        result = _Failed(type(error), error.thing, error.problem, error.remedy)
+    send.send(result)

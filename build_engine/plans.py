@@ -1,0 +1,215 @@
+"""A bundle's three plans: compiled for a target, or only checked to compile."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import onnx
+
+from build_engine.bundle import save_manifest
+from build_engine.compile import Built, Order
+from build_engine.decoder_layout import bundle_layout
+from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, Precision, decoder_model
+from build_engine.graphs.half import narrowed
+from build_engine.graphs.onnx_ops import ExternalData
+from build_engine.graphs.weight_formats import BFLOAT16
+from build_engine.isolated import compile_isolated, require
+from build_engine.profiles import profiles_of
+from edge.engines.bundle import Bundle, Manifest, Plans, file_entry
+from edge.engines.encoders import AUDIO, VISION
+from edge.engines.safetensors import Layout
+from edge.errors import ConfigurationError
+from edge.model.spec import ModelSpec
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""Called with a graph's name, its steps done and its steps in all."""
+
+CHECKER, COMPILER = "tensorrt_rtx", "tensorrt"
+THIS_GPU = "this-gpu"
+FIRST_WITH_FP8 = (8, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of GPU that plans are for."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    stand_in: str
+    """The GPU generation that TensorRT-RTX compiles for in its place, without it."""
+
+    @property
+    def precision(self) -> Precision:
+        """In which types its decoder computes."""
+        return DEVICE_FP8 if self.compute_capability >= FIRST_WITH_FP8 else DEVICE
+
+
+TARGETS = {
+    target.name: target
+    for target in (Target("thor", (11, 0), "SM121"), Target("orin", (8, 7), "SM86"))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How plans are made."""
+
+    max_past_rows: int
+    plugins: str | None = None
+    """Module that registers plugins."""
+
+
+def check_bundle(path: Path, target: Target, options: Options, report: Report) -> list[Built]:
+    """See that a bundle's graphs compile for a target, here, without its GPU; write nothing.
+
+    Raises:
+        EdgeError: the bundle is damaged, TensorRT-RTX is missing or refuses a graph or warns.
+    """
+    bundle = Bundle(path)
+    with tempfile.TemporaryDirectory() as work:
+        made = orders(bundle.manifest.spec, bundle_layout(path), path, Path(work), target, options)
+        return list(check(made, target, options.plugins, report))
+
+
+def check(
+    made: Sequence[Order], target: Target, plugins: str | None, report: Report
+) -> Iterator[Built]:
+    """Compile graphs for what stands for the target."""
+    require(CHECKER, "pip install 'omni-edge[dev]'")
+    for order in made:
+        yield _compiled(CHECKER, replace(order, stand_in=target.stand_in), plugins, report)
+
+
+def compile_bundle(path: Path, name: str, options: Options, report: Report) -> list[Built]:
+    """Write vision.plan, audio.plan and decoder.plan for the GPU of this machine.
+
+    Args:
+        name: of the target; `this-gpu` takes whatever is here.
+    Raises:
+        EdgeError: the bundle is damaged; TensorRT, the driver or the GPU is missing or another;
+            TensorRT refuses a graph or warns.
+    """
+    require(COMPILER, "install JetPack's, or only --check the graphs")
+    capability = local_compute_capability()
+    target = TARGETS.get(name, Target(THIS_GPU, capability, ""))
+    if target.compute_capability != capability:
+        wanted, here = (".".join(map(str, c)) for c in (target.compute_capability, capability))
+        raise ConfigurationError(
+            f"--target {name}", f"is sm {wanted}, this GPU is sm {here}", "compile on the device"
+        )
+    bundle = Bundle(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
+        spec = bundle.manifest.spec
+        made = orders(spec, bundle_layout(path), path, Path(work), target, options)
+        cache = path.parent / f".{path.name}.timing"
+        built = [
+            _compiled(COMPILER, replace(order, timing_cache=cache), options.plugins, report)
+            for order in made
+        ]
+        _put_into(path, bundle.manifest, [order.plan for order in made], target, options)
+    return built
+
+
+def orders(
+    spec: ModelSpec,
+    layout: Layout,
+    encoders: Path | None,
+    work: Path,
+    target: Target,
+    options: Options,
+) -> list[Order]:
+    """What is to be compiled: the graphs, as the target takes them, in the folder `work`.
+
+    Args:
+        encoders: folder with vision.onnx and audio.onnx; None leaves them out.
+        layout: dtype and shape of every tensor of decoder.safetensors.
+    """
+    profiles = profiles_of(spec, options.max_past_rows)
+    graphs = [work / "decoder.onnx"]
+    decoder = decoder_model(spec.decoder, layout, target.precision)
+    graphs[0].write_bytes(decoder.SerializeToString())
+    for file in (VISION, AUDIO):
+        if encoders is None:
+            break
+        graphs.append(work / file)
+        with ExternalData(graphs[-1].with_suffix(".onnx.data")) as weights:
+            model = onnx.load(encoders / file, load_external_data=False)
+            model = narrowed(model, encoders, weights, BFLOAT16)
+        graphs[-1].write_bytes(model.SerializeToString())
+    return [
+        Order(graph.stem, graph, graph.with_suffix(".plan"), profiles[graph.stem])
+        for graph in graphs
+    ]
+
+
+def _compiled(module: str, order: Order, plugins: str | None, report: Report) -> Built:
+    return compile_isolated(
+        module, order, lambda done, total: report(order.graph, done, total), plugins
+    )
+
+
+def _put_into(
+    path: Path, manifest: Manifest, plans: Sequence[Path], target: Target, options: Options
+) -> None:
+    """Name the plans last: a bundle that is interrupted here is one without plans."""
+    names = {plan.name for plan in plans}
+    files = {name: entry for name, entry in manifest.files.items() if name not in names}
+    save_manifest(msgspec.structs.replace(manifest, plans=None, files=files), path)
+    for plan in plans:
+        plan.rename(path / plan.name)
+        files[plan.name] = file_entry(path / plan.name)
+    described = Plans(
+        tensorrt=str(importlib.import_module(COMPILER).__version__),
+        compute_capability=".".join(map(str, target.compute_capability)),
+        max_past_rows=options.max_past_rows,
+        plugins=options.plugins,
+    )
+    whole = msgspec.structs.replace(manifest, target=target.name, plans=described, files=files)
+    save_manifest(whole, path)
+
+
+def local_compute_capability() -> tuple[int, int]:
+    """Of the first GPU of this machine.
+
+    Raises:
+        ConfigurationError: cuda-python, the driver or a GPU is missing.
+    """
+    require("cuda.bindings", "pip install 'omni-edge[device]'")
+    from cuda.bindings import driver
+
+    only_check = "compile on the device, or only --check the graphs"
+    try:
+        (code,) = driver.cuInit(0)
+    except RuntimeError:  # cuda-python found no library
+        raise ConfigurationError("CUDA driver", "is not on this machine", only_check) from None
+    if int(code):
+        raise ConfigurationError("CUDA", f"finds no GPU ({code.name})", only_check)
+    kinds = driver.CUdevice_attribute
+    names = ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR")
+    major, minor = (
+        driver.cuDeviceGetAttribute(getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}"), 0)[1]
+        for name in names
+    )
+    return int(major), int(minor)
+
+
+def table(built: Sequence[Built]) -> str:
+    """The figures of a build, for a person."""
+    lines = ["graph    profiles          seconds  plan MB  peak RSS MB  warnings"]
+    lines += [
+        f"{b.graph:8} {', '.join(b.profiles):16} {b.seconds:8.1f} {b.n_bytes / 1e6:8.1f} "
+        f"{b.peak_bytes / 1e6:12.0f} {b.n_warnings:9}"
+        for b in built
+    ]
+    return "\n".join(lines)
+
+
+def as_dict(built: Sequence[Built]) -> dict[str, Any]:
+    """The same, for machines."""
+    return {b.graph: {**asdict(b), "seconds": round(b.seconds, 3)} for b in built}

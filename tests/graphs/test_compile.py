@@ -1,0 +1,225 @@
+"""Every graph through TensorRT's own parser and builder, for GPUs of the targets' generations.
+
+TensorRT-RTX compiles ahead of time, without a GPU or a driver. Nothing is executed: a pass says
+that a graph is well formed, strongly typed, and has kernels for SM86 (for Orin) or SM121 (Thor).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from graphs.random_decoder import divisible_checkpoint
+
+from build_engine import cli, plans
+from build_engine.checkpoint import Checkpoint
+from build_engine.compile import Order, compile_graph, prepared
+from build_engine.decoder_layout import bundle_layout, recipe_layout
+from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, Precision, decoder_model
+from build_engine.graphs.onnx_ops import Graph
+from build_engine.isolated import compile_isolated
+from build_engine.profiles import decoder_profiles
+from build_engine.recipe import load_recipe
+from edge.engines.bundle import Bundle
+from edge.errors import BundleError, ConfigurationError
+
+RECIPES = [
+    ("orin", "int4"),
+    ("orin", "w4a16"),
+    ("thor", "bf16"),
+    ("thor", "fp8"),
+    ("thor", "nvfp4"),
+    ("thor", "nvfp4-all"),
+]
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx() -> ModuleType:
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        why = "needs TensorRT-RTX: pip install 'omni-edge[dev]'"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    return importlib.import_module("tensorrt_rtx")
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return divisible_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def no_progress(done: int, total: int) -> None:
+    """Builds in tests are silent."""
+
+
+def order(checkpoint: Checkpoint, recipe: str, precision: Precision, folder: Path) -> Order:
+    spec = checkpoint.spec.decoder
+    model = decoder_model(spec, recipe_layout(spec, load_recipe(recipe)), precision)
+    path = folder / "decoder.onnx"
+    path.write_bytes(model.SerializeToString())
+    return Order("decoder", path, folder / "decoder.plan", decoder_profiles(spec, 512), "SM86")
+
+
+@pytest.mark.usefixtures("tensorrt_rtx")
+@pytest.mark.parametrize(("target", "recipe"), RECIPES)
+def test_the_decoder_of_every_recipe_compiles(
+    sized: Checkpoint, tmp_path: Path, target: str, recipe: str
+) -> None:
+    made = order(sized, recipe, plans.TARGETS[target].precision, tmp_path)
+    (built,) = plans.check([made], plans.TARGETS[target], None, lambda *_: None)
+    assert built.profiles == ("decode", "prefill")
+    assert built.n_bytes == made.plan.stat().st_size
+    # kernels and small tables, no weight: a plan with them would pass it
+    assert built.n_bytes < 20e6
+
+
+@pytest.mark.usefixtures("tensorrt_rtx")
+@pytest.mark.parametrize("target", ["orin", "thor"])
+def test_a_bundle_is_checked_and_left_as_it_was(
+    bundle: Callable[[str], Path], target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bundle("wide")
+    before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
+    assert cli.main(["compile", str(path), "--target", target, "--check", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures) == ["decoder", "vision", "audio"]
+    assert all(figure["n_warnings"] == 0 for figure in figures.values())
+    assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
+
+
+def refusal(trt: ModuleType, made: Order) -> str:
+    with pytest.raises(BundleError) as caught:
+        compile_graph(trt, made, no_progress)
+    assert not made.plan.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def small_order(graph: Graph, folder: Path) -> Order:
+    path = folder / "small.onnx"
+    path.write_bytes(graph.model("small").SerializeToString())
+    return Order("small", path, folder / "small.plan", [], "SM86")
+
+
+def test_a_type_that_the_gpu_lacks_is_refused(
+    tensorrt_rtx: ModuleType, sized: Checkpoint, tmp_path: Path
+) -> None:
+    said = refusal(tensorrt_rtx, order(sized, "fp8", DEVICE_FP8, tmp_path))
+    assert "decoder.onnx" in said
+    assert "fp8_e4m3" in said
+
+
+def test_a_warning_is_refused(tensorrt_rtx: ModuleType, tmp_path: Path) -> None:
+    graph = Graph()
+    graph.output(graph.op("Relu", graph.input("x", np.float32, [4])), "y", np.float32, [4])
+    graph.input("forgotten", np.float32, [4])
+    assert "Unused Input: forgotten" in refusal(tensorrt_rtx, small_order(graph, tmp_path))
+
+
+def test_a_graph_that_does_not_parse_is_named(tensorrt_rtx: ModuleType, tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.input("x", np.int32, [4])
+    graph.output(graph.op("BitShift", x, x, direction="LEFT"), "y", np.int32, [4])
+    said = refusal(tensorrt_rtx, small_order(graph, tmp_path))
+    assert "small.onnx: does not parse at BitShift BitShift_0" in said
+
+
+def test_every_operator_that_lacks_its_plugin_is_named(
+    tensorrt_rtx: ModuleType, sized: Checkpoint, tmp_path: Path
+) -> None:
+    made = order(sized, "nvfp4", DEVICE, tmp_path)
+    with pytest.raises(ConfigurationError, match="edge::MoE: has no plugin"):
+        compile_graph(tensorrt_rtx, made, no_progress, lambda trt: ["edge::MoE"])
+
+
+def test_plugins_keep_their_operators_and_nothing_else(sized: Checkpoint, tmp_path: Path) -> None:
+    model = onnx.load(order(sized, "nvfp4", DEVICE, tmp_path).onnx)
+    for plugins, domains in ((["edge::MoE"], {"", "edge"}), ([], {""}), (["edge::Other"], {""})):
+        ready = prepared(model, plugins)
+        assert {node.domain for node in ready.graph.node} == domains
+        assert not ready.functions
+        names = [node.name for node in ready.graph.node]
+        assert len(set(names)) == len(names)
+
+
+def test_progress_and_errors_come_from_the_other_process(
+    tensorrt_rtx: ModuleType, tmp_path: Path
+) -> None:
+    graph, steps = Graph(), list[tuple[int, int]]()
+    graph.output(graph.op("Relu", graph.input("x", np.float32, [4])), "y", np.float32, [4])
+    made = small_order(graph, tmp_path)
+    built = compile_isolated("tensorrt_rtx", made, lambda *step: steps.append(step))
+    assert built.n_bytes == made.plan.stat().st_size
+    assert steps[-1][0] == steps[-1][1] > 0
+    made.onnx.write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"small\.onnx: ended the process"):
+        compile_isolated("tensorrt_rtx", made, no_progress)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(["compile", *arguments]) == 78
+    (line,) = capsys.readouterr().err.splitlines()
+    return str(line)
+
+
+def test_a_machine_without_a_gpu_says_so(
+    bundle: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = str(bundle("single"))
+    if importlib.util.find_spec("tensorrt") is None:
+        assert "tensorrt: is not installed; install JetPack's" in fails(
+            capsys, path, "--target", "orin"
+        )
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 6))
+    monkeypatch.setattr(plans, "COMPILER", "json")
+    said = fails(capsys, path, "--target", "orin")
+    assert "--target orin: is sm 8.7, this GPU is sm 8.6; compile on the device" in said
+    said = fails(capsys, path, "--target", "this-gpu", "--check")
+    assert "--check --target this-gpu: has nothing to stand for it" in said
+
+
+def test_plans_are_put_into_the_bundle(
+    tensorrt_rtx: ModuleType,
+    bundle: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole way, with TensorRT-RTX in TensorRT's place and a fixed GPU in that of this one."""
+    import shutil
+
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("single"), path)
+    monkeypatch.setattr(plans, "COMPILER", "tensorrt_rtx")
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
+    compiled = plans.compile_isolated
+
+    def for_a_stand_in(module, order, progress, plugins):  # type: ignore[no-untyped-def]
+        made = Order(order.graph, order.onnx, order.plan, order.profiles, "SM86")
+        return compiled(module, made, progress, plugins)
+
+    monkeypatch.setattr(plans, "compile_isolated", for_a_stand_in)
+    for _ in range(2):  # a second time over the first
+        plans.compile_bundle(path, "orin", plans.Options(512), lambda *_: None)
+        opened = Bundle(path)
+        assert {f"{graph}.plan" for graph in ("vision", "audio", "decoder")} <= set(
+            opened.manifest.files
+        )
+        assert opened.manifest.target == "orin"
+        described = opened.manifest.plans
+        assert described is not None
+        assert (described.compute_capability, described.max_past_rows) == ("8.7", 512)
+        assert described.tensorrt == tensorrt_rtx.__version__
+        assert bundle_layout(path)
+    assert not [file for file in tmp_path.iterdir() if file.name != "bundle"]
+    (path / "decoder.plan").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"decoder\.plan: has 5 bytes"):
+        Bundle(path)
