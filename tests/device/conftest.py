@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_cuda import FakeDriver
 from fake_gpu import Machine, describe_plans, load
-from fake_tensorrt import write_plans
+from fake_tensorrt import use_real_graph, write_plans
 
 from edge.engines import tensorrt as engine_module
 from edge.engines.bundle import Bundle
@@ -22,7 +22,10 @@ MAX_ROWS = 640
 def compiled(
     bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """preset, type of the activations -> a bundle with plans; do not change it."""
+    """preset, type of the activations -> a bundle with plans; do not change it.
+
+    The type GRAPH is FLOAT, with the builder's graph in place of the reference operations.
+    """
     made: dict[tuple[str, str], Path] = {}
 
     def make(preset: str, kind: str = "FLOAT") -> Path:
@@ -30,7 +33,10 @@ def compiled(
             folder = tmp_path_factory.mktemp("compiled") / preset
             shutil.copytree(bundle(preset), folder)
             spec = Bundle(folder).manifest.spec
-            write_plans(folder, spec, kind, MAX_ROWS, MAX_PREFILL_TOKENS)
+            of_rows = "FLOAT" if kind == "GRAPH" else kind
+            write_plans(folder, spec, of_rows, MAX_ROWS, MAX_PREFILL_TOKENS)
+            if kind == "GRAPH":
+                use_real_graph(folder)
             describe_plans(folder)
             made[preset, kind] = folder
         return made[preset, kind]

@@ -18,9 +18,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnxruntime
 from fake_cuda import FakeDriver, Misuse
+from graphs.decoder_session import DecoderSession
 
+from build_engine.decoder_layout import bundle_layout
+from build_engine.graphs.decoder import REFERENCE, decoder_model
+from edge.engines.bundle import Bundle
 from edge.engines.plan import DTYPES
 from edge.engines.reference_ops import ReferenceOps
 from edge.engines.safetensors import SafetensorsFile
@@ -38,6 +43,7 @@ KIND_OF = {
     "bfloat16": "BF16",
     "float8_e4m3fn": "UINT8",
     "uint8": "UINT8",
+    "int32": "INT32",
 }
 BIG = 1 << 20
 
@@ -86,11 +92,14 @@ class FakeEngine:
         self.trt, self.plan = trt, plan
         self.num_io_tensors = len(plan["bindings"])
         self.num_optimization_profiles = len(plan["profiles"])
-        self.session: Any = None
-        if "onnx" in plan:
-            self.session = onnxruntime.InferenceSession(
-                plan["onnx"], providers=["CPUExecutionProvider"]
+        self.compute: Any = lambda values: _decode(plan, values)
+        if "encoder" in plan:
+            session = onnxruntime.InferenceSession(
+                plan["encoder"], providers=["CPUExecutionProvider"]
             )
+            self.compute = lambda values: {"embeddings": session.run(["embeddings"], values)[0]}
+        elif "decoder" in plan:
+            self.compute = DecoderSession(onnx.load(plan["decoder"]), {})
 
     def get_tensor_name(self, i: int) -> str:
         return list(self.plan["bindings"])[i]
@@ -224,12 +233,7 @@ class FakeContext:
         spans.append((self.scratch, self.scratch + SCRATCH_BYTES, False, "scratch"))
         _check_overlap(spans)
         self.driver.write(self.scratch, np.full(SCRATCH_BYTES, 0x5A, np.uint8))
-        session = self.engine.session
-        results = (
-            dict(zip(["embeddings"], session.run(["embeddings"], values), strict=True))
-            if session
-            else _decode(self.engine.plan, values)
-        )
+        results = self.engine.compute(values)
         for name, (is_input, kind, _) in bindings.items():
             if not is_input:
                 made = np.ascontiguousarray(results[name].astype(DTYPES[kind]))
@@ -311,14 +315,14 @@ def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tok
 
     profiles = [seen(1, 4096), seen(2, 1024)]
     plan: dict[str, Any] = {"bindings": bindings, "profiles": profiles}
-    _write(folder / "vision.plan", plan | {"onnx": str(folder / "vision.onnx")})
+    _write(folder / "vision.plan", plan | {"encoder": str(folder / "vision.onnx")})
     bindings = {
         "mel": (True, "FLOAT", [1, -1, audio.n_mels]),
         "embeddings": (False, "FLOAT", [1, -1, hidden]),
     }
     mel = [[1, 1, audio.n_mels], [1, 500, audio.n_mels], [1, 3000, audio.n_mels]]
     plan = {"bindings": bindings, "profiles": [{"mel": mel}]}
-    _write(folder / "audio.plan", plan | {"onnx": str(folder / "audio.onnx")})
+    _write(folder / "audio.plan", plan | {"encoder": str(folder / "audio.onnx")})
 
     kv = [-1, decoder.n_kv_heads, decoder.head_dim]
     ssm = [decoder.mamba_n_heads, decoder.mamba_head_dim, decoder.state_size]
@@ -348,6 +352,27 @@ def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tok
     spec_fields = msgspec.to_builtins(decoder)
     plan = {"bindings": bindings, "profiles": profiles, "weights": weights, "spec": spec_fields}
     _write(folder / "decoder.plan", plan)
+
+
+def use_real_graph(folder: Path) -> None:
+    """Let decoder.plan compute the builder's own graph, by its own inputs and outputs."""
+    spec = Bundle(folder, check_hashes=False).manifest.spec.decoder
+    model = decoder_model(spec, bundle_layout(folder), REFERENCE)
+    onnx.save(model, folder / "decoder.onnx")
+    plan = json.loads((folder / "decoder.plan").read_text())
+    bindings: dict[str, Any] = {}
+    for is_input, values in ((True, model.graph.input), (False, model.graph.output)):
+        for value in values:
+            kind = KIND_OF[
+                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+            ]
+            dims = value.type.tensor_type.shape.dim
+            shape = [-1 if dim.dim_param else dim.dim_value for dim in dims]
+            bindings[value.name] = (is_input, kind, shape)
+    _write(
+        folder / "decoder.plan",
+        plan | {"bindings": bindings, "decoder": str(folder / "decoder.onnx")},
+    )
 
 
 def _write(path: Path, plan: dict[str, Any]) -> None:

@@ -143,6 +143,23 @@ def test_float16_activations_stay_near(machine, engine, name):
     assert not np.abs(got - wanted).max() <= RELATIVE_TOLERANCE * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_builders_graph_on_the_engine_gives_the_cpu_engines_logits(machine, engine, name):
+    """Graph, engine and bundle agree on every name, shape and address."""
+    board, reference = machine(name, "GRAPH"), engine(name)
+    executor = board.engine
+    rows = rows_of(executor, 5, 300)
+    state, expected = executor.new_state(), reference.new_state()
+    for piece in np.split(rows, [7, 8, 270]):
+        assert_close(executor.prefill(state, piece), reference.prefill(expected, piece))
+    before = executor.snapshot(state)
+    first = [executor.decode(state, token) for token in (5, 9)]
+    executor.restore(state, before)
+    for token, logits in zip((5, 9), first, strict=True):
+        np.testing.assert_array_equal(executor.decode(state, token), logits)
+        assert_close(logits, reference.decode(expected, token))
+
+
 @law
 @given(seed=seed)
 def test_the_encoders_give_what_the_cpu_engines_give(machine, engine, seed):
