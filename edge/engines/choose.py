@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +63,11 @@ def open_tensorrt(bundle: Bundle, *, unverified: bool) -> TensorrtEngine:
     try:
         trt = _module("tensorrt", "Runtime", "install JetPack's")
         check_plans(path, plans, cuda.device(), trt.__version__, unverified=unverified)
+        if plans.plugins:  # registered before a plan that needs them is read
+            _module(plans.plugins, "load", "install what the plans were compiled with").load(trt)
     except BaseException:
         cuda.close()
         raise
-    if plans.plugins:
-        importlib.import_module(plans.plugins).load(trt)
     return TensorrtEngine(bundle, trt, cuda)
 
 
