@@ -49,6 +49,18 @@ def test_calls_come_in_this_order(board):
     assert calls(executor.encode_image, image, (4, 6))[1] == expected
 
 
+def test_what_was_returned_stays_as_it_is(board):
+    """The next call writes the same pinned memory."""
+    executor = board.engine
+    state, mels = executor.new_state(), executor.spec.audio.n_mels
+    given = [executor.decode(state, 1), executor.encode_audio(np.zeros((20, mels), np.float32))]
+    kept = [values.copy() for values in given]
+    executor.decode(state, 2)
+    executor.encode_audio(np.ones((20, mels), np.float32))
+    for values, expected in zip(given, kept, strict=True):
+        np.testing.assert_array_equal(values, expected)
+
+
 def test_nothing_is_allocated_after_the_start(board):
     executor = board.engine
     before = board.driver.n_allocations, board.trt.n_contexts_made
