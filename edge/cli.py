@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Perceive and answer until stopped (SIGTERM or Ctrl-C)."""
     # Only this command needs the runtime's packages; a client works without them.
     from edge import service
+    from edge.engines.choose import Choice
 
     logging.basicConfig(
         level=logging.WARNING if arguments.quiet else logging.INFO,
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     senses = service.open_senses(
         *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
     )
-    service.run(arguments.bundle, config, senses, arguments.record)
+    choice = Choice(arguments.engine, arguments.unverified)
+    service.run(arguments.bundle, config, senses, choice, arguments.record)
 
 
 def ask(arguments: argparse.Namespace) -> None:
@@ -161,6 +163,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--fps", type=float, help="frames a second to look at (perception.fps)")
     command.add_argument(
         "--listen", help="windows or utterances: what sound is cut into (perception.listen)"
+    )
+    command.add_argument(
+        "--engine",
+        choices=("cpu", "tensorrt"),
+        help="what executes it (default: tensorrt if the bundle holds plans, else cpu)",
+    )
+    command.add_argument(
+        "--unverified",
+        action="store_true",
+        help="also run plans that `build-engine verify` has not found right on this GPU",
     )
     command.add_argument("--quiet", action="store_true", help="log warnings only")
     command.add_argument(

@@ -3,6 +3,7 @@
     EdgeError
     ├── ConfigurationError   a setting is wrong                  refuse to start, exit 78
     ├── BundleError          a bundle cannot be trusted or used  refuse to start, exit 78
+    ├── DeviceError          the GPU or its driver is missing    refuse to start, exit 78
     ├── CheckpointError      a checkpoint cannot be built        stop the build, exit 65
     ├── MediaError           a recording cannot be played        refuse to start, exit 65
     ├── SocketError          the socket cannot be had or reached refuse to start, exit 73
@@ -42,6 +43,12 @@ class ConfigurationError(EdgeError):
 
 class BundleError(EdgeError):
     """A bundle is missing, damaged, too new, or made for something else."""
+
+    exit_code = 78
+
+
+class DeviceError(EdgeError):
+    """The GPU, its driver or its memory is not what the bundle needs."""
 
     exit_code = 78
 

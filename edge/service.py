@@ -19,7 +19,8 @@ from aiohttp import web
 from edge.clock import Clock, MonotonicClock
 from edge.config import Config, Perception
 from edge.engines.bundle import Bundle
-from edge.engines.cpu import CpuEngine
+from edge.engines.choose import Choice, opened
+from edge.engines.engine import AnyEngine
 from edge.errors import ConfigurationError
 from edge.features.evs import CausalPruner
 from edge.model.prompt import ChatTemplate
@@ -98,10 +99,17 @@ def open_senses(
     )
 
 
-def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None = None) -> None:
+def run(
+    bundle_path: Path,
+    config: Config,
+    senses: Senses,
+    choice: Choice,
+    record: Path | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
+        choice: of the engine.
         record: file to write the session to.
     Raises:
         EdgeError: the service cannot start, or its engine failed.
@@ -118,7 +126,8 @@ def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None =
                 clock = RecordedClock(clock)
                 recorder = stack.enter_context(Recorder(record, clock))
             bundle = Bundle(bundle_path)
-            loop = _session(bundle, config, senses, clock, recorder)
+            engine = stack.enter_context(opened(bundle, choice))
+            loop = _session(engine, bundle, config, senses, clock, recorder)
             own, model = bundle.manifest.spec.sampling, bundle.manifest.name
             app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
             log.info("event=ready socket=%s model=%s", path, model)
@@ -130,10 +139,15 @@ def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None =
 
 
 def _session(
-    bundle: Bundle, config: Config, senses: Senses, clock: Clock, recorder: Recorder | None
+    engine: AnyEngine,
+    bundle: Bundle,
+    config: Config,
+    senses: Senses,
+    clock: Clock,
+    recorder: Recorder | None,
 ) -> LiveLoop:
-    """Load the engine and wire the session."""
-    engine, prompt = _parts(bundle, config)
+    """Wire the session."""
+    prompt = _prompt(engine, bundle, config)
     start_ns, tokenizer = clock.now_ns(), prompt.tokenizer
     name = bundle.manifest.name
     if recorder is not None:
@@ -164,7 +178,7 @@ def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
         about: dict[str, Any], clock: ReplayedClock, observed: Observed
     ) -> tuple[LiveLoop, list[Sense[Any]]]:
         config = msgspec.convert(about["settings"], Config)
-        engine, prompt = _parts(bundle, config)
+        prompt = _prompt(engine, bundle, config)
         tokenizer, start_ns = prompt.tokenizer, about["start_ns"]
         microphones = dict.fromkeys(about["microphones"])
         cameras = dict.fromkeys(about["cameras"])
@@ -176,19 +190,18 @@ def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
         )
         return loop, senses
 
-    return replay(path, build)
+    with opened(bundle, Choice(unverified=True)) as engine:
+        yield from replay(path, build)
 
 
-def _parts(bundle: Bundle, config: Config) -> tuple[CpuEngine, LivePrompt]:
-    engine = CpuEngine(bundle)
-    engine.load_encoders()
+def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
     _check_room(config, engine.spec.decoder.max_tokens)
     template = ChatTemplate(bundle.path)
-    return engine, LivePrompt(Tokenizer(bundle.path), template, config.context.system)
+    return LivePrompt(Tokenizer(bundle.path), template, config.context.system)
 
 
 def _senses(
-    engine: CpuEngine,
+    engine: AnyEngine,
     tokenizer: Tokenizer,
     config: Config,
     clock: Clock,

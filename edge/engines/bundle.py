@@ -47,6 +47,8 @@ class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows of the K/V cache that the decoder can be given."""
     plugins: str | None
     """Module that registers the plugins that the decoder needs."""
+    verified: str | None = None
+    """The GPU on which `build-engine verify` found the plans right."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,7 +10,8 @@ from edge import _kernels
 from edge.engines import kernels
 from edge.engines.bundle import Bundle
 from edge.engines.cpu_ops import CpuOps, KernelWeights
-from edge.engines.encoders import CALL_IT_RIGHT, Encoders
+from edge.engines.encoder_inputs import CALL_IT_RIGHT
+from edge.engines.encoders import Encoders
 from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.engines.state import DecoderState
 from edge.engines.weights import DecoderWeights

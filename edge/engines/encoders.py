@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from edge.engines.engine import MAX_AUDIO_FRAMES
-from edge.errors import EngineError
-from edge.features.positions import interpolation_weights
+from edge.engines.encoder_inputs import Inputs, audio_inputs, image_inputs, tubelet_inputs
 from edge.model.spec import ModelSpec
 from edge.types import Float32
 
 VISION, AUDIO = NAMES = ("vision.onnx", "audio.onnx")
-CALL_IT_RIGHT = "this is a defect of the caller"
 
 
 class Encoders:
@@ -52,7 +46,7 @@ class Encoders:
             onnxruntime.InferenceSession, path, self._options, providers=providers
         )
 
-    def _run(self, name: str, inputs: dict[str, NDArray[Any]]) -> Float32:
+    def _run(self, name: str, inputs: Inputs) -> Float32:
         if name not in self._sessions:
             if self._frugal:
                 self._sessions.clear()
@@ -66,35 +60,12 @@ class Encoders:
         return self._spec
 
     def encode_image(self, patches: Float32, grid: tuple[int, int]) -> Float32:
-        n_features = patches.shape[-1]
-        padding = (self._spec.vision.tubelet_frames - 1) * n_features
-        padded = np.pad(patches, ((0, 0), (0, padding)))
-        embeddings: Float32 = self._see(padded[None], grid, embedder=0)[0]
+        embeddings: Float32 = self._run(VISION, image_inputs(self._spec.vision, patches, grid))[0]
         return embeddings
 
     def encode_tubelets(self, patches: Float32, grid: tuple[int, int]) -> Float32:
-        return self._see(patches, grid, embedder=1)
-
-    def _see(self, patches: Float32, grid: tuple[int, int], embedder: int) -> Float32:
-        vision = self._spec.vision
-        rows, columns = grid
-        n_features = vision.tubelet_frames * 3 * vision.patch_size**2
-        if patches.shape[1:] != (rows * columns, n_features) or rows % 2 or columns % 2:
-            raise EngineError(
-                "patches", f"have shape {patches.shape} for grid {grid}", CALL_IT_RIGHT
-            )
-        longest = max(grid)
-        inputs = {
-            "patches": np.ascontiguousarray(patches, np.float32),
-            "embedder": np.array([embedder], np.int32),
-            "row_weights": interpolation_weights(rows, longest, vision.position_grid),
-            "column_weights": interpolation_weights(columns, longest, vision.position_grid),
-        }
-        return self._run(VISION, inputs)
+        return self._run(VISION, tubelet_inputs(self._spec.vision, patches, grid))
 
     def encode_audio(self, mel: Float32) -> Float32:
-        if mel.shape[1:] != (self._spec.audio.n_mels,) or not 1 <= len(mel) <= MAX_AUDIO_FRAMES:
-            raise EngineError("mel", f"has shape {mel.shape}", CALL_IT_RIGHT)
-        inputs = {"mel": np.ascontiguousarray(mel, np.float32)[None]}
-        embeddings: Float32 = self._run(AUDIO, inputs)[0]
+        embeddings: Float32 = self._run(AUDIO, audio_inputs(self._spec.audio, mel))[0]
         return embeddings
