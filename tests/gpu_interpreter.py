@@ -34,7 +34,7 @@ class _Storage:
         """The memory is the same."""
 
 
-class _Tensor:
+class Tensor:
     """A numpy array as Triton's interpreter takes tensors, without torch."""
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -56,8 +56,8 @@ class _Tensor:
     def stride(self) -> tuple[int, ...]:
         return self._values.strides
 
-    def new_empty(self, size: int, device: str) -> _Tensor:
-        return _Tensor(self._values)
+    def new_empty(self, size: int, device: str) -> Tensor:
+        return Tensor(self._values)
 
     def set_(self, *storage: Any) -> None:
         """It is that storage already."""
@@ -113,5 +113,5 @@ def launch(
     known = {k: v for k, v in arguments.items() if isinstance(v, int)} | sizes
     grid = kernel.grid(known)
     module, function = kernel.function
-    given = {k: v if isinstance(v, int) else _Tensor(v) for k, v in arguments.items()}
+    given = {k: v if isinstance(v, int) else Tensor(v) for k, v in arguments.items()}
     getattr(modules[module], function)[grid](**given, **kernel.constants)

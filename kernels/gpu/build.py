@@ -10,15 +10,16 @@ import importlib
 import json
 import re
 import subprocess
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
-from gpu_kernels.launch import KERNELS, SCRATCH_ARGUMENTS, Kernel
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+
+from gpu_kernels.launch import KERNELS, SCRATCH_ARGUMENTS, Kernel
 
 BOARDS = {"orin": (87, 88), "thor": (110, 90)}
 """Compute capability, and the PTX version that its JetPack's driver takes, times ten."""
@@ -115,11 +116,46 @@ def write_kernels(folder: Path, board: str) -> dict[str, Resources]:
     return resources
 
 
+def inner_loop(cubin: bytes) -> int:
+    """Instructions of the longest loop that has no loop in it.
+
+    Of the machine code, by Triton's own disassembler: a loop is a jump to a label above it.
+    """
+    nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = subprocess.run(
+            [nvdisasm, "-c", file.name], capture_output=True, text=True, check=True
+        )
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    n = 0
+    for line in run.stdout.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = n
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*);", line):
+            n += 1
+            jump = re.search(r"BRA.*?(\.L_x_\d+)", instruction[1])
+            if jump and jump[1] in labels:
+                loops.append((labels[jump[1]], n))
+    inner = [
+        end - begin
+        for begin, end in loops
+        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in loops)
+    ]
+    return max(inner)
+
+
 def _ptxas(ptx: str, capability: int, target: str) -> str:
     """What ptxas says of registers and spills; Triton's own run of it keeps that to itself."""
     options = ["-v", "--regAllocOptLevel=2", f"--gpu-name={target}", "-", "-o", "/dev/null"]
     run = subprocess.run(
-        [get_ptxas(capability).path, *options], input=ptx, capture_output=True, text=True, check=False
+        [get_ptxas(capability).path, *options],
+        input=ptx,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if run.returncode:
         raise RuntimeError(f"ptxas refuses the PTX for {target}: {run.stderr}")

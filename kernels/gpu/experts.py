@@ -12,6 +12,7 @@ are trusted: an ID outside the stack reads outside it.
 
 import triton
 import triton.language as tl
+
 from gpu_kernels.weights import (
     NVFP4_ROWS_SCALE,
     NVFP4_TILE_SCALE,
@@ -23,17 +24,18 @@ from gpu_kernels.weights import (
 
 
 @triton.jit
-def _rows(codes, block_scale, scale, expert, x, row, n, k, FORMAT: tl.constexpr, BLOCK: tl.constexpr):
+def _rows(
+    codes, block_scale, scale, expert, x, row, n, k, FORMAT: tl.constexpr, BLOCK: tl.constexpr
+):
     """16 rows of one expert's product with a vector, in float32."""
     expert = expert.to(tl.int64)
+    codes += expert * (n // 8 * k)
     if FORMAT == "nvfp4":
-        y = nvfp4_rows(
-            codes + expert * (n * (k // 8)), block_scale + expert * (n * (k // 16)), x, row, k, BLOCK
-        )
+        block_scale += expert * (n * (k // 16))
+        y = nvfp4_rows(codes, block_scale, x, row, k, BLOCK)
         return y * (tl.load(scale + expert) * NVFP4_ROWS_SCALE)
-    return int4_rows(
-        codes + expert * (n // 8 * k), block_scale + expert * (n * (k // 128)), x, row, k, BLOCK
-    )
+    block_scale += expert * (n * (k // 128))
+    return int4_rows(codes, block_scale, x, row, k, BLOCK)
 
 
 @triton.jit

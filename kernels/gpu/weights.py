@@ -13,8 +13,8 @@ its high half. Their scales are [k / 16][16 rows] bytes.
 INT4: a byte holds one column of two rows, the even row in the low half; two's complement.
 
     code + 8 as the last bits of a float16 with the exponent of 1024 is 1032 more than the code:
-    one subtraction gives the exact integer. An integer-to-float conversion would run at a quarter of
-    the rate on both boards' multiprocessors.
+    one subtraction gives the exact integer. An integer-to-float conversion would run at a quarter
+    of the rate.
 
 What is left, the matrix's float32 scale and the powers of two above, is applied to float32 sums.
 """
