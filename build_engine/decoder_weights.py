@@ -30,6 +30,11 @@ class Packed:
     matrix: bool
     """Kept as the checkpoint has it, quantized or BF16; all else becomes float32."""
 
+    @property
+    def linear(self) -> bool:
+        """A recipe may quantize it: a matrix, and not the table of embeddings."""
+        return self.matrix and self.name != "embeddings"
+
     def layout(self, checkpoint: Checkpoint) -> Layout:
         """Name, dtype and shape of each tensor that holds it, without reading any.
 

@@ -84,11 +84,11 @@ def decoder_parts(spec: DecoderSpec, recipe: Recipe) -> tuple[Part, ...]:
 
 
 def _format_and_bits(packed: Packed, source: str, recipe: Recipe) -> tuple[str, float]:
-    """How a bundle keeps one of the sources of `packed`; recipes decide on blocks' linears only."""
+    """How a bundle keeps one of the sources of `packed`; recipes decide on linears only."""
     if not packed.matrix:
         return "fp32", 32
     module = source.removeprefix("language_model.").removesuffix(".weight")
-    chosen = recipe.format_of(module) if packed.name.startswith("layers.") else "bf16"
+    chosen = recipe.format_of(module) if packed.linear else "bf16"
     return chosen, BITS[chosen]
 
 

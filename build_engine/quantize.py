@@ -123,7 +123,7 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
 
 
 def _formats(job: Job) -> dict[str, Format]:
-    """Format of every linear of the blocks; sees on the way that the source can be used."""
+    """Format of every linear; sees on the way that the source can be used."""
     chosen: dict[str, Format] = {}
     for packed in packed_tensors(job.checkpoint.spec.decoder):
         for source in packed.sources:
@@ -136,8 +136,14 @@ def _formats(job: Job) -> dict[str, Format]:
                     "quantize the BF16 checkpoint, or bundle this one as it is",
                 )
             job.checkpoint.check(source, packed.source_shape)
-            if packed.matrix and packed.name.startswith("layers."):
+            if packed.linear:
                 chosen[module] = job.recipe.format_of(module.removeprefix("language_model."))
+            if packed.name == "head" and chosen[module] in CALIBRATED:
+                raise ConfigurationError(
+                    module,
+                    f"is to be {chosen[module]} by this recipe, and nothing calibrates its input",
+                    "give it bf16, or a format of weights only: w4a16 or int4",
+                )
         experts = {chosen.get(source.removesuffix(".weight")) for source in packed.sources}
         if len(experts) > 1:
             raise ConfigurationError(

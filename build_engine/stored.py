@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from build_engine.checkpoint import RESTORE, Checkpoint
 from build_engine.recipe import Format
-from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP
+from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP, interleave_codes, interleave_scales
 from edge.errors import CheckpointError
 
 Layout: TypeAlias = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
@@ -125,7 +125,7 @@ def stored_layout(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
 
 
 def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: str) -> NDArray[Any]:
-    """One of the tensors that `stored_layout` lists, checked.
+    """One of the tensors that `stored_layout` lists, checked, in a bundle's order of bytes.
 
     Raises:
         CheckpointError: it is missing, of another shape, holds a NaN, or is a scale that is not
@@ -135,6 +135,8 @@ def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: st
     dtype, part_shape = stored_layout(checkpoint, name, shape)[suffix]
     if suffix == "":
         values = checkpoint.finite(name, part_shape)
+        if format_of(checkpoint, module) in ("nvfp4", "w4a16"):
+            return interleave_codes(values)
         return values if values.dtype == dtype else values.astype(dtype)
     has_blocks = checkpoint.dtype(name) == UINT8
     sibling = {
@@ -147,4 +149,6 @@ def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: st
     lowest = scale.astype(np.float32).min()
     if not lowest > 0:
         raise CheckpointError(source, f"holds {lowest}, a scale must be above zero", RESTORE)
+    if suffix == ".block_scale" and dtype == E4M3:
+        return interleave_scales(scale)
     return scale if scale.dtype == dtype else scale.astype(dtype)

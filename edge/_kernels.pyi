@@ -24,6 +24,7 @@ def pack_nvfp4(
 ) -> None:
     """weight [n, k] -> codes [n, k / 2], block_scale [n, k / 16] (E4M3)."""
 
+def interleave_nvfp4(codes: NDArray[np.uint8], to: NDArray[np.uint8]) -> None: ...
 def unpack_nvfp4(
     codes: NDArray[np.uint8],
     block_scale: NDArray[np.uint8],

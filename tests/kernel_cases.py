@@ -41,7 +41,18 @@ def case(name: str, n: int, k: int, seed: int = 0, stack: tuple[int, ...] = ()) 
         return kernels.weight(packed, block_scale), dequantized("int4", packed, block_scale, None)
     packed = rng.integers(0, 256, (*stack, n, k // 2), np.uint8)
     scales = finite_codes(rng, (*stack, n, k // 16)).view(E4M3)
-    return kernels.weight(packed, scales, scale), dequantized("nvfp4", packed, scales, scale)
+    return nvfp4(packed, scales, scale), dequantized("nvfp4", packed, scales, scale)
+
+
+def nvfp4(codes: Any, block_scale: Any, scale: Any) -> _kernels.Weight:
+    """A weight, or a stack, given in a checkpoint's order."""
+    n, k = codes.shape[-2:]
+    codes = [formats.interleave_codes(c) for c in codes.reshape(-1, n, k)]
+    scales = [formats.interleave_scales(s) for s in block_scale.reshape(-1, n, k // 8)]
+    stack = block_scale.shape[:-2]
+    return kernels.weight(
+        np.stack(codes).reshape(*stack, n, k), np.stack(scales).reshape(*stack, n, k // 8), scale
+    )
 
 
 def finite_codes(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -79,10 +90,16 @@ def quantized_bound(x: NDArray[Any], w: NDArray[np.float64]) -> NDArray[np.float
     k = x.shape[-1]
     padded = np.zeros((len(x), -(-k // 16) * 16))
     padded[:, :k] = np.abs(x)
-    step = padded.reshape(len(x), -1, 16).max(-1) / 127
+    step = padded.reshape(len(x), -(-k // 16), 16).max(-1) / 127
     half = np.repeat(step / 2, 16, axis=1)[:, :k] + 2.0**-100
     # The quotient x * (127 / amax) is rounded too, so a tie may fall to either side.
     return (1 + 2.0**-14) * half @ np.abs(w).T + float_bound(x, w)
+
+
+def bound_of(name: str, n_rows: int, *, exact: bool) -> Any:
+    """The bound that holds for so many rows of activations with weights of format `name`."""
+    codes = not exact and (name == "nvfp4" or (name == "int4" and n_rows == 1))
+    return quantized_bound if codes else float_bound
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from edge.engines.safetensors import SafetensorsFile
 from edge.errors import BundleError
 from edge.model.spec import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 DECODER_WEIGHTS = "decoder.safetensors"
 SELF_CHECK = "selfcheck.npz"

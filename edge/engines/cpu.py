@@ -23,7 +23,7 @@ from edge.types import Float32, Int32
 
 @dataclass(frozen=True, slots=True)
 class CpuSnapshot:
-    """The recurrent part, copied, and the length of the K/V cache, whose rows stay in place."""
+    """The recurrent part and the length of the K/V cache, whose rows stay in place."""
 
     n_tokens: int
     conv: dict[int, Float32]
@@ -102,9 +102,11 @@ class CpuEngine:
         return self.prefill(state, self.embed(np.array([token], np.int32)))
 
     def snapshot(self, state: DecoderState) -> CpuSnapshot:
-        # The operations replace a layer's arrays and never write into them, so the old ones stay.
+        # Whoever advances a shared array next replaces it, so the snapshot's own stays.
+        state.shared = set(state.ssm)
         return CpuSnapshot(state.n_tokens, dict(state.conv), dict(state.ssm))
 
     def restore(self, state: DecoderState, snapshot: CpuSnapshot) -> None:
         state.n_tokens = snapshot.n_tokens
         state.conv, state.ssm = dict(snapshot.conv), dict(snapshot.ssm)
+        state.shared = set(state.ssm)

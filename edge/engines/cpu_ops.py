@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,8 @@ class CpuOps:
         return np.square(np.maximum(x, 0))
 
     def split(self, x: Float32, sizes: Sequence[int]) -> Sequence[Float32]:
-        return np.split(x, np.cumsum(sizes)[:-1], axis=-1)
+        ends = list(itertools.accumulate(sizes))
+        return [x[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def last_row(self, x: Float32) -> Float32:
         return x[-1:]
@@ -78,9 +80,12 @@ class CpuOps:
         dt_bias, a_log, d = (
             self.weights.vector(f"layers.{layer}.{name}") for name in ("dt_bias", "A_log", "D")
         )
-        y, self.state.ssm[layer] = kernels.state_space(
-            x, b, c, dt, (dt_bias, a_log, d), self.spec.n_groups, self.state.ssm[layer]
+        state, heads = self.state, (dt_bias, a_log, d)
+        y, state.ssm[layer] = kernels.state_space(
+            *(x, b, c, dt, heads, self.spec.n_groups, state.ssm[layer]),
+            in_place=layer not in state.shared,
         )
+        state.shared.discard(layer)
         return y
 
     def gated_rms_norm(self, y: Float32, gate: Float32, weight: str) -> Float32:

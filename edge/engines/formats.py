@@ -7,6 +7,9 @@ checkpoints, and packing gives the very bytes of its exporter on a CPU:
     FP8     W[i, j] = E4M3(codes) * scale
     INT4    W[i, j] = int4(codes) * block_scale[i, j / 128]           weight-only and AWQ
 
+A bundle interleaves the bytes of NVFP4 weights, so that kernels read sixteen rows side by side:
+`interleave_nvfp4`.
+
 One exception: where ModelOpt's scale of a whole tensor is zero (all weights zero, or below about
 1e-42), it divides by zero and writes NaN. Here that scale is 1 and the weights read back as zero.
 
@@ -28,6 +31,8 @@ from edge.errors import CheckpointError
 
 NVFP4_GROUP = 16
 """Columns that share a block scale."""
+NVFP4_TILE = 16
+"""Rows whose bytes a bundle interleaves."""
 INT4_BLOCK = 128
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
@@ -109,6 +114,48 @@ def unpack_nvfp4(weight: Nvfp4, *, n_threads: int = 0) -> NDArray[np.float32]:
     block_scale = np.ascontiguousarray(weight.block_scale).view(np.uint8)
     _kernels.unpack_nvfp4(codes, block_scale, float(weight.scale), values, n_threads)
     return values
+
+
+def interleave_nvfp4(weight: Nvfp4) -> Nvfp4:
+    """The same weight in a bundle's order: bytes change places within each tile of 16 rows.
+
+    Of a tile of r rows (the last has n % 16 if that is not 0) the codes lie as [group of 16
+    columns] [half: 2] [row: r] [4]; a byte holds column 8 * half + c of its group in the low half
+    and column 8 * half + 4 + c in the high one. The block scales lie as [group] [row: r]. Shapes
+    stay.
+    """
+    codes, scales = interleave_codes(weight.codes), interleave_scales(weight.block_scale)
+    return Nvfp4(codes, scales, weight.scale)
+
+
+def interleave_codes(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes [n, k / 2] of an NVFP4 weight in a bundle's order."""
+    to = np.empty_like(codes, order="C")
+    _kernels.interleave_nvfp4(np.ascontiguousarray(codes), to)
+    return to
+
+
+def interleave_scales(block_scale: NDArray[Any]) -> NDArray[Any]:
+    """Block scales [n, k / 16] of an NVFP4 weight in a bundle's order."""
+    tiles = [np.ascontiguousarray(tile.T).reshape(tile.shape) for tile in _tiles(block_scale)]
+    return np.concatenate(tiles)
+
+
+def deinterleave_nvfp4(weight: Nvfp4) -> Nvfp4:
+    """What `interleave_nvfp4` was given."""
+    codes, scales = [], []
+    for tile in _tiles(weight.codes):
+        r, groups = len(tile), tile.shape[1] // (NVFP4_GROUP // 2)
+        nibbles = np.stack([tile & 15, tile >> 4]).reshape(2, groups, 2, r, 4)
+        columns = nibbles.transpose(3, 1, 2, 0, 4).reshape(r, -1, 2)
+        codes.append(columns[..., 0] | columns[..., 1] << 4)
+    for tile in _tiles(weight.block_scale):
+        scales.append(np.ascontiguousarray(tile.reshape(tile.shape[::-1]).T))
+    return Nvfp4(np.concatenate(codes), np.concatenate(scales), weight.scale)
+
+
+def _tiles(rows: NDArray[Any]) -> list[NDArray[Any]]:
+    return [rows[i : i + NVFP4_TILE] for i in range(0, len(rows), NVFP4_TILE)]
 
 
 def pack_fp8(weight: NDArray[Any], *, name: str = "weight", n_threads: int = 0) -> Fp8:

@@ -1,8 +1,8 @@
 """The native kernels, with shapes and dtypes: what `_kernels` computes, as functions of arrays.
 
 Rows are float32 and may lie apart (a part of wider rows is taken as it is); a weight is taken in
-the layout that a bundle maps, without a copy. `exact` keeps activations in float32; without it a
-single row meets NVFP4 and INT4 weights as 8-bit codes, one scale for 16 of them.
+the layout that a bundle maps, without a copy. `exact` keeps activations in float32; without it all
+rows meet NVFP4 weights, and a single one INT4 weights, as 8-bit codes, one scale for 16 of them.
 
 Threads and the instruction set belong to the process: `_kernels.set_threads` and
 `_kernels.use_instruction_set`, or EDGE_KERNELS=portable in the environment.
@@ -44,7 +44,8 @@ def weight(
     """A weight, or a stack of weights of one shape, over arrays that it keeps and never copies.
 
     Args:
-        values: [..., n, k] float32, bfloat16 or float8_e4m3fn, or codes as `formats` packs them.
+        values: [..., n, k] float32, bfloat16 or float8_e4m3fn, or codes as `formats` packs them,
+            NVFP4 interleaved.
         block_scale: NVFP4 [..., n, k / 16] float8_e4m3fn, INT4 [..., n, k / 128] float32.
         scale: [...] float32, of NVFP4 and FP8.
     """
@@ -137,6 +138,8 @@ def state_space(
     heads: tuple[Float32, Float32, Float32],
     n_groups: int,
     state: Float32,
+    *,
+    in_place: bool = False,
 ) -> tuple[Float32, Float32]:
     """S_t = exp(dt A) S + dt x B^T, y = S C + D x, with dt = softplus(dt + bias), A = -exp(A_log).
 
@@ -145,12 +148,15 @@ def state_space(
         b, c: [rows, groups * state size]; neighbouring heads share a group.
         dt: [rows, heads], before bias and softplus.
         heads: bias of dt, A_log and D, each [heads].
-        state: [heads, head dim, state size]; it is not written to.
+        state: [heads, head dim, state size].
+        in_place: write the state after the last row over it, which is half the traffic; otherwise
+            it is not written to.
 
     Returns:
         y as x, and the state after the last row.
     """
-    y, after = np.empty(x.shape, np.float32), np.empty(state.shape, np.float32)
+    y = np.empty(x.shape, np.float32)
+    after = state if in_place else np.empty(state.shape, np.float32)
     _kernels.state_space(x, b, c, dt, *heads, n_groups, state, y, after)
     return y, after
 

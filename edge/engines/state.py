@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class DecoderState:
     """By Mamba2 layer, [conv_kernel - 1, conv_dim]: the last inputs of the convolution."""
     ssm: dict[int, Float32]
     """By Mamba2 layer, [heads, head dim, state size]."""
+    shared: set[int] = field(default_factory=set)
+    """Mamba2 layers whose array in `ssm` a snapshot holds too: it must not be written to."""
 
     @staticmethod
     def empty(spec: DecoderSpec) -> DecoderState:

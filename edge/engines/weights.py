@@ -1,8 +1,8 @@
 """The decoder's weights as a bundle holds them; a quantized one is dequantized when asked for.
 
 A weight NAME is stored as float32 or bfloat16, or as codes with its scales beside it:
-FP8 as NAME and NAME.scale; NVFP4 as NAME, NAME.block_scale and NAME.scale; INT4 as NAME and
-NAME.block_scale. Routed experts are stacked along a first dimension, scales likewise.
+FP8 as NAME and NAME.scale; NVFP4 as NAME, NAME.block_scale and NAME.scale, interleaved; INT4 as
+NAME and NAME.block_scale. Routed experts are stacked along a first dimension, scales likewise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.engines.formats import Fp8, Int4, Nvfp4, unpack_fp8, unpack_int4, unpack_nvfp4
+from edge.engines.formats import (
+    Fp8,
+    Int4,
+    Nvfp4,
+    deinterleave_nvfp4,
+    unpack_fp8,
+    unpack_int4,
+    unpack_nvfp4,
+)
 from edge.types import Float32, Int32
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -63,7 +71,8 @@ class DecoderWeights:
             return unpack_fp8(Fp8(values, self._stored[f"{name}.scale"][index]))
         block_scale = self._stored[f"{name}.block_scale"][index]
         if block_scale.dtype == E4M3:
-            return unpack_nvfp4(Nvfp4(values, block_scale, self._stored[f"{name}.scale"][index]))
+            scale = self._stored[f"{name}.scale"][index]
+            return unpack_nvfp4(deinterleave_nvfp4(Nvfp4(values, block_scale, scale)))
         return unpack_int4(Int4(values, block_scale))
 
 

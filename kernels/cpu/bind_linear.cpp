@@ -69,7 +69,7 @@ static void experts_(const Weight &up, const Weight &down, RowsArray x, Ids ids,
     require(ids.shape(0) == from.n && shares.n == from.n, "ids and weights are not [rows, slots]");
     require(shares.width == n_slots && (shares.step == n_slots || from.n < 2),
             "weights are not as ids");
-    require(0 < n_slots && n_slots <= MAX_QUANTIZED, "a row takes no expert, or more than 64");
+    require(0 < n_slots && n_slots <= MAX_SLOTS, "a row takes no expert, or more than 64");
     for (size_t i = 0; i < ids.size(); i++)
         require(0 <= ids.data()[i] && size_t(ids.data()[i]) < up.stack.n_matrices,
                 "ids name an expert that does not exist");

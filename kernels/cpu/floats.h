@@ -71,3 +71,6 @@ struct E4m3Values {
     }
 };
 inline constexpr E4m3Values E4M3_VALUES;
+
+// By E2M1 code.
+inline constexpr int8_t TWICE_E2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};

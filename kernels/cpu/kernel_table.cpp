@@ -2,17 +2,31 @@
 
 #include <atomic>
 
-const KernelTable *const *runnable_kernels() {
+namespace {
+
+struct Runnable {
+    const KernelTable *tables[5] = {};
+    Runnable() {
+        const KernelTable **next = tables;
 #if defined(__x86_64__)
-    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                             __builtin_cpu_supports("f16c");
-    static const KernelTable *const all[] = {&AVX_VNNI_KERNELS, &AVX2_KERNELS, &PORTABLE_KERNELS,
-                                             nullptr};
-    return !avx2 ? all + 2 : __builtin_cpu_supports("avxvnni") ? all : all + 1;
-#else
-    static const KernelTable *const all[] = {&PORTABLE_KERNELS, nullptr};
-    return all;
+        bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+        bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+        if (avx2 && avx512) *next++ = &AVX512_KERNELS;
+        if (avx2 && __builtin_cpu_supports("avxvnni")) *next++ = &AVX_VNNI_KERNELS;
+        if (avx2) *next++ = &AVX2_KERNELS;
 #endif
+        *next = &PORTABLE_KERNELS;
+    }
+};
+
+}  // namespace
+
+const KernelTable *const *runnable_kernels() {
+    static const Runnable runnable;
+    return runnable.tables;
 }
 
 static std::atomic<const KernelTable *> chosen{nullptr};

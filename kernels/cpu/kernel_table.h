@@ -15,9 +15,16 @@ struct KernelTable {
 
     // Linears. y[i] = W[i] . x for rows first..last, weights as they are dequantized.
     void (*gemv)(const Matrix &w, size_t first, size_t last, const float *x, float *y);
-    // The same with a quantized x; NVFP4 and INT4.
-    void (*gemv_quantized)(const Matrix &w, size_t first, size_t last, const Quantized &x, float *y);
-    void (*quantize)(Format format, const float *x, size_t k, const Quantized &to);
+    // The same in integers: INT4 with a row in 8 bits,
+    void (*gemv_int4)(const Matrix &w, size_t first, size_t last, const QuantizedRow &x, float *y);
+    void (*quantize_int4)(const float *x, size_t k, const QuantizedRow &to);
+    // and NVFP4 with up to panel_rows of them, group by group: group g of row i is x[g * n_x + i].
+    // y[i * step + row - first]; `first` begins a tile, `last` ends one.
+    void (*product_nvfp4)(const Matrix &w, size_t first, size_t last, const QuantizedGroup *x,
+                          size_t n_x, float *y, size_t step);
+    // A row of activations to to[0], to[step], ...; k is a multiple of 16.
+    void (*quantize_nvfp4)(const float *x, size_t k, QuantizedGroup *to, size_t step);
+    size_t panel_rows;
     // W[first + i, column + j] -> to[i * width + j]; column and width multiples of 128, or the end.
     void (*unpack)(const Matrix &w, size_t first, size_t last, size_t column, size_t width,
                    float *to);
@@ -52,4 +59,4 @@ const KernelTable &kernels();
 const KernelTable *const *runnable_kernels();
 void use_kernels(const KernelTable &table);
 
-extern const KernelTable AVX_VNNI_KERNELS, AVX2_KERNELS, PORTABLE_KERNELS;
+extern const KernelTable AVX512_KERNELS, AVX_VNNI_KERNELS, AVX2_KERNELS, PORTABLE_KERNELS;

@@ -30,23 +30,36 @@ struct Stack {
     }
 };
 
-// y = x @ W^T. `exact` keeps the activations in float32; otherwise a single row meets NVFP4 and INT4
-// weights as 8-bit codes, which reads them at the memory's speed.
+// y = x @ W^T. `exact` keeps the activations in float32; otherwise all rows meet NVFP4 weights and a
+// single one INT4 weights as 8-bit codes.
 void linear(const Matrix &w, Rows x, MutableRows y, bool exact);
 
 // y[i] = sum over slots of weights[i, slot] * down[e](relu(up[e](x[i]))^2), e = ids[i, slot].
 void experts(const Stack &up, const Stack &down, Rows x, const int32_t *ids, const float *weights,
              size_t n_slots, MutableRows y, bool exact);
 
-// x in 8 bits for weights of this format, in memory that the calling thread reuses for each `slot`.
-constexpr size_t MAX_QUANTIZED = 64;
-Quantized quantized(Format format, const float *x, size_t k, size_t slot);
-inline bool takes_quantized(Format format) {
-    return format == Format::NVFP4 || format == Format::INT4;
-}
+// Rows of activations in 8 bits as NVFP4 products take them: in panels of panel_rows, the last with
+// what is left, each group by group.
+struct Panels {
+    QuantizedGroup *data;  // room for n * n_groups
+    size_t n, n_groups;
 
-// Rows of a matrix that one piece of work takes: enough to outweigh handing it out.
-size_t rows_per_piece(const Matrix &w);
+    size_t count() const { return (n + kernels().panel_rows - 1) / kernels().panel_rows; }
+    size_t first(size_t panel) const { return panel * kernels().panel_rows; }
+    size_t rows(size_t panel) const { return std::min(kernels().panel_rows, n - first(panel)); }
+    void set_row(size_t i, const float *x) const;
+    // Columns first .. last of x @ W^T, into y [n, last - first].
+    void product(const Matrix &w, size_t first, size_t last, MutableRows y) const;
+};
+
+constexpr size_t MAX_SLOTS = 64;  // experts of a row
+
+// x for INT4 weights, in memory that the calling thread reuses for each `slot`.
+QuantizedRow quantized_row(const float *x, size_t k, size_t slot);
+
+// Rows of a matrix that one piece of work takes: enough to outweigh handing it out, and whole tiles.
+// `share`: as many matrices are read for each row.
+size_t rows_per_piece(const Matrix &w, size_t share = 1);
 
 // Rows of activations as a product reads them: blocks of 512 columns, a block's rows one behind the
 // other and aligned, so that neighbouring rows share pages and no load crosses a cache line.

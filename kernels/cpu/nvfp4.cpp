@@ -1,6 +1,7 @@
 // NVFP4: E2M1 codes, an E4M3 scale for every 16 along a row, one float32 scale for the tensor.
 // Every operation is float32 in ModelOpt's order, so that the bytes are the same.
 #include "kernels.h"
+#include "weight.h"
 
 constexpr size_t GROUP = 16;
 
@@ -42,6 +43,26 @@ MULTIVERSION static void unpack(
             weight[2 * i + 1] = VALUES[codes[i] >> 4] * step;
         }
     }
+}
+
+// The bytes of a tile of rows in a bundle's order: see weight.h.
+static void interleave(const uint8_t *codes, size_t rows, size_t k, uint8_t *to) {
+    auto code = [=](size_t row, size_t column) {
+        return codes[row * k / 2 + column / 2] >> 4 * (column % 2) & 15;
+    };
+    for (size_t half = 0; half < k; half += GROUP / 2)
+        for (size_t row = 0; row < rows; row++)
+            for (size_t column = half; column < half + 4; column++)
+                *to++ = static_cast<uint8_t>(code(row, column) | code(row, column + 4) << 4);
+}
+
+static void interleave_nvfp4(Input<uint8_t> codes, Output<uint8_t> to) {
+    size_t n = codes.shape(0), k = 2 * codes.shape(1);
+    require(k % GROUP == 0, "the columns are not a multiple of 16");
+    require_shape(to, n, k / 2, "to is not as codes");
+    for (size_t row = 0; row < n; row += NVFP4_TILE)
+        interleave(codes.data() + row * k / 2, std::min(NVFP4_TILE, n - row), k,
+                   to.data() + row * k / 2);
 }
 
 template <class Weight, class Bytes>
@@ -88,4 +109,6 @@ void bind_nvfp4(nb::module_ &module) {
     module.def("unpack_nvfp4", unpack_nvfp4, nb::arg("codes").noconvert(),
                nb::arg("block_scale").noconvert(), nb::arg("scale_2"),
                nb::arg("weight").noconvert(), nb::arg("n_threads"));
+    module.def("interleave_nvfp4", interleave_nvfp4, nb::arg("codes").noconvert(),
+               nb::arg("to").noconvert());
 }

@@ -1,4 +1,4 @@
-// Linears over F32x8: how each format's bytes become 16 weights, and what is done with them.
+// Linears over F32: how each format's bytes become 16 weights, and what is done with them.
 
 // 16 weights of one row at a time: W[j .. j + 16] = raw * FACTOR * step(j). `at` is one weight.
 template <Format>
@@ -9,9 +9,10 @@ struct Row<Format::FLOAT32> {
     static constexpr float FACTOR = 1;
     const uint8_t *values;
     Row(const Matrix &w, size_t i) : values(w.values + 4 * i * w.k) {}
-    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
-        std::memcpy(&low, values + 4 * j, sizeof low);
-        std::memcpy(&high, values + 4 * j + 32, sizeof high);
+    INLINE Sixteen raw(size_t j) const {
+        Sixteen w;
+        std::memcpy(&w, values + 4 * j, sizeof w);
+        return w;
     }
     INLINE float step(size_t) const { return 1; }
     INLINE float at(size_t j) const {
@@ -26,9 +27,10 @@ struct Row<Format::BFLOAT16> {
     static constexpr float FACTOR = 1;
     const uint8_t *values;
     Row(const Matrix &w, size_t i) : values(w.values + 2 * i * w.k) {}
-    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
-        low = load_bfloat16(values + 2 * j);
-        high = load_bfloat16(values + 2 * j + 16);
+    INLINE Sixteen raw(size_t j) const {
+        Sixteen w;
+        for (size_t p = 0; p < PARTS; p++) w.part[p] = load_bfloat16(values + 2 * (j + LANES * p));
+        return w;
     }
     INLINE float step(size_t) const { return 1; }
     INLINE float at(size_t j) const {
@@ -44,7 +46,7 @@ struct Row<Format::FP8> {
     const uint8_t *values;
     float scale;
     Row(const Matrix &w, size_t i) : values(w.values + i * w.k), scale(w.scale) {}
-    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const { load_e4m3(values + j, low, high); }
+    INLINE Sixteen raw(size_t j) const { return load_e4m3(values + j); }
     INLINE float step(size_t) const { return scale; }
     INLINE float at(size_t j) const { return float_of_e4m3(values[j]) * scale; }
 };
@@ -58,9 +60,7 @@ struct Row<Format::INT4> {
         : values(w.values + i / 2 * w.k),
           scales(w.block_scale + i * (w.k / INT4_BLOCK) * 4),
           shift(i % 2 * 4) {}
-    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
-        load_int4(values + j, shift, low, high);
-    }
+    INLINE Sixteen raw(size_t j) const { return load_int4(values + j, shift); }
     INLINE float step(size_t j) const {
         float x;
         std::memcpy(&x, scales + j / INT4_BLOCK * 4, sizeof x);
@@ -72,34 +72,35 @@ struct Row<Format::INT4> {
 template <>
 struct Row<Format::NVFP4> {
     static constexpr float FACTOR = 0.5f;
+    size_t rows;  // of the tile
     const uint8_t *values, *scales;
     float scale;
-    Row(const Matrix &w, size_t i)
-        : values(w.values + i * (w.k / 2)),
-          scales(w.block_scale + i * (w.k / NVFP4_GROUP)),
-          scale(w.scale) {}
-    INLINE void raw(size_t j, F32x8 &low, F32x8 &high) const {
-        load_e2m1(values + j / 2, low, high);
+    Row(const Matrix &w, size_t i) : scale(w.scale) {
+        size_t tile = i / NVFP4_TILE * NVFP4_TILE;
+        rows = w.n - tile < NVFP4_TILE ? w.n - tile : NVFP4_TILE;
+        values = w.values + tile * (w.k / 2) + 4 * (i - tile);
+        scales = w.block_scale + tile * (w.k / NVFP4_GROUP) + (i - tile);
     }
-    INLINE float step(size_t j) const { return E4M3_VALUES.of[scales[j / NVFP4_GROUP]] * scale; }
+    INLINE Sixteen raw(size_t j) const {
+        const uint8_t *half = values + j / NVFP4_GROUP * 8 * rows;
+        return load_e2m1(half, half + 4 * rows);
+    }
+    INLINE float step(size_t j) const {
+        return E4M3_VALUES.of[scales[j / NVFP4_GROUP * rows]] * scale;
+    }
     INLINE float at(size_t) const { return 0; }  // no row ends within 16
 };
 
-// FP8 without the check of each code for NaN and with the factor left for the end.
-INLINE F32x8 dot16_fp8(const uint8_t *values, const float *x, F32x8 sum) {
-    F32x8 low, high;
-    load_finite_e4m3(values, low, high);
-    return fma(high, load(x + 8), fma(low, load(x), sum));
+INLINE F32 dot(const Sixteen &w, const float *x, F32 sum) {
+    for (size_t p = 0; p < PARTS; p++) sum = fma(w.part[p], load(x + LANES * p), sum);
+    return sum;
 }
 
 template <Format F>
-INLINE F32x8 dot16(const Row<F> &row, size_t j, const float *x, F32x8 sum) {
-    F32x8 low, high;
-    row.raw(j, low, high);
+INLINE F32 dot16(const Row<F> &row, size_t j, const float *x, F32 sum) {
     constexpr bool scaled = F == Format::NVFP4 || F == Format::INT4;
-    if constexpr (scaled)
-        return fma(fma(high, load(x + j + 8), low * load(x + j)), splat(row.step(j)), sum);
-    return fma(high, load(x + j + 8), fma(low, load(x + j), sum));
+    if constexpr (scaled) return fma(dot(row.raw(j), x + j, zero()), splat(row.step(j)), sum);
+    return dot(row.raw(j), x + j, sum);
 }
 
 // Bytes; the processor itself does not fetch beyond a page.
@@ -109,7 +110,7 @@ template <Format F>
 void gemv_rows(const Matrix &w, size_t first, size_t last, const float *x, float *y) {
     for (size_t i = first; i < last; i++) {
         Row<F> row(w, i);
-        F32x8 s[4] = {zero(), zero(), zero(), zero()};
+        F32 s[4] = {zero(), zero(), zero(), zero()};
         [[maybe_unused]] NanWatch nan;
         size_t j = 0;
         for (; j + 64 <= w.k; j += 64) {
@@ -117,15 +118,13 @@ void gemv_rows(const Matrix &w, size_t first, size_t last, const float *x, float
                 prefetch(row.values + value_bytes(F, j) + line + AHEAD);
             if constexpr (F == Format::FP8) {
                 nan.see(row.values + j);
-                nan.see(row.values + j + 32);
-                for (size_t t = 0; t < 4; t++)
-                    s[t] = dot16_fp8(row.values + j + 16 * t, x + j + 16 * t, s[t]);
+                dot64_e4m3(row.values + j, x + j, s);
             } else {
                 for (size_t t = 0; t < 4; t++) s[t] = dot16<F>(row, j + 16 * t, x, s[t]);
             }
         }
         float total = sum((s[0] + s[1]) + (s[2] + s[3]));
-        if constexpr (F == Format::FP8) total = nan.seen() ? NAN : total * 0x1p8f;
+        if constexpr (F == Format::FP8) total = nan.seen() ? NAN : total * DOT_E4M3_FACTOR;
         s[0] = zero();
         for (; j + 16 <= w.k; j += 16) s[0] = dot16<F>(row, j, x, s[0]);
         total = (total + sum(s[0])) * Row<F>::FACTOR;
@@ -142,10 +141,10 @@ void unpack_rows(const Matrix &w, size_t first, size_t last, size_t column, size
         Row<F> row(w, i);
         size_t j = 0;
         for (; j + 16 <= width; j += 16) {
-            F32x8 low, high, step = splat(row.step(column + j));
-            row.raw(column + j, low, high);
-            store(to + j, low * splat(Row<F>::FACTOR) * step);
-            store(to + j + 8, high * splat(Row<F>::FACTOR) * step);
+            Sixteen weights = row.raw(column + j);
+            F32 step = splat(row.step(column + j));
+            for (size_t p = 0; p < PARTS; p++)
+                store(to + j + LANES * p, weights.part[p] * splat(Row<F>::FACTOR) * step);
         }
         for (; j < width; j++) to[j] = row.at(column + j);
     }

@@ -1,4 +1,4 @@
-// Matrix products over F32x8. All operands are float32 and near: a caller blocks for the caches.
+// Matrix products over F32. All operands are float32 and near: a caller blocks for the caches.
 
 // c[i, j] += sum over the last few t.
 __attribute__((noinline)) void rest(const float *a, size_t lda, size_t n_a, const float *b,
@@ -14,17 +14,17 @@ template <size_t NA, size_t NB, bool FETCH = false>
 INLINE void tile(const float *a, size_t lda, const float *b, size_t ldb, size_t k, float *c,
                  size_t ldc, bool add) {
     static_assert(NB == 4 || NB == 1, "sums come four at a time or alone");
-    F32x8 s[NA][NB];
+    F32 s[NA][NB];
     for (size_t i = 0; i < NA; i++)
         for (size_t j = 0; j < NB; j++) s[i][j] = zero();
-    size_t whole = k / 8 * 8;
-    for (size_t t = 0; t < whole; t += 8) {
-        F32x8 x[NA];
+    size_t whole = k / LANES * LANES;
+    for (size_t t = 0; t < whole; t += LANES) {
+        F32 x[NA];
         for (size_t i = 0; i < NA; i++) x[i] = load(a + i * lda + t);
         if constexpr (FETCH)
             for (size_t i = 0; i < NA; i++) prefetch(a + (NA + i) * lda + t);
         for (size_t j = 0; j < NB; j++) {
-            F32x8 w = load(b + j * ldb + t);
+            F32 w = load(b + j * ldb + t);
             for (size_t i = 0; i < NA; i++) s[i][j] = fma(x[i], w, s[i][j]);
         }
     }
@@ -46,39 +46,46 @@ void tiles(const float *a, size_t lda, const float *b, size_t ldb, size_t n_b, s
     for (; j < n_b; j++) tile<NA, 1>(a, lda, b + j * ldb, ldb, k, c + j, ldc, add);
 }
 
+// As many rows of a as sums have registers for; what is left over goes by one size less each time.
+template <size_t NA>
+void row_tiles(const float *a, size_t lda, size_t n_a, const float *b, size_t ldb, size_t n_b,
+               size_t k, float *c, size_t ldc, bool add) {
+    size_t i = 0;
+    for (; i + NA <= n_a; i += NA) tiles<NA>(a + i * lda, lda, b, ldb, n_b, k, c + i * ldc, ldc, add);
+    if constexpr (NA > 1)
+        if (i < n_a) row_tiles<NA - 1>(a + i * lda, lda, n_a - i, b, ldb, n_b, k, c + i * ldc, ldc, add);
+}
+
 void gemm(const float *a, size_t lda, size_t n_a, const float *b, size_t ldb, size_t n_b, size_t k,
           float *c, size_t ldc, bool add) {
-    size_t i = 0;
-    for (; i + 3 <= n_a; i += 3) tiles<3>(a + i * lda, lda, b, ldb, n_b, k, c + i * ldc, ldc, add);
-    if (n_a - i == 2) tiles<2>(a + i * lda, lda, b, ldb, n_b, k, c + i * ldc, ldc, add);
-    if (n_a - i == 1) tiles<1>(a + i * lda, lda, b, ldb, n_b, k, c + i * ldc, ldc, add);
+    row_tiles<TILE_ROWS>(a, lda, n_a, b, ldb, n_b, k, c, ldc, add);
 }
 
 template <size_t NA, size_t VECTORS>
 INLINE void outer_tile(const float *a, size_t row_step, size_t k_step, const float *b, size_t ldb,
                        size_t k, float *c, size_t ldc) {
-    F32x8 s[NA][VECTORS];
+    F32 s[NA][VECTORS];
     for (size_t i = 0; i < NA; i++)
-        for (size_t v = 0; v < VECTORS; v++) s[i][v] = load(c + i * ldc + 8 * v);
+        for (size_t v = 0; v < VECTORS; v++) s[i][v] = load(c + i * ldc + LANES * v);
     for (size_t t = 0; t < k; t++) {
-        F32x8 x[VECTORS];
-        for (size_t v = 0; v < VECTORS; v++) x[v] = load(b + t * ldb + 8 * v);
+        F32 x[VECTORS];
+        for (size_t v = 0; v < VECTORS; v++) x[v] = load(b + t * ldb + LANES * v);
         for (size_t i = 0; i < NA; i++) {
-            F32x8 w = splat(a[i * row_step + t * k_step]);
+            F32 w = splat(a[i * row_step + t * k_step]);
             for (size_t v = 0; v < VECTORS; v++) s[i][v] = fma(w, x[v], s[i][v]);
         }
     }
     for (size_t i = 0; i < NA; i++)
-        for (size_t v = 0; v < VECTORS; v++) store(c + i * ldc + 8 * v, s[i][v]);
+        for (size_t v = 0; v < VECTORS; v++) store(c + i * ldc + LANES * v, s[i][v]);
 }
 
 template <size_t NA>
 void outer_tiles(const float *a, size_t row_step, size_t k_step, const float *b, size_t ldb,
                  size_t n_b, size_t k, float *c, size_t ldc) {
     size_t j = 0;
-    for (; j + 16 <= n_b; j += 16)
+    for (; j + 2 * LANES <= n_b; j += 2 * LANES)
         outer_tile<NA, 2>(a, row_step, k_step, b + j, ldb, k, c + j, ldc);
-    for (; j + 8 <= n_b; j += 8)
+    for (; j + LANES <= n_b; j += LANES)
         outer_tile<NA, 1>(a, row_step, k_step, b + j, ldb, k, c + j, ldc);
     for (; j < n_b; j++)
         for (size_t i = 0; i < NA; i++)

@@ -2,12 +2,12 @@
 
 // exp(x) within 2 units in the last place; below -87.3 about 1e-38. NaN stays NaN.
 // Reduction by multiples of ln 2 and a polynomial, after the Cephes library's expf.
-INLINE F32x8 exponential(F32x8 x) {
+INLINE F32 exponential(F32 x) {
     x = min(splat(88.3762626f), max(splat(-87.3365448f), x));
-    F32x8 n = nearest(x * splat(1.44269504f));
-    F32x8 r = fma(n, splat(-0.693359375f), x);
+    F32 n = nearest(x * splat(1.44269504f));
+    F32 r = fma(n, splat(-0.693359375f), x);
     r = fma(n, splat(2.12194440e-4f), r);
-    F32x8 p = splat(1.9875691500e-4f);
+    F32 p = splat(1.9875691500e-4f);
     p = fma(p, r, splat(1.3981999507e-3f));
     p = fma(p, r, splat(8.3334519073e-3f));
     p = fma(p, r, splat(4.1665795894e-2f));
@@ -17,34 +17,34 @@ INLINE F32x8 exponential(F32x8 x) {
     return times_power_of_two(p, n);
 }
 
-INLINE F32x8 silu(F32x8 x) { return x / (splat(1) + exponential(splat(0) - x)); }
+INLINE F32 silu(F32 x) { return x / (splat(1) + exponential(splat(0) - x)); }
 
-// work(p) for 8 values at each p; the last ones come in a padded copy, so that a value's result
+// work(p) for a register of values at each p; the last ones come in a padded copy, so that a value's result
 // does not depend on where it stands.
 template <size_t N_INPUTS, class Work>
-INLINE void eights(const float *const (&inputs)[N_INPUTS], size_t n, float *to, const Work &work) {
+INLINE void each(const float *const (&inputs)[N_INPUTS], size_t n, float *to, const Work &work) {
     size_t i = 0;
-    F32x8 x[N_INPUTS];
-    for (; i + 8 <= n; i += 8) {
+    F32 x[N_INPUTS];
+    for (; i + LANES <= n; i += LANES) {
         for (size_t t = 0; t < N_INPUTS; t++) x[t] = load(inputs[t] + i);
         store(to + i, work(x));
     }
     if (i == n) return;
     for (size_t t = 0; t < N_INPUTS; t++) {
-        float padded[8] = {};
+        float padded[LANES] = {};
         std::memcpy(padded, inputs[t] + i, (n - i) * sizeof(float));
         x[t] = load(padded);
     }
-    float last[8];
+    float last[LANES];
     store(last, work(x));
     std::memcpy(to + i, last, (n - i) * sizeof(float));
 }
 
 INLINE float sum_of_squares(const float *x, size_t n) {
-    F32x8 s[2] = {zero(), zero()};
+    F32 s[2] = {zero(), zero()};
     size_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (size_t t = 0; t < 2; t++) s[t] = fma(load(x + i + 8 * t), load(x + i + 8 * t), s[t]);
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (size_t t = 0; t < 2; t++) s[t] = fma(load(x + i + LANES * t), load(x + i + LANES * t), s[t]);
     float total = sum(s[0] + s[1]);
     for (; i < n; i++) total += x[i] * x[i];
     return total;
@@ -52,7 +52,7 @@ INLINE float sum_of_squares(const float *x, size_t n) {
 
 INLINE void normalise(const float *x, const float *weight, size_t n, float eps, float *y) {
     float inverse = 1 / __builtin_sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
-    eights({x, weight}, n, y, [=](const F32x8 *v) { return v[0] * splat(inverse) * v[1]; });
+    each({x, weight}, n, y, [=](const F32 *v) { return v[0] * splat(inverse) * v[1]; });
 }
 
 void rms_norm(const float *x, const float *weight, size_t n, float eps, float *y) {
@@ -61,42 +61,42 @@ void rms_norm(const float *x, const float *weight, size_t n, float eps, float *y
 
 void gated_rms_norm(const float *x, const float *gate, const float *weight, size_t n, float eps,
                     float *y) {
-    eights({x, gate}, n, y, [](const F32x8 *v) { return v[0] * silu(v[1]); });
+    each({x, gate}, n, y, [](const F32 *v) { return v[0] * silu(v[1]); });
     normalise(y, weight, n, eps, y);
 }
 
 void relu2(float *x, size_t n) {
-    eights({x}, n, x, [](const F32x8 *v) {
-        F32x8 positive = max(zero(), v[0]);
+    each({x}, n, x, [](const F32 *v) {
+        F32 positive = max(zero(), v[0]);
         return positive * positive;
     });
 }
 
 void scale(float *x, float factor, size_t n) {
-    eights({x}, n, x, [=](const F32x8 *v) { return v[0] * splat(factor); });
+    each({x}, n, x, [=](const F32 *v) { return v[0] * splat(factor); });
 }
 
 void add_scaled(const float *x, float factor, float *y, size_t n) {
-    eights({x, y}, n, y, [=](const F32x8 *v) { return fma(v[0], splat(factor), v[1]); });
+    each({x, y}, n, y, [=](const F32 *v) { return fma(v[0], splat(factor), v[1]); });
 }
 
 void convolve(const float *const *rows, const float *taps, size_t stride, size_t n_taps,
               const float *bias, size_t n, float *y) {
-    eights({bias}, n, y, [](const F32x8 *v) { return v[0]; });
+    each({bias}, n, y, [](const F32 *v) { return v[0]; });
     for (size_t t = 0; t < n_taps; t++)
-        eights({rows[t], taps + t * stride, y}, n, y,
-               [](const F32x8 *v) { return fma(v[0], v[1], v[2]); });
-    eights({y}, n, y, [](const F32x8 *v) { return silu(v[0]); });
+        each({rows[t], taps + t * stride, y}, n, y,
+               [](const F32 *v) { return fma(v[0], v[1], v[2]); });
+    each({y}, n, y, [](const F32 *v) { return silu(v[0]); });
 }
 
 float state_step(const float *state, float decay, float x, const float *b, const float *c,
                  size_t n, float *next) {
-    F32x8 s[2] = {zero(), zero()};
+    F32 s[2] = {zero(), zero()};
     size_t i = 0;
-    for (; i + 16 <= n; i += 16)
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
         for (size_t t = 0; t < 2; t++) {
-            size_t at = i + 8 * t;
-            F32x8 value = fma(load(state + at), splat(decay), load(b + at) * splat(x));
+            size_t at = i + LANES * t;
+            F32 value = fma(load(state + at), splat(decay), load(b + at) * splat(x));
             store(next + at, value);
             s[t] = fma(value, load(c + at), s[t]);
         }
@@ -111,10 +111,10 @@ float state_step(const float *state, float decay, float x, const float *b, const
 float softmax(float *scores, size_t n, Softmax *running) {
     float largest = running->largest, total = 0;
     for (size_t i = 0; i < n; i++) largest = scores[i] > largest ? scores[i] : largest;
-    eights({scores}, n, scores,
-           [=](const F32x8 *v) { return exponential(v[0] - splat(largest)); });
+    each({scores}, n, scores,
+           [=](const F32 *v) { return exponential(v[0] - splat(largest)); });
     for (size_t i = 0; i < n; i++) total += scores[i];
-    float lanes[8] = {running->largest - largest};
+    float lanes[LANES] = {running->largest - largest};
     store(lanes, exponential(load(lanes)));
     running->largest = largest;
     running->sum = running->sum * lanes[0] + total;

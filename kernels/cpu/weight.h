@@ -33,15 +33,24 @@ constexpr size_t scale_bytes(Format format, size_t k) {
                                     : 0;
 }
 
-// An activation row in 8 bits: x = code * scale, one scale for 16 of them. Ordered for the format
-// that it meets: blocks of 8 lanes, LANE values each, behind the codes of which stand for each lane
-// its scale and what its sum lacks because weight codes are unsigned there.
-struct Quantized {
+// NVFP4 bytes are interleaved within a tile of 16 rows (the last tile has n % 16 if that is not 0),
+// so that lanes are rows and a row's sum needs no shuffle. Of a tile of r rows, the codes lie as
+// [group][half: 2][row: r][4], a byte holding column 8 * half + c of its group in the low nibble and
+// column 8 * half + 4 + c in the high one; the block scales as [group][row: r].
+constexpr size_t NVFP4_TILE = 16;
+
+// 16 activations in 8 bits, as they meet a group of NVFP4 weights: x = code * scale. Where weight
+// codes are unsigned, `offset` is what that adds to their sum, negated.
+struct QuantizedGroup {
+    int8_t codes[NVFP4_GROUP];
+    float scale;
+    int32_t offset;
+};
+
+// An activation row in 8 bits for INT4 weights, one scale for 16 values. Behind the codes stand for
+// each lane of 4 values its scale and its offset.
+struct QuantizedRow {
     int8_t *codes;
     float *scales;
     int32_t *offsets;
 };
-
-// Values in one lane of a block. NVFP4: the block is 64 columns, first the 32 even ones, then the
-// 32 odd ones, lanes likewise. INT4: 32 columns in their order.
-constexpr size_t NVFP4_BLOCK = 64, INT4_STEP = 32;

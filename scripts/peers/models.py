@@ -4,8 +4,9 @@ All forms come from one seeded BF16 checkpoint of the scaled-down model:
 
     checkpoint            published layout, BF16, with tiny encoders
     checkpoint-nvfp4      the same, every linear of the blocks quantized to NVFP4 (recipe w4a16)
-    bundle-*              both, built for the cpu engine
-    text, text-nvfp4      the language model alone, as transformers' NemotronHForCausalLM
+    checkpoint-nvfp4-all  the head too (recipe w4a16-all)
+    bundle-*              all, built for the cpu engine
+    text, text-nvfp4-all  the language model alone, as transformers' NemotronHForCausalLM
     *.gguf                what llama.cpp makes of those
 
 What exists already is not made again.
@@ -40,9 +41,11 @@ PREFIX = "language_model."
 def our_bundles(work: Path) -> dict[str, Path]:
     """Bundles of the cpu engine by the format of their linears."""
     bf16 = _once(work / "checkpoint", _write_checkpoint)
-    nvfp4 = _once(work / "checkpoint-nvfp4", lambda out: _quantize(bf16, out))
+    nvfp4 = _once(work / "checkpoint-nvfp4", lambda out: _quantize(bf16, out, "w4a16"))
+    whole = _once(work / "checkpoint-nvfp4-all", lambda out: _quantize(bf16, out, "w4a16-all"))
     return {
-        "NVFP4": _once(work / "bundle-nvfp4", lambda out: _bundle(nvfp4, out)),
+        "NVFP4": _once(work / "bundle-nvfp4-all", lambda out: _bundle(whole, out)),
+        "NVFP4, head BF16": _once(work / "bundle-nvfp4", lambda out: _bundle(nvfp4, out)),
         "BF16": _once(work / "bundle-bf16", lambda out: _bundle(bf16, out)),
     }
 
@@ -52,7 +55,7 @@ def text_models(work: Path) -> dict[str, Path]:
     return {
         "BF16": _once(work / "text", lambda out: _write_text(work / "checkpoint", out)),
         "NVFP4": _once(
-            work / "text-nvfp4", lambda out: _write_text(work / "checkpoint-nvfp4", out)
+            work / "text-nvfp4-all", lambda out: _write_text(work / "checkpoint-nvfp4-all", out)
         ),
     }
 
@@ -68,7 +71,9 @@ def gguf_models(work: Path, llama: Path) -> dict[str, Path]:
             work / "q4_0-head-bf16.gguf",
             lambda out: _run(pack, llama, bf16, out, "--leave-output-tensor"),
         ),
-        "NVFP4": _once(work / "nvfp4.gguf", lambda out: _run(convert, llama, text["NVFP4"], out)),
+        "NVFP4": _once(
+            work / "nvfp4-all.gguf", lambda out: _run(convert, llama, text["NVFP4"], out)
+        ),
         "BF16": bf16,
     }
 
@@ -88,8 +93,8 @@ def _write_checkpoint(out: Path) -> None:
     make_checkpoint(out, "base", {"dtype": BF16, "llm_config": LLM}, SEED)
 
 
-def _quantize(source: Path, out: Path) -> None:
-    job = Job(Checkpoint(source), load_recipe("w4a16"), (), out)
+def _quantize(source: Path, out: Path, recipe: str) -> None:
+    job = Job(Checkpoint(source), load_recipe(recipe), (), out)
     quantize(job, lambda *_: None)
 
 

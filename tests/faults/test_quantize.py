@@ -252,7 +252,7 @@ def test_samples_that_no_linear_needs_are_not_looked_at(checkpoint, tmp_path):
     samples = (np.ones((3, 64), np.float32),)
     for name, given in (("with", samples), ("without", ())):
         job = Job(Checkpoint(checkpoint("base")), load_recipe("w4a16"), given, tmp_path / name)
-        assert quantize(job, lambda *_: None) == {"w4a16": 116}
+        assert quantize(job, lambda *_: None) == {"bf16": 1, "w4a16": 116}
     assert files(tmp_path / "with") == files(tmp_path / "without")
 
 
@@ -441,3 +441,10 @@ def test_a_configuration_that_contradicts_the_tensors(
     assert code == 65
     assert line.startswith(f"build-engine: {module}: ")
     assert expected in line
+
+
+def test_a_head_that_nothing_calibrates(checkpoint, tmp_path, capsys):
+    recipe = own_recipe(tmp_path, lm_head="fp8")
+    code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
+    assert code == 78
+    assert "lm_head: is to be fp8 by this recipe, and nothing calibrates its input" in line

@@ -281,3 +281,26 @@ def test_the_kernels_check_their_arrays() -> None:
         _kernels.pack_nvfp4(values, 1.0, codes[:, ::2], scales, 1)
     with pytest.raises(TypeError):
         _kernels.pack_nvfp4(values.astype(np.float64), 1.0, codes, scales, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 40])
+def test_an_interleaved_weight(n: int) -> None:
+    """Byte by byte as documented, and back."""
+    rng = np.random.default_rng(n)
+    k = 48
+    weight = formats.pack_nvfp4(rng.standard_normal((n, k)).astype(np.float32))
+    ours = formats.interleave_nvfp4(weight)
+    codes, scales = ours.codes.reshape(-1), ours.block_scale.reshape(-1)
+    for row in range(n):
+        tile = row // 16 * 16
+        rows = min(16, n - tile)
+        for column in range(k):
+            group, half, low = column // 16, column % 16 // 8, column % 8 < 4
+            at = tile * k // 2 + ((2 * group + half) * rows + row - tile) * 4 + column % 4
+            plain = weight.codes[row, column // 2] >> 4 * (column % 2) & 15
+            assert codes[at] >> (0 if low else 4) & 15 == plain
+            at = tile * k // 16 + group * rows + row - tile
+            assert scales[at] == weight.block_scale[row, group]
+    back = formats.deinterleave_nvfp4(ours)
+    np.testing.assert_array_equal(back.codes, weight.codes)
+    np.testing.assert_array_equal(back.block_scale, weight.block_scale)

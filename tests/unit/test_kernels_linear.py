@@ -10,10 +10,12 @@ from kernel_cases import (
     COLUMNS,
     E4M3,
     FORMATS,
+    bound_of,
     case,
     dequantized,
     float_bound,
     instruction_set,
+    nvfp4,
     quantized_bound,
 )
 from numpy.typing import NDArray
@@ -47,9 +49,8 @@ def test_one_row(name: str, n: int, k: int, exact: bool) -> None:
     k *= COLUMNS[name]
     weight, values = case(name, n, k)
     x = activations(1, k)
-    coarse = not exact and name in ("int4", "nvfp4")
     y = kernels.linear(weight, x, exact=exact)
-    assert_close(y, x, values, quantized_bound if coarse else float_bound)
+    assert_close(y, x, values, bound_of(name, 1, exact=exact))
 
 
 @pytest.mark.parametrize("n_rows", [0, 2, 3, 4, 5, 31, 300])
@@ -59,16 +60,19 @@ def test_many_rows(name: str, n_rows: int) -> None:
     weight, values = case(name, n, k)
     x = activations(n_rows, k)
     for exact in (True, False):
-        assert_close(kernels.linear(weight, x, exact=exact), x, values, float_bound)
+        y = kernels.linear(weight, x, exact=exact)
+        assert_close(y, x, values, bound_of(name, n_rows, exact=exact))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_number_of_rows_below_17(name: str) -> None:
     k = COLUMNS[name] if COLUMNS[name] > 1 else 23
-    weight, values = case(name, 10, k)
+    weight, values = case(name, 42, k)
     for n_rows in range(1, 17):
         x = activations(n_rows, k)
-        assert_close(kernels.linear(weight, x, exact=True), x, values, float_bound)
+        for exact in (True, False):
+            y = kernels.linear(weight, x, exact=exact)
+            assert_close(y, x, values, bound_of(name, n_rows, exact=exact))
 
 
 def test_every_byte() -> None:
@@ -92,7 +96,7 @@ def test_every_byte() -> None:
     for exact in (True, False):
         scales = np.arange(256, dtype=np.uint8)[:, None].view(E4M3)
         ones = np.full((256, 8), 0x22, np.uint8)  # the value 1
-        weight = kernels.weight(ones, scales, np.float32(1))
+        weight = nvfp4(ones, scales, np.float32(1))
         x = np.zeros((1, 16), np.float32)
         x[0, 3] = 1
         y = kernels.linear(weight, x, exact=exact)[0]
@@ -101,7 +105,7 @@ def test_every_byte() -> None:
         packed = codes.reshape(16, 16).repeat(16, axis=0)  # every byte in every place of a row
         packed = np.stack([np.roll(row, i) for i, row in enumerate(packed)])
         ones_scale = np.ones((256, 2), np.float32).astype(E4M3)
-        weight = kernels.weight(packed, ones_scale, np.float32(1))
+        weight = nvfp4(packed, ones_scale, np.float32(1))
         values = dequantized("nvfp4", packed, ones_scale, np.float32(1))
         for column in range(32):
             y = kernels.linear(weight, unit[column : column + 1, :32].copy(), exact=exact)[0]
@@ -127,7 +131,7 @@ def test_extreme_scales_of_a_tensor(scale: float, exact: bool) -> None:
     x = activations(1, 144)
     bound = quantized_bound(x, true) if not exact else float_bound(x, true)
     lost = 2.0**-149 * 6 * np.abs(x).sum()  # half a denormal step a weight, and one at the end
-    weight = kernels.weight(packed, block_scale, np.float32(scale))
+    weight = nvfp4(packed, block_scale, np.float32(scale))
     for rows in (1, 2):
         y = kernels.linear(weight, np.repeat(x, rows, axis=0), exact=exact)
         assert (np.abs(y - x.astype(np.float64) @ true.T) <= bound + lost).all()
@@ -171,8 +175,7 @@ def test_experts(name: str, exact: bool, n_rows: int) -> None:
     ids[:, 0] = np.where((ids == 5).any(1), ids[:, 0], 5)  # one expert has every row
     shares = rng.uniform(0.1, 1, ids.shape).astype(np.float32)
     y = kernels.experts(up, down, x, ids, shares, exact=exact)
-    coarse = not exact and n_rows == 1 and name in ("int4", "nvfp4")
-    of = quantized_bound if coarse else float_bound
+    of = bound_of(name, n_rows, exact=exact)
     expected, bound = np.zeros(y.shape), np.zeros(y.shape)
     for i, row in enumerate(x):
         for e, share in zip(ids[i], shares[i].astype(np.float64), strict=True):

@@ -100,7 +100,11 @@ def test_int4_keeps_what_its_blocks_do_not_divide_in_another_format():
 def test_another_recipe_gives_another_plan(tmp_path, capsys):
     own = tmp_path / "own.toml"
     rule = '[[rules]]\nmodules = "{}"\nformat = "fp8"\n'
-    named = ("*.shared_experts.up_proj", "lm_head", "*.gate")  # a recipe decides on linears only
+    named = (
+        "*.shared_experts.up_proj",
+        "backbone.embeddings",
+        "*.gate",
+    )  # a recipe decides on linears only
     own.write_text('description = "mine"\nkv_cache = "fp8"\n' + "".join(map(rule.format, named)))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     arguments = [str(tmp_path), "--board", "thor-128", "--recipe", str(own), "--json"]
@@ -148,7 +152,9 @@ def test_what_does_not_fit_names_what_would():
     message = str(caught.value)
     assert caught.value.exit_code != 0
     assert "\n" not in message
-    assert "--recipe int4 | w4a16 | nvfp4 | nvfp4-all, or --board agx-orin-64" in message
+    assert (
+        "--recipe int4 | w4a16 | w4a16-all | nvfp4 | nvfp4-all, or --board agx-orin-64" in message
+    )
     assert "DOES NOT FIT" in result.table()
     assert result.as_dict()["fits"] is False
 
