@@ -2,17 +2,19 @@
 
 TensorRT's quickly deployable plugins launch one kernel each, so that a node `edge::MoE` becomes a
 chain: `chain` says which plugins, in which order, and what each reads. Decode's chain is short and
-right for any number of tokens; prefill's reads each expert once however many tokens take it.
+right for any number of tokens; prefill's reads each expert once however many tokens take it, and is
+right for one token, too, so that a network with both profiles may have it alone.
 
-Their ids are `edge::NAME` with the names of the launch table. Nothing here imports TensorRT: its
-module and `tensorrt.plugin` come as arguments. No plugin has a Python implementation: a network
-asks for `aot=True`.
+Their ids are `edge::NAME` with the names of the launch table; in ONNX a node has NAME as its type
+and the attributes plugin_namespace = "edge" and aot = True. Nothing here imports TensorRT: its
+module and `tensorrt.plugin` come as arguments.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,8 +255,8 @@ def _register(
     # TensorRT reads a plugin's interface from its functions' signatures.
     tensors = [_parameter(name, trtp.TensorDesc) for name in plugin.inputs]
     attributes = [_parameter(name, int) for name in plugin.attributes]
-    outputs = _parameter("outputs", tuple[(trtp.TensorDesc,) * kernel.n_outputs])
-    result = tuple[(trtp.TensorDesc,) * kernel.n_outputs]
+    result = types.GenericAlias(tuple, (trtp.TensorDesc,) * kernel.n_outputs)
+    outputs = _parameter("outputs", result)
     _sign(describe, [*tensors, *attributes], result)
     _sign(autotune, [*tensors, outputs], list[trtp.AutoTuneCombination])
     launched = tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]
