@@ -27,7 +27,7 @@ from build_engine.recipe import load_recipe
 from edge.features.pixels import video_grid
 from edge.model.spec import ModelSpec, model_spec
 from gpu_kernels.build import Compiled, compile_kernel, inner_loop, write_kernels
-from gpu_kernels.launch import COLUMNS, KERNELS, TILE, Kernel
+from gpu_kernels.launch import COLUMNS, KERNELS, ROWS, TILE, Kernel
 
 PREFILL_TOKENS = 256
 FRAME = (1920, 1080)
@@ -104,15 +104,15 @@ def call_bytes(kernel: Kernel, spec: ModelSpec) -> int:
     return planes + int(width * height * (1.5 if kernel.constants["NV12"] else 3))
 
 
-def instructions_per_weight(kernel: Kernel, made: Compiled) -> float | None:
-    """Instructions of the inner loop, for each weight that it decodes."""
+def instructions_per_weight(kernel: Kernel, made: Compiled, k: int) -> float:
+    """Instructions of the inner loop for each weight; a row's last turn may have few."""
     fixed = kernel.constants
-    if "FORMAT" not in fixed:
-        return None
-    groups = {"nvfp4": 16, "int4": 128}[str(fixed["FORMAT"])]
-    decode = kernel.name.startswith("decode")
-    weights = 16 * fixed["BLOCK"] * groups if decode else fixed["BLOCK_N"] * fixed["BLOCK_K"]
-    return inner_loop(made.cubin) * made.resources.threads / weights
+    if kernel.name.startswith("decode"):
+        rows, columns = ROWS, fixed["BLOCK"] * COLUMNS[str(fixed["FORMAT"])]
+    else:
+        rows, columns = fixed["BLOCK_N"], fixed["BLOCK_K"]
+    turns = -(-k // columns)
+    return inner_loop(made.cubin) * made.resources.threads * turns / (rows * k)
 
 
 def kernel_row(name: str, board: str, made: Compiled, spec: ModelSpec) -> dict[str, Any]:
@@ -123,8 +123,9 @@ def kernel_row(name: str, board: str, made: Compiled, spec: ModelSpec) -> dict[s
         return row
     n_bytes = call_bytes(kernel, spec)
     row |= {"bytes": n_bytes, "memory_us": n_bytes / limits.bytes_s * 1e6}
-    per_weight = instructions_per_weight(kernel, made)
-    if per_weight is not None:
+    if "FORMAT" in kernel.constants:
+        k = d.hidden_size if "_up_" in name else d.expert_size
+        per_weight = instructions_per_weight(kernel, made, k)
         experts = d.n_experts_per_token if name.startswith("decode") else d.n_experts
         count = experts * d.expert_size * d.hidden_size
         row |= {
