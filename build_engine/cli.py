@@ -94,7 +94,11 @@ def compile_(arguments: argparse.Namespace) -> None:
     any machine.
     """
     report = _progress(quiet=arguments.json or not sys.stderr.isatty())
-    options = Options(arguments.context, arguments.plugins)
+    options = Options(arguments.context, arguments.kernels)
+    if arguments.check and arguments.kernels:
+        raise ConfigurationError(
+            "--kernels", "cannot be checked without their GPU", "check the operators: leave it out"
+        )
     if not arguments.check:
         built = compile_bundle(arguments.bundle, arguments.target, options, report)
     elif arguments.target in plans.TARGETS:
@@ -199,7 +203,10 @@ def parser() -> argparse.ArgumentParser:
         "--context", type=int, default=8192, help="most tokens of a sequence (default: 8192)"
     )
     command.add_argument(
-        "--plugins", metavar="MODULE", help="its load(tensorrt) registers plugins for edge::MoE"
+        "--kernels",
+        type=Path,
+        metavar="FOLDER",
+        help="of scripts/compile_gpu_kernels.py: they compute the routed experts",
     )
     command.set_defaults(run=compile_)
     command = commands.add_parser("inspect", help="what is in it", description=inspect.__doc__)

@@ -11,22 +11,22 @@ from __future__ import annotations
 import functools
 import resource
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnx
 from onnx import ModelProto
-from onnx.inliner import inline_selected_functions
+from onnx.inliner import inline_local_functions
 
 from build_engine.profiles import Profile
 from edge.errors import BundleError, ConfigurationError
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with steps done and steps in all."""
-LoadPlugins: TypeAlias = Callable[[Any], Collection[str]]
-"""Registers plugins with the given TensorRT; returns the operators they are for, as `edge::MoE`."""
+LoadPlugins: TypeAlias = Callable[[Any], None]
+"""Registers plugins with the given TensorRT."""
 
 BENIGN = (
     "has Int64 binding",  # states a type, nothing is dropped
@@ -80,8 +80,10 @@ def compile_graph(
     """
     started, log = time.monotonic(), _log(trt)
     log.messages.clear()
-    plugins = load_plugins(trt) if load_plugins else ()
-    model = prepared(onnx.load(order.onnx, load_external_data=False), plugins)
+    if load_plugins:
+        load_plugins(trt)
+    # TensorRT's parser would put functions in place too, and warn of the names that come twice
+    model = inline_local_functions(onnx.load(order.onnx, load_external_data=False))
     builder = trt.Builder(log)
     _check_plugins(builder, model)
     network = builder.create_network(_network_flags(trt))
@@ -104,17 +106,6 @@ def compile_graph(
     return Built(order.graph, names, time.monotonic() - started, plan.nbytes, peak)
 
 
-def prepared(model: ModelProto, plugins: Collection[str]) -> ModelProto:
-    """Functions put in place, but for operators that a plugin computes.
-
-    TensorRT's parser would do it too, and warn of the names that come twice.
-    """
-    kept = [f for f in model.functions if f"{f.domain}::{f.name}" in plugins]
-    inlined = inline_selected_functions(model, [(f.domain, f.name) for f in kept], exclude=True)
-    del inlined.functions[:]
-    return inlined
-
-
 def _check_plugins(builder: Any, model: ModelProto) -> None:
     """TensorRT's own message names no missing plugin."""
     wanted = {(n.domain, n.op_type) for n in model.graph.node if n.domain not in STANDARD_DOMAINS}
@@ -126,7 +117,9 @@ def _check_plugins(builder: Any, model: ModelProto) -> None:
     ]
     if missing:
         raise ConfigurationError(
-            ", ".join(missing), "has no plugin", "name the module that registers it with --plugins"
+            ", ".join(missing),
+            "has no plugin",
+            "compile the kernels and name their folder with --kernels",
         )
 
 

@@ -6,10 +6,13 @@ import importlib
 import importlib.util
 import multiprocessing
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 
-from build_engine.compile import Built, Order, Progress, compile_graph
+from build_engine.compile import Built, LoadPlugins, Order, Progress, compile_graph
 from edge.errors import BundleError, ConfigurationError, EdgeError
+from gpu_kernels.plugins import register_plugins
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +37,19 @@ def require(module: str, remedy: str) -> None:
 
 
 def compile_isolated(
-    module: str, order: Order, progress: Progress, plugins: str | None = None
+    module: str, order: Order, progress: Progress, kernels: Path | None = None
 ) -> Built:
     """`compile_graph` in a new process.
 
     Args:
         module: name of TensorRT's, `tensorrt` or `tensorrt_rtx`.
-        plugins: module whose `load(tensorrt)` registers plugins and returns their operators.
+        kernels: folder of compiled GPU kernels, which become plugins.
     Raises:
         EdgeError: as `compile_graph`, or the process ended without a word.
     """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_build, args=(send, module, order, plugins))
+    process = context.Process(target=_build, args=(send, module, order, kernels))
     process.start()
     send.close()
     result: object = None
@@ -72,10 +75,13 @@ def compile_isolated(
     )
 
 
-def _build(send: Connection, module: str, order: Order, plugins: str | None) -> None:
+def _build(send: Connection, module: str, order: Order, kernels: Path | None) -> None:
     try:
         trt = importlib.import_module(module)
-        load = importlib.import_module(plugins).load if plugins else None
+        load: LoadPlugins | None = None
+        if kernels:
+            plugin = importlib.import_module(f"{module}.plugin")
+            load = partial(register_plugins, trtp=plugin, folder=kernels)
         result: object = compile_graph(
             trt, order, lambda done, total: send.send((done, total)), load
         )

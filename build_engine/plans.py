@@ -22,6 +22,7 @@ from build_engine.graphs.weight_formats import BFLOAT16
 from build_engine.isolated import compile_isolated, require
 from build_engine.profiles import profiles_of
 from edge.engines.bundle import Bundle, Manifest, Plans, file_entry
+from edge.engines.choose import open_cuda
 from edge.engines.encoders import AUDIO, VISION
 from edge.engines.safetensors import Layout
 from edge.errors import ConfigurationError
@@ -40,7 +41,7 @@ class Target:
     """A kind of GPU that plans are for."""
 
     name: str
-    compute_capability: tuple[int, int]
+    compute_capability: tuple[int, ...]
     stand_in: str
     """The GPU generation that TensorRT-RTX compiles for in its place, without it."""
 
@@ -61,8 +62,8 @@ class Options:
     """How plans are made."""
 
     max_past_rows: int
-    plugins: str | None = None
-    """Module that registers plugins."""
+    kernels: Path | None = None
+    """Folder of the compiled GPU kernels that compute the routed experts; None: operators do."""
 
 
 def check_bundle(path: Path, target: Target, options: Options, report: Report) -> list[Built]:
@@ -74,16 +75,14 @@ def check_bundle(path: Path, target: Target, options: Options, report: Report) -
     bundle = Bundle(path)
     with tempfile.TemporaryDirectory() as work:
         made = orders(bundle.manifest.spec, bundle_layout(path), path, Path(work), target, options)
-        return list(check(made, target, options.plugins, report))
+        return list(check(made, target, report))
 
 
-def check(
-    made: Sequence[Order], target: Target, plugins: str | None, report: Report
-) -> Iterator[Built]:
+def check(made: Sequence[Order], target: Target, report: Report) -> Iterator[Built]:
     """Compile graphs for what stands for the target."""
     require(CHECKER, "pip install 'omni-edge[dev]'")
     for order in made:
-        yield _compiled(CHECKER, replace(order, stand_in=target.stand_in), plugins, report)
+        yield _compiled(CHECKER, replace(order, stand_in=target.stand_in), None, report)
 
 
 def compile_bundle(path: Path, name: str, options: Options, report: Report) -> list[Built]:
@@ -109,7 +108,7 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
         made = orders(spec, bundle_layout(path), path, Path(work), target, options)
         cache = path.parent / f".{path.name}.timing"
         built = [
-            _compiled(COMPILER, replace(order, timing_cache=cache), options.plugins, report)
+            _compiled(COMPILER, replace(order, timing_cache=cache), options.kernels, report)
             for order in made
         ]
         _put_into(path, bundle.manifest, [order.plan for order in made], target, options)
@@ -132,7 +131,8 @@ def orders(
     """
     profiles = profiles_of(spec, options.max_past_rows)
     graphs = [work / "decoder.onnx"]
-    decoder = decoder_model(spec.decoder, layout, target.precision)
+    uses_kernels = options.kernels is not None
+    decoder = decoder_model(spec.decoder, layout, target.precision, kernels=uses_kernels)
     graphs[0].write_bytes(decoder.SerializeToString())
     for file in (VISION, AUDIO):
         if encoders is None:
@@ -148,9 +148,9 @@ def orders(
     ]
 
 
-def _compiled(module: str, order: Order, plugins: str | None, report: Report) -> Built:
+def _compiled(module: str, order: Order, kernels: Path | None, report: Report) -> Built:
     return compile_isolated(
-        module, order, lambda done, total: report(order.graph, done, total), plugins
+        module, order, lambda done, total: report(order.graph, done, total), kernels
     )
 
 
@@ -168,35 +168,22 @@ def _put_into(
         tensorrt=str(importlib.import_module(COMPILER).__version__),
         compute_capability=".".join(map(str, target.compute_capability)),
         max_past_rows=options.max_past_rows,
-        plugins=options.plugins,
     )
     whole = msgspec.structs.replace(manifest, target=target.name, plans=described, files=files)
     save_manifest(whole, path)
 
 
-def local_compute_capability() -> tuple[int, int]:
-    """Of the first GPU of this machine.
+def local_compute_capability() -> tuple[int, ...]:
+    """Of this machine's GPU.
 
     Raises:
-        ConfigurationError: cuda-python, the driver or a GPU is missing.
+        DeviceError: it, its driver or cuda-python is missing.
     """
-    require("cuda.bindings", "pip install 'omni-edge[device]'")
-    from cuda.bindings import driver
-
-    only_check = "compile on the device, or only --check the graphs"
+    cuda = open_cuda()
     try:
-        (code,) = driver.cuInit(0)
-    except RuntimeError:  # cuda-python found no library
-        raise ConfigurationError("CUDA driver", "is not on this machine", only_check) from None
-    if int(code):
-        raise ConfigurationError("CUDA", f"finds no GPU ({code.name})", only_check)
-    kinds = driver.CUdevice_attribute
-    names = ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR")
-    major, minor = (
-        driver.cuDeviceGetAttribute(getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}"), 0)[1]
-        for name in names
-    )
-    return int(major), int(minor)
+        return tuple(map(int, cuda.device().compute_capability.split(".")))
+    finally:
+        cuda.close()
 
 
 def table(built: Sequence[Built]) -> str:

@@ -55,7 +55,7 @@ def main() -> int:
         orders = plans.orders(checkpoint.spec, layout, encoders, work, target, options)
         built = []
         try:
-            for figures in plans.check(orders, target, None, lambda *_: None):
+            for figures in plans.check(orders, target, lambda *_: None):
                 print(json.dumps(plans.as_dict([figures])), flush=True)
                 built.append(figures)
         except EdgeError as error:

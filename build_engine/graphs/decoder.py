@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import FunctionProto, ModelProto
 
-from build_engine.graphs.moe import DOMAIN, moe_function, operator_name
+from build_engine.graphs.moe import DOMAIN, kernels_function, moe_function, operator_name
 from build_engine.graphs.onnx_ops import Graph
 from build_engine.graphs.scan import MASKED, Scan, scan
 from build_engine.graphs.weight_formats import BFLOAT16, Stored, bind, decoded, stored
@@ -59,17 +59,23 @@ DEVICE_FP8 = Precision(FLOAT16, BFLOAT16, fp8=True)
 
 
 def decoder_model(
-    spec: DecoderSpec, layout: Layout, precision: Precision, n_top: int = N_TOP
+    spec: DecoderSpec,
+    layout: Layout,
+    precision: Precision,
+    n_top: int = N_TOP,
+    *,
+    kernels: bool = False,
 ) -> ModelProto:
     """The graph of a decoder whose weights a bundle holds like this.
 
     Args:
         layout: dtype and shape of every tensor of decoder.safetensors.
         n_top: how many of the highest logits are given beside all of them.
+        kernels: the routed experts are our GPU kernels, not operators.
     Raises:
         BundleError: a weight is missing or of no known format.
     """
-    ops = OnnxOps(spec, layout, precision)
+    ops = OnnxOps(spec, layout, precision, kernels=kernels)
     graph, hidden = ops.graph, spec.hidden_size
     rows = graph.input("embeddings", precision.activation, ["T", hidden])
     logits = advance(ops, spec, ops.begin(rows))
@@ -84,8 +90,11 @@ def decoder_model(
 class OnnxOps:
     """`Ops` that write nodes. A value is its name in the graph, float32 unless said otherwise."""
 
-    def __init__(self, spec: DecoderSpec, layout: Layout, precision: Precision) -> None:
+    def __init__(
+        self, spec: DecoderSpec, layout: Layout, precision: Precision, *, kernels: bool = False
+    ) -> None:
         """Begin a graph for weights of these dtypes and shapes."""
+        self._kernels = kernels
         self.graph = Graph()
         self.functions: dict[str, FunctionProto] = {}
         self._spec, self._layout, self._precision = spec, layout, precision
@@ -276,7 +285,11 @@ class OnnxOps:
         )
         name = operator_name(up, down)
         if name not in self.functions:
-            self.functions[name] = moe_function(up, down)
+            self.functions[name] = (
+                kernels_function(up, down, self._spec.n_experts_per_token)
+                if self._kernels
+                else moe_function(up, down)
+            )
         tensors = [self._bind(tensor) for tensor in (*up.tensors, *down.tensors)]
         act = self._precision.activation
         rows = self._narrow(x, act)

@@ -1,25 +1,28 @@
 """The routed experts as one operator, edge::MoE, with a body of standard operators.
 
-A device's plugin takes the place of the body, which decodes and computes every expert: it tells
-what the operator means and runs anywhere, slowly.
+The body decodes and computes every expert: it tells what the operator means and runs anywhere,
+slowly. `kernels_function` is the same operator as the GPU's own kernels, each a plugin of TensorRT.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from onnx import FunctionProto
+from onnx import FunctionProto, helper
 
 from build_engine.graphs.onnx_ops import Graph
 from build_engine.graphs.weight_formats import Stored, decoded
+from edge.errors import BundleError
+from gpu_kernels.launch import FORMATS
+from gpu_kernels.plugins import NAMESPACE, chain
 
-DOMAIN, PLUGIN = "edge", "MoE"
+DOMAIN, OPERATOR = "edge", "MoE"
 
 
 def operator_name(up: Stored, down: Stored) -> str:
-    """MoE where both are NVFP4, which is what the plugin takes; else the formats are in it."""
+    """MoE where both are NVFP4; else the formats are in it."""
     if up.kind == down.kind == "nvfp4":
-        return PLUGIN
-    return f"{PLUGIN}_{up.kind}_{down.kind}"
+        return OPERATOR
+    return f"{OPERATOR}_{up.kind}_{down.kind}"
 
 
 def moe_function(up: Stored, down: Stored) -> FunctionProto:
@@ -56,3 +59,40 @@ def moe_function(up: Stored, down: Stored) -> FunctionProto:
     y = graph.op("CastLike", y, "x")
     inputs = ["x", "ids", "weights", *sides[0], *sides[1]]
     return graph.function(DOMAIN, operator_name(up, down), inputs, [y])
+
+
+def kernels_function(up: Stored, down: Stored, n_slots: int) -> FunctionProto:
+    """The operator for x in float16 as a chain of kernels, which is right for any T.
+
+    Inputs and output are those of `moe_function`.
+
+    Args:
+        n_slots: experts of a row.
+    Raises:
+        BundleError: there are no kernels for experts in this format.
+    """
+    for weight in (up, down):
+        if weight.kind not in FORMATS:
+            raise BundleError(
+                weight.name,
+                f"is {weight.kind}, the kernels take {' and '.join(FORMATS)}",
+                "compile without --kernels, or quantize with another recipe",
+            )
+    nodes = []
+    for node in chain("prefill", up.kind, down.kind, up.stack[0], n_slots):
+        made = helper.make_node(
+            node.plugin, node.inputs, node.outputs, node.plugin, domain=NAMESPACE
+        )
+        attributes = {"plugin_namespace": NAMESPACE, "aot": 1, **node.attributes}
+        made.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        nodes.append(made)
+    parts = ("codes", "block_scale", "scale")
+    weights = [
+        f"{side}_{part}"
+        for side, weight in (("up", up), ("down", down))
+        for part in parts[: len(weight.tensors)]
+    ]
+    imports = [helper.make_opsetid(NAMESPACE, 1)]
+    return helper.make_function(
+        *(DOMAIN, operator_name(up, down), ["x", "ids", "weights", *weights], ["y"]), nodes, imports
+    )

@@ -45,8 +45,6 @@ class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the GPU, e.g. 8.7."""
     max_past_rows: int
     """Rows of the K/V cache that the decoder can be given."""
-    plugins: str | None
-    """Module that registers the plugins that the decoder needs."""
     verified: str | None = None
     """The GPU on which `build-engine verify` found the plans right."""
 

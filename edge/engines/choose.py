@@ -59,16 +59,23 @@ def open_tensorrt(bundle: Bundle, *, unverified: bool) -> TensorrtEngine:
         raise BundleError(
             path, "holds no TensorRT plans", f"make them with `build-engine compile`, {ON_CPU}"
         )
-    cuda = Cuda(_module("cuda.bindings.driver", "cuInit", "pip install 'omni-edge[device]'"))
+    cuda = open_cuda()
     try:
         trt = _module("tensorrt", "Runtime", "install JetPack's")
         check_plans(path, plans, cuda.device(), trt.__version__, unverified=unverified)
-        if plans.plugins:  # registered before a plan that needs them is read
-            _module(plans.plugins, "load", "install what the plans were compiled with").load(trt)
     except BaseException:
         cuda.close()
         raise
     return TensorrtEngine(bundle, trt, cuda)
+
+
+def open_cuda() -> Cuda:
+    """This machine's GPU.
+
+    Raises:
+        DeviceError: it, its driver or cuda-python is missing.
+    """
+    return Cuda(_module("cuda.bindings.driver", "cuInit", "pip install 'omni-edge[device]'"))
 
 
 def check_plans(

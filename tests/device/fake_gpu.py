@@ -16,7 +16,7 @@ from edge.engines.bundle import MANIFEST, Bundle, Manifest, Plans, file_entry
 from edge.engines.cuda import Cuda
 from edge.engines.tensorrt import PLANS, DeviceState, TensorrtEngine
 
-COMPILED = Plans(tensorrt=VERSION, compute_capability="8.7", max_past_rows=640, plugins=None)
+COMPILED = Plans(tensorrt=VERSION, compute_capability="8.7", max_past_rows=640)
 
 
 @dataclass

@@ -135,19 +135,6 @@ def test_plans_for_another_board(folder, driver, capsys):
     assert driver.leaks() == {}
 
 
-def test_plugins_are_registered_first(folder, driver, capsys, monkeypatch):
-    describe_plans(folder, msgspec.structs.replace(COMPILED, plugins="some.kernels"))
-    code, line = run(capsys, folder, "--unverified")
-    assert code == 78
-    assert "module some.kernels: is not installed; install what the plans were compiled" in line
-    assert driver.leaks() == {}
-    loaded = []
-    plugins = SimpleNamespace(load=lambda trt: loaded.append((trt, driver.n_allocations)))
-    monkeypatch.setitem(sys.modules, "some.kernels", plugins)
-    assert verify(folder) == 0
-    assert loaded == [(sys.modules["tensorrt"], 0)]
-
-
 def verify(folder, *options):
     return build_cli.main(["verify", str(folder), *map(str, options)])
 

@@ -17,13 +17,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from graphs.random_decoder import divisible_checkpoint
 
 from build_engine import cli, plans
 from build_engine.checkpoint import Checkpoint
-from build_engine.compile import Built, Order, compile_graph, prepared
+from build_engine.compile import Built, Order, compile_graph
 from build_engine.decoder_layout import recipe_layout
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, Precision, decoder_model
 from build_engine.graphs.onnx_ops import Graph
@@ -77,7 +76,7 @@ def test_the_decoder_of_every_recipe_compiles(
     sized: Checkpoint, tmp_path: Path, target: str, recipe: str
 ) -> None:
     made = order(sized, recipe, plans.TARGETS[target].precision, tmp_path)
-    (built,) = plans.check([made], plans.TARGETS[target], None, lambda *_: None)
+    (built,) = plans.check([made], plans.TARGETS[target], lambda *_: None)
     assert built.profiles == ("decode", "prefill")
     assert built.n_bytes == made.plan.stat().st_size
     # kernels and small tables, no weight: a plan with them would pass it
@@ -138,18 +137,12 @@ def test_every_operator_that_lacks_its_plugin_is_named(
     tensorrt_rtx: ModuleType, sized: Checkpoint, tmp_path: Path
 ) -> None:
     made = order(sized, "nvfp4", DEVICE, tmp_path)
-    with pytest.raises(ConfigurationError, match="edge::MoE: has no plugin"):
-        compile_graph(tensorrt_rtx, made, no_progress, lambda trt: ["edge::MoE"])
-
-
-def test_plugins_keep_their_operators_and_nothing_else(sized: Checkpoint, tmp_path: Path) -> None:
-    model = onnx.load(order(sized, "nvfp4", DEVICE, tmp_path).onnx)
-    for plugins, domains in ((["edge::MoE"], {"", "edge"}), ([], {""}), (["edge::Other"], {""})):
-        ready = prepared(model, plugins)
-        assert {node.domain for node in ready.graph.node} == domains
-        assert not ready.functions
-        names = [node.name for node in ready.graph.node]
-        assert len(set(names)) == len(names)
+    layout = recipe_layout(sized.spec.decoder, load_recipe("nvfp4"))
+    model = decoder_model(sized.spec.decoder, layout, DEVICE, kernels=True)
+    made.onnx.write_bytes(model.SerializeToString())
+    kernels = "edge::combine, edge::prefill_down_nvfp4, edge::prefill_up_nvfp4, edge::sort_pairs"
+    with pytest.raises(ConfigurationError, match=f"{kernels}: has no plugin"):
+        compile_graph(tensorrt_rtx, made, no_progress)
 
 
 def test_progress_and_errors_come_from_the_other_process(
@@ -202,11 +195,11 @@ def test_plans_are_put_into_the_bundle(
     monkeypatch.setattr(plans, "COMPILER", "tensorrt_rtx")
     monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
 
-    def for_a_stand_in(module: str, order: Order, progress: Any, plugins: str | None) -> Built:
+    def for_a_stand_in(module: str, order: Order, progress: Any, kernels: Path | None) -> Built:
         order = dataclasses.replace(order, stand_in="SM86", timing_cache=None)
-        return compile_isolated(module, order, progress, plugins)
+        return compile_isolated(module, order, progress, kernels)
 
-    def at_once(module: str, order: Order, progress: Any, plugins: str | None) -> Built:
+    def at_once(module: str, order: Order, progress: Any, kernels: Path | None) -> Built:
         order.plan.write_bytes(b"another")
         return Built(order.graph, (), 0.0, 7, 0)
 
@@ -217,7 +210,7 @@ def test_plans_are_put_into_the_bundle(
         manifest = Bundle(path).manifest
         sizes.append([manifest.files[f"{g}.plan"].n_bytes for g in ("vision", "audio", "decoder")])
         version = str(tensorrt_rtx.__version__)
-        assert manifest.plans == Plans(version, "8.7", 512, None)
+        assert manifest.plans == Plans(version, "8.7", 512)
         assert manifest.target == "orin"
     assert min(sizes[0]) > 1e6
     assert sizes[1] == [7, 7, 7]

@@ -25,6 +25,7 @@ from graphs.random_decoder import (
     recipe_weights,
 )
 from make_tiny_checkpoint import PRESETS
+from onnx.inliner import inline_local_functions
 
 from build_engine.bundle import build_bundle
 from build_engine.checkpoint import Checkpoint
@@ -238,16 +239,37 @@ def test_holds_no_weight_and_binds_no_int64(sized: Checkpoint, recipe: str) -> N
     assert not unused
 
 
-def test_nvfp4_experts_are_the_plugins_operator(sized: Checkpoint) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "formats"), [("nvfp4", ("nvfp4", "nvfp4")), ("int4", ("int4", "nvfp4"))]
+)
+def test_experts_as_kernels(sized: Checkpoint, recipe: str, formats: tuple[str, str]) -> None:
+    """Each operator becomes a chain of plugins that reads what the operator read."""
     spec = sized.spec.decoder
-    names = {}
-    for recipe in ("nvfp4", "int4"):
-        model = decoder_model(spec, recipe_layout(spec, load_recipe(recipe)), DEVICE)
-        nodes = [node for node in model.graph.node if node.domain == "edge"]
-        names[recipe] = {node.op_type for node in nodes}
-        if recipe == "nvfp4":
-            assert [len(node.input) for node in nodes] == [9, 9]
-    assert names == {"nvfp4": {"MoE"}, "int4": {"MoE_int4_nvfp4"}}
+    layout = recipe_layout(spec, load_recipe(recipe))
+    operators = decoder_model(spec, layout, DEVICE)
+    plain = [node for node in operators.graph.node if node.domain == "edge"]
+    model = inline_local_functions(decoder_model(spec, layout, DEVICE, kernels=True))
+    nodes = [node for node in model.graph.node if node.domain == "edge"]
+    up, down = formats
+    names = ["sort_pairs", f"prefill_up_{up}", f"prefill_down_{down}", "combine"]
+    assert [node.op_type for node in nodes] == len(plain) * names
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+    for node in nodes:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert (attributes["plugin_namespace"], attributes["aot"]) == (b"edge", 1)
+    for n, operator in enumerate(plain):
+        chain = nodes[4 * n : 4 * n + 4]
+        made = {name for node in chain for name in node.output}
+        read = {name for node in chain for name in node.input} - made
+        assert read == set(operator.input)
+        assert [*chain[3].output] == [*operator.output]
+
+
+def test_experts_without_kernels_are_refused(sized: Checkpoint) -> None:
+    spec = sized.spec.decoder
+    layout = recipe_layout(spec, load_recipe("bf16"))
+    with pytest.raises(BundleError, match="experts_up: is bfloat16, the kernels take"):
+        decoder_model(spec, layout, DEVICE, kernels=True)
 
 
 def run_scan(spec: Any, values: dict[str, Any]) -> Any:
