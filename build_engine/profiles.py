@@ -14,8 +14,8 @@ Shape: TypeAlias = tuple[int, ...]
 
 PAST_STEP_ROWS = 256
 """The largest bound past is a multiple of it."""
-MIN_AUDIO_FRAMES = 10
-"""0.1 s of sound."""
+MIN_AUDIO_FRAMES = 1
+"""A client may send a clip of any length."""
 SMALLEST_SIDE = 2
 """Of a grid, in patches. A profile's minima must fit together: its square is the fewest patches."""
 LONGEST_SIDE = 256
@@ -71,7 +71,7 @@ def vision_profiles(spec: VisionSpec) -> list[Profile]:
 
 
 def audio_profiles(spec: AudioSpec) -> list[Profile]:
-    """One clip of 0.1 to 30 s."""
+    """One clip of up to 30 s."""
     frames = (MIN_AUDIO_FRAMES, MAX_AUDIO_FRAMES // 6, MAX_AUDIO_FRAMES)
     return [Profile("clip", {"mel": _three(*((1, n, spec.n_mels) for n in frames))})]
 
