@@ -10,7 +10,7 @@ from edge.engines.cuda import Cuda
 from edge.engines.encoder_inputs import Inputs
 from edge.engines.plan import COMPILE, Context, Plan
 from edge.engines.plan_memory import Memory
-from edge.errors import BundleError, EngineError
+from edge.errors import BundleError, MediaError
 from edge.types import Float32
 
 OUTPUT = "embeddings"
@@ -62,7 +62,7 @@ class PlanEncoder:
         """Embeddings of the inputs, by their names.
 
         Raises:
-            EngineError: no profile of the plan admits their shapes.
+            MediaError: no profile of the plan admits their shapes.
         """
         self._cuda.use()
         context = self._admitting(inputs)
@@ -86,7 +86,9 @@ class PlanEncoder:
             if all(_within(v.shape, *self._plan.shapes(name, i)) for name, v in inputs.items()):
                 return context
         shapes = ", ".join(f"{name} {values.shape}" for name, values in inputs.items())
-        raise EngineError(self._plan.path.name, f"was not compiled for {shapes}", COMPILE)
+        raise MediaError(
+            shapes, f"is a size that {self._plan.path.name} was not compiled for", "send another"
+        )
 
 
 def _within(shape: tuple[int, ...], smallest: tuple[int, ...], largest: tuple[int, ...]) -> bool:
