@@ -15,7 +15,8 @@ from unit.test_laws import rows_of
 
 from edge.engines.bundle import Bundle
 from edge.engines.cuda import Cuda
-from edge.errors import BundleError, CapacityError, DeviceError, EngineError
+from edge.engines.engine import MAX_AUDIO_FRAMES
+from edge.errors import BundleError, CapacityError, DeviceError, EngineError, MediaError
 
 STEP = ["upload", "enqueue", "download", "append", "wait"]
 
@@ -188,6 +189,13 @@ def test_a_full_context_is_refused_and_stays_as_it_is(board):
     with pytest.raises(CapacityError, match="would reach 641 of 640 tokens"):
         executor.decode(state, 1)
     assert executor.n_tokens(state) == 640
+
+
+def test_media_that_no_profile_admits_is_refused_alone(board):
+    executor, mels = board.engine, board.engine.spec.audio.n_mels
+    with pytest.raises(MediaError, match=r"mel \(1, \d+, \d+\): is a size that audio.plan"):
+        executor.encode_audio(np.zeros((MAX_AUDIO_FRAMES + 1, mels), np.float32))
+    assert len(executor.encode_audio(np.zeros((8, mels), np.float32))) == 1
 
 
 def test_any_thread_may_use_it(board):
