@@ -15,7 +15,6 @@ from unit.test_laws import rows_of
 
 from edge.engines.bundle import Bundle
 from edge.engines.cuda import Cuda
-from edge.engines.engine import MAX_AUDIO_FRAMES
 from edge.errors import BundleError, CapacityError, DeviceError, EngineError, MediaError
 
 STEP = ["upload", "enqueue", "download", "append", "wait"]
@@ -192,10 +191,10 @@ def test_a_full_context_is_refused_and_stays_as_it_is(board):
 
 
 def test_media_that_no_profile_admits_is_refused_alone(board):
-    executor, mels = board.engine, board.engine.spec.audio.n_mels
-    with pytest.raises(MediaError, match=r"mel \(1, \d+, \d+\): is a size that audio.plan"):
-        executor.encode_audio(np.zeros((MAX_AUDIO_FRAMES + 1, mels), np.float32))
-    assert len(executor.encode_audio(np.zeros((8, mels), np.float32))) == 1
+    executor, width = board.engine, 3 * board.engine.spec.vision.patch_size**2
+    with pytest.raises(MediaError, match=r"is a size that vision\.plan was not compiled for"):
+        executor.encode_image(np.zeros((4000, width), np.float32), (2, 2000))
+    assert len(executor.encode_image(np.zeros((24, width), np.float32), (4, 6))) == 6
 
 
 def test_any_thread_may_use_it(board):
