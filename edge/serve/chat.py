@@ -153,6 +153,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         remember=_first(request.edge.remember if request.edge else None, answer.remember),
         recall_s=_recall_s(request),
         deadline_s=(request.edge.deadline_s if request.edge else None) or answer.deadline_s,
+        channel="operator",
     )
 
 

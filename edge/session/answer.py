@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from edge.model.sampling import Sampler
 from edge.model.tokenizer import Detokenizer, Tokenizer
 from edge.session.context import LiveContext
 from edge.session.slot import Perceived
-from edge.session.turn import Done, FinishReason, Question, TextDelta, Timeline, Turn
+from edge.session.turn import Done, FinishReason, Question, TextDelta, Timeline, Turn, YesNo
 from edge.types import Evidence, Float32, Int32
 
 log = logging.getLogger(__name__)
@@ -221,6 +221,8 @@ class Answering:
             self._logits = engine.prefill(state, chunk)
             self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
             return None
+        if question.yes_no is not None:
+            return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
         token = self._sampler.choose(self._logits)
         self._said.append(token)
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
@@ -276,6 +278,16 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         return answering.end("cancelled")
     finally:
         answering.give_way()
+
+
+def confidence(logits: Float32, yes_no: YesNo) -> float:
+    """P(yes) / (P(yes) + P(no)), each over the tokens with which that answer may begin.
+
+    Args:
+        logits: [vocabulary], after the question.
+    """
+    yes, no = (np.logaddexp.reduce(logits[list(ids)]) for ids in (yes_no.yes, yes_no.no))
+    return float(1.0 / (1.0 + np.exp(np.clip(no - yes, -500.0, 500.0))))
 
 
 def _remember(

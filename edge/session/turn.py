@@ -17,6 +17,9 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Priority = Literal["operator", "trigger", "notes"]
 """The more urgent first: somebody asks · the session watches for something · it notes for itself
 what a rebase forgets."""
+Channel = Literal["operator", "ambient"]
+"""Who asks: a client that may operate the robot, or who holds its button · anybody who can be heard,
+or the session itself. What is seen and heard is data: it commands nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,14 @@ class Message:
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class YesNo:
+    """The ids of the tokens with which each answer may begin."""
+
+    yes: tuple[int, ...]
+    no: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,15 @@ class Question:
     priority: Priority = "operator"
     deadline_s: float | None = None
     """Since it was asked: an answer that has not begun then is refused, one that has is cut."""
+    channel: Channel = "ambient"
+    """Who asks."""
+    yes_no: YesNo | None = None
+    """The answer is one of two, and only how likely each is: no text, `Done.confidence`."""
+
+    @property
+    def may_call_tools(self) -> bool:
+        """Whether the answer may propose a tool call."""
+        return self.channel == "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +109,8 @@ class Done:
     """Tokens of the live context plus those of the question."""
     n_completion_tokens: int
     timeline: Timeline
+    confidence: float | None = None
+    """Of a question with `yes_no`: P(yes) / (P(yes) + P(no))."""
 
 
 @dataclass(frozen=True, slots=True)
