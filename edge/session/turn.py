@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
-from edge.clock import NS_PER_S
+from edge.clock import NS_PER_MS, NS_PER_S
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Control, Mode, SpeechStarted
 from edge.types import Evidence, Stages
+
+if TYPE_CHECKING:
+    from edge.session.triggers import TriggerBook
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Priority = Literal["operator", "trigger", "notes"]
 """The more urgent first: somebody asks · the session watches for something · it notes for itself
 what a rebase forgets."""
 Channel = Literal["operator", "ambient"]
-"""Who asks: a client that may operate the robot, or who holds its button · anybody who can be heard,
-or the session itself. What is seen and heard is data: it commands nothing."""
+"""Who asks: a client that may operate the robot, or who holds its button · anybody who can be
+heard, or the session itself. What is seen and heard is data: it commands nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,12 @@ class Question:
     def may_call_tools(self) -> bool:
         """Whether the answer may propose a tool call."""
         return self.channel == "operator"
+
+    def seeded(self) -> Question:
+        """With the seed that its answer will be drawn by, so that a recording can repeat it."""
+        if self.sampling.temperature == 0 or self.sampling.seed is not None:
+            return self
+        return replace(self, sampling=replace(self.sampling, seed=secrets.randbits(32)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +194,27 @@ class Status:
     """Whose speech takes the turn."""
 
 
+class Audience(Generic[T]):
+    """Those who hear of events; joined and left from any thread."""
+
+    def __init__(self) -> None:
+        self._all: tuple[Callable[[T], None], ...] = ()
+
+    def join(self, deliver: Callable[[T], None]) -> Callable[[], None]:
+        """Hear of all events from now on, in the thread that tells them; what ends it."""
+        self._all = (*self._all, deliver)  # another tuple: they may just be told something
+
+        def leave() -> None:
+            self._all = tuple(one for one in self._all if one is not deliver)
+
+        return leave
+
+    def tell(self, event: T) -> None:
+        """Tell them."""
+        for deliver in self._all:
+            deliver(event)
+
+
 class Asked(Protocol):
     """What the socket needs of a session."""
 
@@ -187,6 +223,17 @@ class Asked(Protocol):
 
         Raises:
             CapacityError: too many questions are waiting.
+        """
+
+    @property
+    def triggers(self) -> TriggerBook:
+        """What clients want to be told of."""
+
+    def observe(self, deliver: Callable[[object], None]) -> Callable[[], None]:
+        """Hear of all events of the session, from its own thread.
+
+        Returns:
+            What ends it.
         """
 
     def control(self, control: Control) -> None:
@@ -198,3 +245,19 @@ class Asked(Protocol):
 
     def status(self) -> Status:
         """The session as it stands; callable from any thread."""
+
+
+def log_turn(outcome: Done | Failed) -> None:
+    """One line in the log for each turn."""
+    if isinstance(outcome, Failed):
+        log.warning("turn=refused error=%s", outcome.error)
+        return
+    times = outcome.timeline
+    log.info(
+        "turn=%s prompt_tokens=%d completion_tokens=%d waited_ms=%.1f first_token_ms=%.1f "
+        "total_ms=%.1f",
+        *(outcome.finish_reason, outcome.n_prompt_tokens, outcome.n_completion_tokens),
+        (times.started_ns - times.asked_ns) / NS_PER_MS,
+        (times.first_token_ns - times.asked_ns) / NS_PER_MS,
+        (times.finished_ns - times.asked_ns) / NS_PER_MS,
+    )
