@@ -18,6 +18,7 @@ from edge.clock import NS_PER_MS, NS_PER_S
 from edge.config import Config
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
+from edge.serve.replies import NotFoundError
 from edge.session.turn import Done, Message, Question, TextDelta, Timeline
 from edge.types import Stages
 
@@ -26,7 +27,7 @@ StopText = Annotated[str, Meta(min_length=1)]
 Json = dict[str, Any]
 
 
-class ModelNotFoundError(ProtocolError):
+class ModelNotFoundError(NotFoundError):
     """A request names a model that is not served here: HTTP 404."""
 
 
