@@ -20,23 +20,19 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from edge.clock import NS_PER_S
 from edge.config import Config
-from edge.errors import CapacityError, EdgeError, ProtocolError
+from edge.errors import CapacityError, EdgeError, MediaError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
-from edge.serve.chat import (
-    ChatRequest,
-    ModelNotFoundError,
-    Response,
-    parse_request,
-    stages_of,
-)
-from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta
+from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
+from edge.serve.completion import Response, health_of
+from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 16 << 20
+"""A picture of some megapixels in base64, and a conversation around it."""
+LARGE_BODY_BYTES = 1 << 14
 
 
 class _Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,20 +118,7 @@ class _Api:
 
     async def health(self, _: web.Request) -> web.Response:
         """200 as long as anybody can answer at all."""
-        status = self._session.status()
-        return _json(
-            {
-                "status": "ok",
-                "ready": status.ready,
-                "model": self._model_name,
-                "n_context_tokens": status.n_context_tokens,
-                "max_context_tokens": status.max_context_tokens,
-                "uptime_s": round(status.uptime_ns / NS_PER_S, 3),
-                "counters": status.counters,
-                "mode": status.mode,
-                "recent": [stages_of(stages, status.start_ns) for stages in status.recent],
-            }
-        )
+        return _json(health_of(self._session.status()))
 
     async def readiness(self, _: web.Request) -> web.Response:
         ready = self._session.status().ready
@@ -158,7 +141,12 @@ class _Api:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        asked = parse_request(body, self._model_name, self._config, self._thinking_sampling)
+        parts = (body, self._model_name, self._config, self._thinking_sampling)
+        # Pictures and sounds take their time to decode; others are served meanwhile.
+        is_large = len(body) > LARGE_BODY_BYTES
+        asked = (
+            await asyncio.to_thread(parse_request, *parts) if is_large else parse_request(*parts)
+        )
         events: asyncio.Queue[AnswerEvent] = asyncio.Queue()
         turn = self._session.ask(asked.question, _delivery_to(events))
         try:
@@ -183,7 +171,7 @@ def _delivery_to(events: asyncio.Queue[AnswerEvent]) -> Callable[[AnswerEvent], 
     return deliver
 
 
-async def _next(events: asyncio.Queue[AnswerEvent]) -> TextDelta | Done:
+async def _next(events: asyncio.Queue[AnswerEvent]) -> TextDelta | ToolCall | Done:
     """The turn's next event.
 
     Raises:
@@ -199,10 +187,10 @@ async def _next(events: asyncio.Queue[AnswerEvent]) -> TextDelta | Done:
 
 
 async def _answer(events: asyncio.Queue[AnswerEvent], response: Response) -> web.Response:
-    deltas = []
-    while isinstance(event := await _next(events), TextDelta):
-        deltas.append(event)
-    return _json(response.completion(deltas, event))
+    said = []
+    while not isinstance(event := await _next(events), Done):
+        said.append(event)
+    return _json(response.completion(said, event))
 
 
 async def _stream(
@@ -218,15 +206,17 @@ async def _stream(
     )
     await stream.prepare(request)
     await _send(stream, response.opening())
+    n_calls = 0
     try:
-        while isinstance(event, TextDelta):
-            await _send(stream, response.delta(event))
+        while not isinstance(event, Done):
+            await _send(stream, response.delta(event, n_calls))
+            n_calls += isinstance(event, ToolCall)
             event = await _next(events)
     except EdgeError as error:
         # Too late for a status; no [DONE] follows, so the answer cannot be taken for complete.
         await _send(stream, _error(error))
         return stream
-    await _send(stream, response.closing(event))
+    await _send(stream, response.closing(event, n_calls > 0))
     if asked.include_usage:
         await _send(stream, response.usage(event))
     await stream.write(b"data: [DONE]\n\n")
@@ -250,7 +240,9 @@ async def _errors_as_json(
         return _json(_error(error), status, headers)
     except web.HTTPRequestEntityTooLarge as error:
         too_large = ProtocolError(
-            "body", f"is larger than {MAX_BODY_BYTES} bytes", "send a shorter conversation"
+            "body",
+            f"is larger than {MAX_BODY_BYTES} bytes",
+            "send a shorter conversation, or smaller pictures",
         )
         return _json(_error(too_large), error.status)
     except web.HTTPException as error:
@@ -263,14 +255,14 @@ async def _errors_as_json(
 def _status_of(error: EdgeError) -> int:
     if isinstance(error, ModelNotFoundError):
         return 404
-    if isinstance(error, ProtocolError):
+    if isinstance(error, ProtocolError | MediaError):
         return 400
     return 503 if isinstance(error, CapacityError) else 500
 
 
 def _error(error: EdgeError) -> dict[str, Any]:
     code = {404: "model_not_found", 503: "over_capacity"}.get(_status_of(error))
-    theirs = isinstance(error, ProtocolError)
+    theirs = isinstance(error, ProtocolError | MediaError)
     return {
         "error": {
             "message": str(error),

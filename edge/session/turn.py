@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from edge.clock import NS_PER_S
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Control, Mode, SpeechStarted
-from edge.types import Evidence, Stages
+from edge.types import Evidence, Picture, Sound, Stages
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Priority = Literal["operator", "trigger", "notes"]
@@ -20,11 +20,25 @@ what a rebase forgets."""
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model proposes to call a tool; whether that happens is the client's affair."""
+
+    name: str
+    arguments: dict[str, Any]
+    """By parameter, JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of the conversation that a question belongs to."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
+    """tool: what a call gave, as its client says."""
     content: str
+    media: tuple[Picture | Sound, ...] = ()
+    """Of a user's message, before its text."""
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +50,7 @@ class Question:
     """
 
     messages: tuple[Message, ...]
-    """At least one user message; the last message is from the user."""
+    """At least one user message; the last message is from the user, or a tool's."""
     sampling: Sampling
     max_tokens: int
     thinking: bool = False
@@ -49,6 +63,10 @@ class Question:
     priority: Priority = "operator"
     deadline_s: float | None = None
     """Since it was asked: an answer that has not begun then is refused, one that has is cut."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the model may propose to call, as OpenAI describes functions."""
+    grammar: str = ""
+    """What the answer must look like: see `edge.model.constrain`; empty leaves it free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +116,7 @@ class Failed:
     error: EdgeError
 
 
-AnswerEvent = TextDelta | Done | Failed
+AnswerEvent = TextDelta | ToolCall | Done | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ def test_an_answer_cut_at_its_deadline_ends_by_length_for_openais_clients(path):
 @pytest.mark.parametrize(
     ("body", "status", "param", "code"),
     [
-        ({**ASK, "tools": []}, 400, "tools", None),
+        ({**ASK, "toolz": []}, 400, "toolz", None),
         ({**ASK, "model": "gpt-4o"}, 404, "model", "model_not_found"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
