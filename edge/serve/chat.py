@@ -146,6 +146,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
             tools,
             calls=request.tool_choice not in (None, "auto", "none"),
         ),
+        channel="operator",
     )
 
 

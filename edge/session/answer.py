@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from edge.session.context import LiveContext
 from edge.session.perceive import place_media
 from edge.session.slot import Perceived
 from edge.session.speech import Speech
-from edge.session.turn import Done, FinishReason, Message, Question, Timeline, Turn
+from edge.session.turn import Done, FinishReason, Message, Question, Timeline, Turn, YesNo
 from edge.types import Evidence, Float32, Int32, Picture
 
 log = logging.getLogger(__name__)
@@ -207,6 +207,8 @@ class Answering:
             self._logits = engine.prefill(state, chunk)
             self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
             return None
+        if question.yes_no is not None:
+            return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
         token = self._choose()
         self._said.append(token)
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
@@ -280,6 +282,16 @@ def _constraint(question: Question, engine: AnyEngine, tokenizer: Tokenizer) -> 
     stops = (tokenizer.special.turn_end,)
     tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
     return Constraint(tokens, question.grammar)
+
+
+def confidence(logits: Float32, yes_no: YesNo) -> float:
+    """P(yes) / (P(yes) + P(no)), each over the tokens with which that answer may begin.
+
+    Args:
+        logits: [vocabulary], after the question.
+    """
+    yes, no = (np.logaddexp.reduce(logits[list(ids)]) for ids in (yes_no.yes, yes_no.no))
+    return float(1.0 / (1.0 + np.exp(np.clip(no - yes, -500.0, 500.0))))
 
 
 def _remember(
