@@ -26,6 +26,7 @@ from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
 from edge.serve.completion import Response, health_of
+from edge.serve.realtime import Realtime
 from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def make_app(
         thinking_sampling: the checkpoint's own, for answers that think.
     """
     api = _Api(session, config, model_name, thinking_sampling)
+    realtime = Realtime(session, config, model_name, thinking_sampling)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
     app.add_routes(
         [
@@ -71,6 +73,7 @@ def make_app(
             web.get("/readyz", api.readiness),
             web.post("/v1/chat/completions", api.chat),
             web.post("/v1/edge/turns", api.turns),
+            web.get("/v1/realtime", realtime.connect),
         ]
     )
     return app

@@ -16,7 +16,9 @@ Json = dict[str, Any]
 Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
 Modality = Literal["text", "audio"]
 ToolChoice = Literal["auto", "none", "required"]
-Topic = Literal["perceived", "degraded", "dropped", "rebased", "speech", "health"]
+Topic = Literal[
+    "perceived", "degraded", "dropped", "rebased", "noted", "trigger", "speech", "health"
+]
 """Which of our events a client wants to hear."""
 RATE_HZ = 24_000
 """Of sound on this socket: PCM, 16 bits, little-endian, mono."""
@@ -294,7 +296,7 @@ class Response(_Part, frozen=True, kw_only=True):
     metadata: Json | None = None
     usage: Usage | None = None
     edge: Json | None = None
-    """Timing and evidence: `edge.serve.chat.timing_of`."""
+    """Timing and evidence: `edge.serve.completion.timing_of`."""
 
 
 class _ClientEvent(msgspec.Struct, frozen=True, kw_only=True):

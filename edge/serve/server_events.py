@@ -185,7 +185,7 @@ class EdgeReasoning(_Event, frozen=True, kw_only=True, tag="edge.reasoning.delta
 
 
 class EdgePerceived(_Event, frozen=True, kw_only=True, tag="edge.perceived"):
-    """Something seen or heard is in the live context: `edge.serve.chat.stages_of`."""
+    """Something seen or heard is in the live context: `edge.serve.completion.stages_of`."""
 
     segment: Json
 
@@ -214,6 +214,13 @@ class EdgeRebased(_Event, frozen=True, kw_only=True, tag="edge.rebased"):
 
     at_s: float
     n_tokens: int
+
+
+class EdgeNoted(_Event, frozen=True, kw_only=True, tag="edge.noted"):
+    """The model has noted what the next rebase will forget."""
+
+    at_s: float
+    text: str
 
 
 class EdgeSpeechStarted(_Event, frozen=True, kw_only=True, tag="edge.speech.started"):
@@ -277,6 +284,7 @@ ServerEvent = (
     | EdgeDegraded
     | EdgeDropped
     | EdgeRebased
+    | EdgeNoted
     | EdgeSpeechStarted
     | EdgeSpeechAsked
     | EdgeSpeechDelta

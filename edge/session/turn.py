@@ -259,6 +259,9 @@ class Asked(Protocol):
             What ends it.
         """
 
+    def watch(self, deliver: Callable[[SpokenEvent], None]) -> Callable[[], None]:
+        """Hear of spoken turns, likewise."""
+
     def control(self, control: Control) -> None:
         """Say something to the turn-taking of the first microphone.
 
