@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.errors import CapacityError, EdgeError, EngineError, ProtocolError, SocketError
+from edge.errors import (
+    AccessError,
+    CapacityError,
+    EdgeError,
+    EngineError,
+    ProtocolError,
+    SocketError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +207,8 @@ def _events(payloads: Iterator[dict[str, Any]]) -> Iterator[Event]:
 
 def _refusal(status: int, body: bytes) -> EdgeError:
     """The service's own error again, as it raised it."""
-    kind = CapacityError if status == 503 else EngineError if status >= 500 else ProtocolError
+    kind: type[EdgeError] = EngineError if status >= 500 else ProtocolError
+    kind = {403: AccessError, 503: CapacityError}.get(status, kind)
     try:
         message = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -59,7 +59,8 @@ def decode_picture(data: bytes) -> Picture:
     with _opened("picture", data, _PICTURES, "JPEG or PNG") as container:
         try:
             stream = container.streams.video[0]
-            check_size(stream.width, stream.height)
+            if stream.width:  # else decoding says what is wrong
+                check_size(stream.width, stream.height)
             frame = next(container.decode(stream))
         except (av.FFmpegError, StopIteration, IndexError) as error:
             raise _damaged("picture", error) from None

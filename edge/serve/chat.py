@@ -17,6 +17,7 @@ from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve.messages import ChatMessage, to_messages, wrong_field
 from edge.serve.protocol import EdgeAnswer, ResponseFormat
+from edge.serve.replies import NotFoundError
 from edge.serve.wishes import (
     ChatTool,
     NamedTool,
@@ -30,7 +31,7 @@ from edge.session.turn import Question
 StopText = Annotated[str, Meta(min_length=1)]
 
 
-class ModelNotFoundError(ProtocolError):
+class ModelNotFoundError(NotFoundError):
     """A request names a model that is not served here: HTTP 404."""
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,11 +23,15 @@ from edge.errors import EdgeError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.still import from_base64
 from edge.senses.turn_events import Ended, SpeechStarted
+from edge.serve.access import Role, require
 from edge.serve.chat import ModelNotFoundError
 from edge.serve.client_sound import ClientSound
 from edge.serve.completion import health_of
 from edge.serve.conversation import ClientConversation, Entry, as_turns, entry_of, sound_entry
+from edge.serve.door import drop
+from edge.serve.limits import ROLE
 from edge.serve.messages import wrong_field
+from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.protocol import (
     AudioAppend,
@@ -43,7 +46,7 @@ from edge.serve.protocol import (
     SessionUpdate,
     Topic,
 )
-from edge.serve.reply import Reply, error_body
+from edge.serve.reply import Begun, Reply, error_body
 from edge.serve.schema import AnyClientEvent, AnyServerEvent
 from edge.serve.server_events import (
     AudioCleared,
@@ -71,11 +74,7 @@ from edge.serve.trigger_events import (
 )
 from edge.session.turn import AnswerEvent, Asked, SpokenEvent
 
-log = logging.getLogger(__name__)
-
 MAX_MESSAGE_BYTES = 16 << 20
-MAX_WAITING_EVENTS = 4096
-"""A client that leaves more unread is dropped."""
 PING_S = 20.0
 LOOK_S = 1.0
 """Between two looks at the session for edge.health and edge.dropped."""
@@ -88,7 +87,7 @@ class _Answered:
     """An event of the answer that a reply is made of."""
 
     reply: Reply
-    event: AnswerEvent
+    event: AnswerEvent | Begun
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,10 +101,15 @@ class Realtime:
     """The route."""
 
     def __init__(
-        self, session: Asked, config: Config, model_name: str, thinking_sampling: Sampling
+        self,
+        session: Asked,
+        config: Config,
+        model_name: str,
+        thinking_sampling: Sampling,
+        metrics: Metrics,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
-        self._thinking_sampling = thinking_sampling
+        self._thinking_sampling, self._metrics = thinking_sampling, metrics
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Talk with one client until it goes."""
@@ -118,13 +122,13 @@ class Realtime:
         )
         await socket.prepare(request)
 
-        def too_slow() -> None:
-            log.warning("client=dropped reason=outbox_full")
-            if request.transport is not None:
-                request.transport.abort()
-
-        outbox: Outbox[object] = Outbox(MAX_WAITING_EVENTS, too_slow)
-        client = _Client(self._session, self._config, model, self._thinking_sampling, outbox)
+        outbox: Outbox[object] = Outbox(
+            self._config.socket.max_outbox_events,
+            lambda: drop(request.transport, "outbox full", self._metrics),
+        )
+        client = _Client(
+            self._session, self._config, model, self._thinking_sampling, outbox, request[ROLE]
+        )
         tasks = [
             asyncio.create_task(_write(socket, outbox, client)),
             asyncio.create_task(client.look()),
@@ -160,8 +164,10 @@ class _Client:
         model: str,
         thinking_sampling: Sampling,
         outbox: Outbox[object],
+        role: Role,
     ) -> None:
         self._session, self._config, self._outbox = session, config, outbox
+        self._role = role
         self._thinking_sampling = thinking_sampling
         self._settings = first_settings(new_id("sess"), model, config)
         self._conversation_id = new_id("conv")
@@ -186,11 +192,11 @@ class _Client:
         finally:
             leave()
             unwatch()
-            if self._reply is not None:
-                self._reply.cancel("client_cancelled")
             for name in self._triggers:
                 with contextlib.suppress(ProtocolError):  # somebody else has deleted it
                     self._session.triggers.delete(name)
+            if self._reply is not None:
+                self._reply.cancel("client_cancelled")
 
     # From the session's thread.
 
@@ -249,6 +255,8 @@ class _Client:
             self.refuse(ProtocolError("event", f"is not JSON ({error})", "send a JSON object"))
             return
         try:
+            if not isinstance(event, SessionUpdate):  # an observer chooses what it hears of
+                require(self._role, "operator", "talking with the model")
             await self._do(event)
         except EdgeError as error:
             self.refuse(error, event.event_id)
@@ -351,7 +359,7 @@ class _Client:
             question, lambda event: self._outbox.deliver(_Answered(reply, event))
         )
         self._reply = reply
-        self._say(reply.created())
+        self._outbox.deliver(_Answered(reply, Begun()))
 
     def _cancel(self, response_id: str | None) -> None:
         if self._reply is None or response_id not in (None, self._reply.id):
@@ -359,7 +367,7 @@ class _Client:
         self._next = None
         self._reply.cancel("client_cancelled")
 
-    def _answered(self, reply: Reply, event: AnswerEvent) -> Iterator[AnyServerEvent]:
+    def _answered(self, reply: Reply, event: AnswerEvent | Begun) -> Iterator[AnyServerEvent]:
         for told in reply.events(event):
             if isinstance(told, ResponseDone):
                 self._reply = None

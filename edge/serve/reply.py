@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edge.errors import CapacityError, EdgeError, MediaError, ProtocolError
+from edge.errors import EdgeError
+from edge.serve import replies
 from edge.serve.completion import timing_of
 from edge.serve.protocol import (
     ErrorBody,
@@ -42,6 +43,11 @@ from edge.session.turn import AnswerEvent, Done, Failed, TextDelta, ToolCall, Tu
 CancelReason = Literal["turn_detected", "client_cancelled"]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The session has accepted the question."""
+
+
 @dataclass
 class Reply:
     """Turns the events of one answer into those of one response, in order."""
@@ -56,6 +62,7 @@ class Reply:
     cancelled_by: CancelReason | None = None
     remembers: bool = False
     """Question and answer will be in the live context."""
+    _is_created: bool = False
     _text: str | None = None
     _item_id: str = ""
 
@@ -65,12 +72,13 @@ class Reply:
         if self.turn is not None:
             self.turn.cancel()
 
-    def created(self) -> ResponseCreated:
-        """Its first event."""
-        return ResponseCreated(response=self._response("in_progress"))
-
-    def events(self, event: AnswerEvent) -> Iterator[ServerEvent]:
+    def events(self, event: AnswerEvent | Begun) -> Iterator[ServerEvent]:
         """What the client hears of one event of the answer."""
+        if not self._is_created:  # the answer may be faster than who has asked for it
+            self._is_created = True
+            yield ResponseCreated(response=self._response("in_progress"))
+        if isinstance(event, Begun):
+            return
         if isinstance(event, TextDelta) and event.reasoning:
             yield EdgeReasoning(response_id=self.id, delta=event.text)
         elif isinstance(event, TextDelta):
@@ -166,11 +174,5 @@ class Reply:
 
 def error_body(error: EdgeError, event_id: str | None = None) -> ErrorBody:
     """An error as Realtime's clients know it."""
-    theirs = isinstance(error, ProtocolError | MediaError)
-    return ErrorBody(
-        type="invalid_request_error" if theirs else "server_error",
-        message=str(error),
-        code="over_capacity" if isinstance(error, CapacityError) else None,
-        param=error.thing if theirs else None,
-        event_id=event_id,
-    )
+    fields = replies.error_body(error)["error"]
+    return ErrorBody(**fields, event_id=event_id)
