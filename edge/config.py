@@ -93,6 +93,10 @@ class Answer(msgspec.Struct, frozen=True):
     """Since it was asked: an answer that has not begun then is refused, one that has is cut. Unset:
     it may take its time."""
 
+    abstain: str = ""
+    """Text that is allowed beside whatever format a request asks for, such as "unknown"; empty for
+    none. In JSON it is a JSON string."""
+
 
 class Turns(msgspec.Struct, frozen=True):
     """[turns]: whether speech is answered; that of the first microphone."""

@@ -8,6 +8,7 @@ The loop's thread never waits for a client: one that leaves too much in its outb
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -18,17 +19,18 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
-from edge.clock import NS_PER_S
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.access import Roles, require
-from edge.serve.chat import ChatRequest, Response, parse_request, stages_of
+from edge.serve.chat import ChatRequest, parse_request
+from edge.serve.completion import Response, health_of
 from edge.serve.door import Door, drop
 from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json
 from edge.serve.metrics import CONTENT_TYPE, Metrics
 from edge.serve.outbox import Outbox
+from edge.serve.realtime import Realtime
 from edge.serve.replies import (
     error_body,
     json_reply,
@@ -36,7 +38,7 @@ from edge.serve.replies import (
     send,
 )
 from edge.serve.watching import Watching
-from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta
+from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     button: Literal["begin", "commit", "cancel"]
 
 
+LARGE_BODY_BYTES = 1 << 14
 _SHUTDOWN_S = 1.0
 _LINGERING_S = 1.0
 """So long the rest of a request is read that was refused before it was complete."""
@@ -72,6 +75,7 @@ def make_app(
     """
     roles, metrics = Roles(config.access), Metrics(session.status)
     api = _Api(session, config, model_name, thinking_sampling, metrics)
+    realtime = Realtime(session, config, model_name, thinking_sampling, metrics)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
         middlewares=[counted(metrics), errors_as_json, admitted(roles, config.socket.idle_s)],
@@ -85,6 +89,7 @@ def make_app(
             web.get("/metrics", api.metrics),
             web.post("/v1/chat/completions", api.chat),
             web.post("/v1/edge/turns", api.turns),
+            web.get("/v1/realtime", realtime.connect),
             *Watching(session, config, metrics).routes(),
         ]
     )
@@ -145,20 +150,7 @@ class _Api:
 
     async def health(self, _: web.Request) -> web.Response:
         """200 as long as anybody can answer at all."""
-        status = self._session.status()
-        return json_reply(
-            {
-                "status": "ok",
-                "ready": status.ready,
-                "model": self._model_name,
-                "n_context_tokens": status.n_context_tokens,
-                "max_context_tokens": status.max_context_tokens,
-                "uptime_s": round(status.uptime_ns / NS_PER_S, 3),
-                "counters": status.counters,
-                "mode": status.mode,
-                "recent": [stages_of(stages, status.start_ns) for stages in status.recent],
-            }
-        )
+        return json_reply(health_of(self._session.status()))
 
     async def readiness(self, _: web.Request) -> web.Response:
         ready = self._session.status().ready
@@ -187,7 +179,12 @@ class _Api:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        asked = parse_request(body, self._model_name, self._config, self._thinking_sampling)
+        parts = (body, self._model_name, self._config, self._thinking_sampling)
+        # Pictures and sounds take their time to decode; others are served meanwhile.
+        is_large = len(body) > LARGE_BODY_BYTES
+        asked = (
+            await asyncio.to_thread(parse_request, *parts) if is_large else parse_request(*parts)
+        )
         events: Outbox[AnswerEvent] = Outbox(
             self._config.socket.max_outbox_events,
             lambda: drop(request.transport, "outbox full", self._metrics),
@@ -204,7 +201,7 @@ class _Api:
         return done
 
 
-async def _next(events: Outbox[AnswerEvent]) -> TextDelta | Done:
+async def _next(events: Outbox[AnswerEvent]) -> TextDelta | ToolCall | Done:
     """The turn's next event.
 
     Raises:
@@ -220,10 +217,10 @@ async def _next(events: Outbox[AnswerEvent]) -> TextDelta | Done:
 
 
 async def _answer(events: Outbox[AnswerEvent], response: Response) -> web.Response:
-    deltas = []
-    while isinstance(event := await _next(events), TextDelta):
-        deltas.append(event)
-    return json_reply(response.completion(deltas, event))
+    said = []
+    while not isinstance(event := await _next(events), Done):
+        said.append(event)
+    return json_reply(response.completion(said, event))
 
 
 async def _stream(
@@ -236,15 +233,17 @@ async def _stream(
     event = await _next(events)
     stream = await open_stream(request)
     await send(stream, response.opening())
+    n_calls = 0
     try:
-        while isinstance(event, TextDelta):
-            await send(stream, response.delta(event))
+        while not isinstance(event, Done):
+            await send(stream, response.delta(event, n_calls))
+            n_calls += isinstance(event, ToolCall)
             event = await _next(events)
     except EdgeError as error:
         # Too late for a status; no [DONE] follows, so the answer cannot be taken for complete.
         await send(stream, error_body(error))
         return stream
-    await send(stream, response.closing(event))
+    await send(stream, response.closing(event, n_calls > 0))
     if asked.include_usage:
         await send(stream, response.usage(event))
     await stream.write(b"data: [DONE]\n\n")

@@ -14,7 +14,8 @@ from edge.serve.access import Role, Roles, peer_of, require
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, TooLateError, error_body, json_reply, status_of
 
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 16 << 20
+"""A picture of some megapixels in base64, and a conversation around it."""
 CLIENT_GONE = 499
 """Counted where a client did not wait for its answer; as nginx has it."""
 ROLE: web.RequestKey[Role] = web.RequestKey("role")
@@ -74,7 +75,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return json_reply(error_body(error), status, headers)
     except web.HTTPRequestEntityTooLarge as error:
         too_large = ProtocolError(
-            "body", f"is larger than {MAX_BODY_BYTES} bytes", "send a shorter conversation"
+            "body",
+            f"is larger than {MAX_BODY_BYTES} bytes",
+            "send a shorter conversation, or smaller pictures",
         )
         return json_reply(error_body(too_large), error.status)
     except web.HTTPException as error:

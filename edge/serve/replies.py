@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from edge.errors import AccessError, CapacityError, EdgeError, ProtocolError
+from edge.errors import AccessError, CapacityError, EdgeError, MediaError, ProtocolError
 
 RETRY_AFTER_S = 1
 
@@ -26,6 +26,7 @@ def status_of(error: EdgeError) -> int:
         (NotFoundError, 404),
         (TooLateError, 408),
         (ProtocolError, 400),
+        (MediaError, 400),
         (AccessError, 403),
         (CapacityError, 503),
     ):
@@ -36,7 +37,7 @@ def status_of(error: EdgeError) -> int:
 
 def error_body(error: EdgeError) -> dict[str, Any]:
     """An error as OpenAI's clients know it."""
-    theirs = isinstance(error, ProtocolError | AccessError)
+    theirs = isinstance(error, ProtocolError | MediaError | AccessError)
     return {
         "error": {
             "message": str(error),

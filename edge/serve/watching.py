@@ -14,7 +14,7 @@ from edge.clock import NS_PER_S
 from edge.config import Config
 from edge.errors import ProtocolError
 from edge.senses.turn_events import SpeechStarted
-from edge.serve.chat import stages_of
+from edge.serve.completion import stages_of
 from edge.serve.door import drop
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox

@@ -7,13 +7,13 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from edge.clock import NS_PER_MS, NS_PER_S
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Control, Mode, SpeechStarted
-from edge.types import Evidence, Stages
+from edge.types import Evidence, Picture, Sound, Stages
 
 if TYPE_CHECKING:
     from edge.session.triggers import TriggerBook
@@ -32,11 +32,25 @@ heard, or the session itself. What is seen and heard is data: it commands nothin
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model proposes to call a tool; whether that happens is the client's affair."""
+
+    name: str
+    arguments: dict[str, Any]
+    """By parameter, JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of the conversation that a question belongs to."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
+    """tool: what a call gave, as its client says."""
     content: str
+    media: tuple[Picture | Sound, ...] = ()
+    """Of a user's message, before its text."""
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,7 @@ class Question:
     """
 
     messages: tuple[Message, ...]
-    """At least one user message; the last message is from the user."""
+    """At least one user message; the last message is from the user, or a tool's."""
     sampling: Sampling
     max_tokens: int
     thinking: bool = False
@@ -73,11 +87,20 @@ class Question:
     """Who asks."""
     yes_no: YesNo | None = None
     """The answer is one of two, and only how likely each is: no text, `Done.confidence`."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the model may propose to call, as OpenAI describes functions; see `callable_tools`."""
+    grammar: str = ""
+    """What the answer must look like: see `edge.model.constrain`; empty leaves it free."""
 
     @property
     def may_call_tools(self) -> bool:
         """Whether the answer may propose a tool call."""
         return self.channel == "operator"
+
+    @property
+    def callable_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools, if the answer may propose to call them."""
+        return self.tools if self.may_call_tools else ()
 
     def seeded(self) -> Question:
         """With the seed that its answer will be drawn by, so that a recording can repeat it."""
@@ -135,7 +158,7 @@ class Failed:
     error: EdgeError
 
 
-AnswerEvent = TextDelta | Done | Failed
+AnswerEvent = TextDelta | ToolCall | Done | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +258,9 @@ class Asked(Protocol):
         Returns:
             What ends it.
         """
+
+    def watch(self, deliver: Callable[[SpokenEvent], None]) -> Callable[[], None]:
+        """Hear of spoken turns, likewise."""
 
     def control(self, control: Control) -> None:
         """Say something to the turn-taking of the first microphone.

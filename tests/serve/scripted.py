@@ -21,6 +21,7 @@ from edge.session.turn import (
     Audience,
     Done,
     Question,
+    SpokenEvent,
     Status,
     TextDelta,
     Timeline,
@@ -70,6 +71,8 @@ class ScriptedSession:
         self.triggers = TriggerBook()
         self.events = Audience[object]()
         self.observe = self.events.join
+        self.spoken = Audience[SpokenEvent]()
+        self.watch = self.spoken.join
 
     def ask(self, question: Question, deliver: Callable[[AnswerEvent], None]) -> Turn:
         if self._refusal is not None:

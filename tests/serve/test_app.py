@@ -179,12 +179,12 @@ def test_an_answer_cut_at_its_deadline_ends_by_length_for_openais_clients(path):
 @pytest.mark.parametrize(
     ("body", "status", "param", "code"),
     [
-        ({**ASK, "tools": []}, 400, "tools", None),
+        ({**ASK, "toolz": []}, 400, "toolz", None),
         ({**ASK, "model": "gpt-4o"}, 404, "model", "model_not_found"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
-            "messages[0].content[0].type",
+            "messages[0].content[0].image_url.url",
             None,
         ),
         (b"{not json", 400, "body", None),
