@@ -29,13 +29,14 @@ class ClientSound:
         self._resampler = Resampler(RATE_HZ, 1)
         self._n_samples = 0  # since the first, 16 kHz
         self._waiting: list[Float32] = []
-        self._detector: TurnDetector | None = None
+        self._detects = False
+        self._detector: TurnDetector | None = None  # made when there is something to hear
 
     def detect_turns(self, wanted: bool) -> None:
         """Whether turns are found here, or end with `commit`. Changing it forgets what waits."""
-        if wanted != (self._detector is not None):
+        if wanted != self._detects:
             self.clear()
-            self._detector = TurnDetector("open") if wanted else None
+            self._detects = wanted
 
     def push(self, pcm: bytes) -> list[SpeechStarted | Ended]:
         """Take more sound; what happened in it. Takes about 1 % of the sound's own time.
@@ -45,13 +46,14 @@ class ClientSound:
             MediaError: too much waits to be committed.
         """
         samples = self._resampler.push(pcm_samples(pcm))
-        if self._detector is None:
+        if not self._detects:
             check_length(sum(map(len, self._waiting)) + len(samples), SAMPLE_RATE_HZ)
             self._waiting.append(samples)
             self._n_samples += len(samples)
             return []
         chunk = AudioChunk(samples, self._n_samples * NS_PER_SAMPLE, NAME)
         self._n_samples += len(samples)
+        self._detector = self._detector or TurnDetector("open")
         return self._told(self._detector.push(chunk))
 
     def commit(self) -> list[SpeechStarted | Ended]:
@@ -60,8 +62,8 @@ class ClientSound:
         Returns:
             Its end, if anything was said in it.
         """
-        if self._detector is not None:
-            return self._told(self._detector.flush())
+        if self._detects:
+            return self._told(self._detector.flush()) if self._detector else []
         self._end_stream()
         return [Ended(None)] if self._waiting else []
 
@@ -83,8 +85,7 @@ class ClientSound:
         """Forget what waits."""
         self._waiting = []
         self._resampler = Resampler(RATE_HZ, 1)
-        if self._detector is not None:
-            self._detector = TurnDetector("open")
+        self._detector = None
 
     @property
     def heard_ms(self) -> int:

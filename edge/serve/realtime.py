@@ -354,7 +354,7 @@ class _Client:
         )
         is_kept = wanted.conversation == "auto"
         reply = Reply(self._conversation_id if is_kept else None, wanted.metadata)
-        reply.remembers = question.remember
+        reply.remembers, reply.may_call = question.remember, bool(question.callable_tools)
         reply.turn = self._session.ask(
             question, lambda event: self._outbox.deliver(_Answered(reply, event))
         )

@@ -60,6 +60,8 @@ class Reply:
     id: str = field(default_factory=lambda: new_id("resp"))
     output: list[Item] = field(default_factory=list)
     cancelled_by: CancelReason | None = None
+    may_call: bool = False
+    """The model may propose tool calls in it."""
     remembers: bool = False
     """Question and answer will be in the live context."""
     _is_created: bool = False
@@ -77,6 +79,8 @@ class Reply:
         if not self._is_created:  # the answer may be faster than who has asked for it
             self._is_created = True
             yield ResponseCreated(response=self._response("in_progress"))
+            if not self.may_call:  # else its first item may be a call
+                yield from self._open()
         if isinstance(event, Begun):
             return
         if isinstance(event, TextDelta) and event.reasoning:
@@ -102,7 +106,7 @@ class Reply:
         }
 
     def _open(self) -> Iterator[ServerEvent]:
-        self._item_id = new_id("item")
+        self._item_id, self._text = new_id("item"), ""
         item = MessageItem(role="assistant", content=[], id=self._item_id, status="in_progress")
         yield OutputItemAdded(response_id=self.id, output_index=len(self.output), item=item)
         yield ContentPartAdded(**self._place(), part=TextPart(text=""))
