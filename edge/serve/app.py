@@ -27,7 +27,7 @@ from edge.serve.access import Roles, require
 from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, health_of
 from edge.serve.door import Door, drop
-from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json
+from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json, http_log
 from edge.serve.metrics import CONTENT_TYPE, Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime import Realtime
@@ -111,6 +111,7 @@ async def serving(app: web.Application, listener: socket.socket) -> AsyncIterato
         app,
         handler_cancellation=True,
         access_log=None,
+        logger=http_log(metrics),
         shutdown_timeout=_SHUTDOWN_S,
         keepalive_timeout=config.socket.idle_s,
         lingering_time=_LINGERING_S,

@@ -14,6 +14,7 @@ import pytest
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served, speak_until_cancelled
 
 from edge.config import Config, Socket
+from edge.serve.limits import MAX_BODY_BYTES, MAX_READING_BYTES
 
 ASK = {"messages": [{"role": "user", "content": "?"}]}
 
@@ -104,6 +105,27 @@ def test_a_body_that_does_not_arrive_is_408(path):
         assert metric(path, name) == 1
 
 
+def test_bodies_that_arrive_together_are_bounded_together(path):
+    n = MAX_READING_BYTES // MAX_BODY_BYTES
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nContent-Length: {MAX_BODY_BYTES}"
+    with served(path, ScriptedSession(answer("x"))), contextlib.ExitStack() as stack:
+        arriving = [stack.enter_context(connected(path)) for _ in range(n)]
+        for client in arriving:
+            client.sendall(head.encode() + b"\r\nExpect: 100-continue\r\n\r\n")
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 100")  # it is being read
+        with connected(path) as more:
+            more.sendall(head.encode() + b"\r\n\r\n")
+            refused = until_closed(more)
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert f"{n * MAX_BODY_BYTES} are arriving already".encode() in refused
+        assert get(path, "/readyz").status_code == 200
+        for client in arriving:
+            client.close()
+        small = httpx2.HTTPTransport(uds=str(path))
+        with httpx2.Client(transport=small, base_url="http://edge", timeout=TIMEOUT_S) as other:
+            assert other.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
 def test_a_client_that_reads_nothing_is_dropped(path):
     """It asks for the same answer again and again without taking one of them."""
     with served(path, ScriptedSession(answer("x")), limits(idle_s=0.5)), connected(path) as greedy:
@@ -158,6 +180,17 @@ def test_requests_are_counted_by_route_and_status(path):
     ):
         assert line in text.text.splitlines(), line
     assert "edge_process_open_fds" in text.text
+
+
+def test_what_is_no_http_is_counted_and_leaves_no_traceback_in_the_log(path, caplog):
+    sent = (b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n")
+    with served(path, ScriptedSession(answer("x"))):
+        for junk in sent:
+            with connected(path) as client:
+                client.sendall(junk + b"\r\n\r\n")
+                assert until_closed(client).startswith(b"HTTP/1.")
+        assert metric(path, "edge_requests_malformed_total") == len(sent)
+    assert "Traceback" not in caplog.text
 
 
 def test_a_client_that_goes_is_counted_as_such(path):
