@@ -99,12 +99,13 @@ def admitted(roles: Roles, idle_s: float) -> Middleware:
 
 
 def http_log(metrics: Metrics) -> logging.Logger:
-    """aiohttp's log, without a traceback for whatever a client sends that is no HTTP."""
+    """aiohttp's log, without a traceback for whatever a client does wrong."""
 
     def keep(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError):
             metrics.malformed()
+        if isinstance(error, HttpProcessingError | ConnectionError):  # or the client has gone
             return False
         return record.levelno >= logging.WARNING
 
