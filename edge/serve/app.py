@@ -170,7 +170,7 @@ class _Api:
                 control = Button(msgspec.json.decode(body, type=_Button).button)
             else:
                 control = Choose(msgspec.json.decode(body, type=_Mode).mode)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             remedy = 'send {"mode": "open" | "push_to_talk" | "typed"} or {"button": "begin" | ...}'
             raise ProtocolError("body", f"is not understood ({error})", remedy) from None
         if isinstance(control, Choose):

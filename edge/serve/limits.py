@@ -84,6 +84,9 @@ def admitted(roles: Roles, idle_s: float) -> Middleware:
             raise ConnectionResetError("the client has gone")
         role: Role = roles.admit(peer_of(request.transport.get_extra_info("socket")))
         request[ROLE] = role
+        for name, value in request.headers.items():
+            if not value.isascii():  # not everything behind this can read others
+                raise ProtocolError(f"header {name}", "is not ASCII", "encode it")
         if request.method not in ("GET", "HEAD"):
             require(role, "operator", f"{request.method} {request.path}")
         try:

@@ -193,6 +193,14 @@ def test_what_is_no_http_is_counted_and_leaves_no_traceback_in_the_log(path, cap
     assert "Traceback" not in caplog.text
 
 
+def test_headers_that_are_not_ascii_are_refused(path):
+    head = b"GET /v1/realtime HTTP/1.1\r\nHost: edge\r\nUpgrade: websocket\r\n"
+    head += b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \xfc\r\n\r\n"
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        client.sendall(head)
+        assert b"header Sec-WebSocket-Key: is not ASCII" in client.recv(1 << 16)
+
+
 def test_a_client_that_goes_is_counted_as_such(path):
     started, seen = threading.Event(), threading.Event()
     with served(path, ScriptedSession(speak_until_cancelled(started, seen))):
