@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import unix_connect
 
 from edge.client import Client
 from edge.config import Access, Config, load_config
@@ -101,18 +104,64 @@ def test_an_admin_reconfigures(path, uid):
     assert asks(path, uid, "/v1/edge/turns", b'{"mode": "open"}')[0] == 200
 
 
-def test_our_own_client_says_why_it_was_refused(path):
-    pid = os.fork()
-    if pid == 0:  # a new interpreter might not be readable to other users
+def as_user(uid, do):
+    """Whether `do` is true in a process of this user, as which no new interpreter might start."""
+    with warnings.catch_warnings():  # the service's threads are not needed in the child
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
         os.setgroups([])
-        os.setgid(STRANGER)
-        os.setuid(STRANGER)
+        os.setgid(uid)
+        os.setuid(uid)
+        try:
+            os._exit(7 if do() else 1)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_our_own_client_says_why_it_was_refused(path):
+    def refused():
         try:
             Client(path).health()
         except AccessError as error:
-            os._exit(7 if error.thing == f"user {STRANGER}" else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            return error.thing == f"user {STRANGER}"
+        return False
+
+    assert as_user(STRANGER, refused)
+
+
+def test_on_the_realtime_socket_an_observer_hears_and_cannot_talk(path):
+    def talks(event):
+        with unix_connect(str(path), "ws://edge/v1/realtime") as socket:
+            socket.recv(TIMEOUT_S)  # session.created
+            socket.send(json.dumps(event))
+            return json.loads(socket.recv(TIMEOUT_S))
+
+    def refused(event):
+        error = talks(event)
+        return error["type"] == "error" and "is for the role operator" in error["error"]["message"]
+
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "?"}]}
+    for event in (
+        {"type": "response.create"},
+        {"type": "conversation.item.create", "item": item},
+        {"type": "input_audio_buffer.append", "audio": "AAAA"},
+        {"type": "edge.trigger.create", "trigger": {"condition": "?"}},
+    ):
+        assert as_user(WATCHER, lambda event=event: refused(event)), event
+        assert not as_user(CHIEF, lambda event=event: refused(event)), event
+    update = {"type": "session.update", "session": {"type": "realtime", "edge": {}}}
+    assert as_user(WATCHER, lambda: talks(update)["type"] == "session.updated")
+
+    def is_refused():
+        try:
+            talks(update)
+        except InvalidStatus as error:
+            return error.response.status_code == 403
+        return False
+
+    assert as_user(STRANGER, is_refused)
 
 
 def test_roles_by_name_and_number():
