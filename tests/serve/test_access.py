@@ -6,18 +6,15 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import unix_connect
 
-from edge.client import Client
 from edge.config import Access, Config, load_config
-from edge.errors import AccessError, ConfigurationError
+from edge.errors import ConfigurationError
 from edge.serve.access import Peer, Roles
 
 STRANGER, WATCHER, ROBOT, CHIEF = 60001, 60002, 60003, 60004
@@ -104,64 +101,62 @@ def test_an_admin_reconfigures(path, uid):
     assert asks(path, uid, "/v1/edge/turns", b'{"mode": "open"}')[0] == 200
 
 
-def as_user(uid, do):
-    """Whether `do` is true in a process of this user, as which no new interpreter might start."""
-    with warnings.catch_warnings():  # the service's threads are not needed in the child
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        os.setgroups([])
-        os.setgid(uid)
-        os.setuid(uid)
-        try:
-            os._exit(7 if do() else 1)
-        finally:
-            os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+# Starts as root, for other users may not be able to read the interpreter.
+AS_USER = """
+import json, os, sys
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import unix_connect
+from edge.client import Client
+from edge.errors import AccessError
+
+uid, path, events = json.loads(sys.argv[1])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+try:
+    told = [Client(path).health()["ready"]]
+except AccessError as error:
+    told = [error.thing]
+for event in events:
+    try:
+        with unix_connect(path, "ws://edge/v1/realtime") as socket:
+            socket.recv(20)  # session.created
+            socket.send(json.dumps(event))
+            told.append(json.loads(socket.recv(20)))
+    except InvalidStatus as error:
+        told.append(error.response.status_code)
+print(json.dumps(told))
+"""
+
+
+def as_user(uid, path, events=()):
+    """What our client's health and each event on the Realtime socket lead to."""
+    command = [sys.executable, "-c", AS_USER, json.dumps([uid, str(path), list(events)])]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def test_our_own_client_says_why_it_was_refused(path):
-    def refused():
-        try:
-            Client(path).health()
-        except AccessError as error:
-            return error.thing == f"user {STRANGER}"
-        return False
-
-    assert as_user(STRANGER, refused)
+    assert as_user(STRANGER, path) == [f"user {STRANGER}"]
+    assert as_user(WATCHER, path) == [True]
 
 
 def test_on_the_realtime_socket_an_observer_hears_and_cannot_talk(path):
-    def talks(event):
-        with unix_connect(str(path), "ws://edge/v1/realtime") as socket:
-            socket.recv(TIMEOUT_S)  # session.created
-            socket.send(json.dumps(event))
-            return json.loads(socket.recv(TIMEOUT_S))
-
-    def refused(event):
-        error = talks(event)
-        return error["type"] == "error" and "is for the role operator" in error["error"]["message"]
-
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "?"}]}
-    for event in (
+    talk = (
         {"type": "response.create"},
         {"type": "conversation.item.create", "item": item},
         {"type": "input_audio_buffer.append", "audio": "AAAA"},
         {"type": "edge.trigger.create", "trigger": {"condition": "?"}},
-    ):
-        assert as_user(WATCHER, lambda event=event: refused(event)), event
-        assert not as_user(CHIEF, lambda event=event: refused(event)), event
+    )
     update = {"type": "session.update", "session": {"type": "realtime", "edge": {}}}
-    assert as_user(WATCHER, lambda: talks(update)["type"] == "session.updated")
-
-    def is_refused():
-        try:
-            talks(update)
-        except InvalidStatus as error:
-            return error.response.status_code == 403
-        return False
-
-    assert as_user(STRANGER, is_refused)
+    _, *refused, updated = as_user(WATCHER, path, (*talk, update))
+    for answered in refused:
+        assert answered["type"] == "error"
+        assert "is for the role operator, yours is observer" in answered["error"]["message"]
+    assert updated["type"] == "session.updated"
+    _, *served_, _ = as_user(CHIEF, path, (talk[0], talk[1], talk[3], update))
+    assert all("role" not in answered.get("error", {}).get("message", "") for answered in served_)
+    assert as_user(STRANGER, path, [update]) == [f"user {STRANGER}", 403]
 
 
 def test_roles_by_name_and_number():
