@@ -93,6 +93,10 @@ class Answer(msgspec.Struct, frozen=True):
     """Since it was asked: an answer that has not begun then is refused, one that has is cut. Unset:
     it may take its time."""
 
+    abstain: str = ""
+    """Text that is allowed beside whatever format a request asks for, such as "unknown"; empty for
+    none. In JSON it is a JSON string."""
+
 
 class Turns(msgspec.Struct, frozen=True):
     """[turns]: whether speech is answered; that of the first microphone."""
@@ -111,6 +115,30 @@ class Socket(msgspec.Struct, frozen=True):
     """The Unix socket's path, at most 107 bytes."""
     max_waiting: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Questions that may wait; one more is refused with HTTP 503."""
+    max_connections: Annotated[int, Meta(ge=1, le=4096)] = 128
+    """Open at a time; one more is refused with HTTP 503."""
+    max_connections_per_client: Annotated[int, Meta(ge=1, le=4096)] = 32
+    """Likewise, of one process."""
+    max_outbox_events: Annotated[int, Meta(ge=16, le=1 << 20)] = 1024
+    """Events that may wait for one client to read; with one more it is dropped."""
+    idle_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 60.0
+    """A connection that sends no whole request, or reads nothing of its answer, for so long is
+    closed."""
+
+
+Who = Annotated[str, Meta(pattern="^@?[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
+
+
+class Access(msgspec.Struct, frozen=True):
+    """[access]: who may use the socket: users by name or number, groups likewise with @ before it.
+    Root and the service's own user are admins; whoever is not named here is refused."""
+
+    observers: tuple[Who, ...] = ()
+    """They hear of events and read health and metrics."""
+    operators: tuple[Who, ...] = ()
+    """They also ask, talk and set triggers."""
+    admins: tuple[Who, ...] = ()
+    """They also change how the service works."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -121,6 +149,7 @@ class Config(msgspec.Struct, frozen=True):
     answer: Answer = Answer()
     turns: Turns = Turns()
     socket: Socket = Socket()
+    access: Access = Access()
     camera: tuple[Camera, ...] = ()
     microphone: tuple[Microphone, ...] = ()
 
@@ -132,6 +161,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "answer": Answer,
     "turns": Turns,
     "socket": Socket,
+    "access": Access,
 }
 
 

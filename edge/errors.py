@@ -8,6 +8,7 @@
     ├── MediaError           a recording cannot be played        refuse to start, exit 65
     ├── SocketError          the socket cannot be had or reached refuse to start, exit 73
     ├── ProtocolError        a client's request is wrong         HTTP 400, that request only
+    ├── AccessError          this user may not do that           HTTP 403, that request only
     ├── CapacityError        no room for this turn               HTTP 503, that turn only
     │   └── DeadlineError    no time for it                      likewise
     ├── ReplayError          a replay went another way           stop the replay, exit 65
@@ -73,6 +74,12 @@ class SocketError(EdgeError):
 
 class ProtocolError(EdgeError):
     """A client sent a request that cannot be served as it stands."""
+
+
+class AccessError(EdgeError):
+    """This user may not do that."""
+
+    exit_code = 77
 
 
 class CapacityError(EdgeError):

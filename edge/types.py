@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +43,22 @@ class AudioChunk:
     """When the first sample was heard."""
     source: str
     """Which microphone or file."""
+
+
+class Picture(msgspec.Struct, frozen=True, tag=True):
+    """A still picture that belongs to a message; bytes, so that a recording holds it as it is."""
+
+    rgb: bytes
+    """height * width * 3 bytes, row by row."""
+    width: int
+    height: int
+
+
+class Sound(msgspec.Struct, frozen=True, tag=True):
+    """A clip of sound that belongs to a message."""
+
+    samples: bytes
+    """float32, 16 kHz mono, -1..1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,16 @@ import jinja2.ext
 import jinja2.sandbox
 
 from edge.errors import CheckpointError
-from edge.model.tokenizer import AUDIO, AUDIO_END, AUDIO_START, IMAGE, IMAGE_END, IMAGE_START
+from edge.model.tokenizer import (
+    AUDIO,
+    AUDIO_END,
+    AUDIO_START,
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    TURN_END,
+    TURN_START,
+)
 
 VIDEO = "<video>"
 """Plain text to the tokenizer; stands for a clip until `expand`."""
@@ -48,7 +57,12 @@ class ChatTemplate:
             ) from None
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, thinking: bool, generate: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        thinking: bool,
+        generate: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The prompt's text.
 
@@ -56,17 +70,34 @@ class ChatTemplate:
             messages: role and content, content as one string (see `flatten`).
             thinking: whether the answer starts inside <think>.
             generate: end with the start of the assistant's turn.
+            tools: as OpenAI describes functions.
         Raises:
             CheckpointError: the template refuses the messages.
         """
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=generate, enable_thinking=thinking
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=generate,
+                enable_thinking=thinking,
             )
         except jinja2.TemplateError as error:
             raise CheckpointError(
                 self._path, f"failed on these messages ({error})", "change the messages"
             ) from None
+
+    def tools_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """How the template describes tools: what it adds to the system message for them.
+
+        Args:
+            tools: as OpenAI describes functions.
+        Raises:
+            CheckpointError: the template refuses them.
+        """
+        messages = [{"role": "system", "content": LIVE}, {"role": "user", "content": ""}]
+        text = self.render(messages, thinking=False, tools=tools)
+        system = text.partition(f"{TURN_START}system\n")[2].partition(TURN_END)[0]
+        return system.replace(LIVE, "").strip()
 
     def around_live(
         self, messages: Sequence[Mapping[str, Any]], *, thinking: bool

@@ -15,6 +15,7 @@ from edge.types import Int32
 IMAGE, IMAGE_START, IMAGE_END = "<image>", "<img>", "</img>"
 AUDIO, AUDIO_START, AUDIO_END = "<so_embedding>", "<so_start>", "<so_end>"
 THINK_START, THINK_END = "<think>", "</think>"
+TOOL_CALL, TOOL_CALL_END = "<tool_call>", "</tool_call>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 
@@ -25,6 +26,9 @@ class SpecialIds:
     image: int
     audio: int
     think_end: int
+    tool_call: int
+    tool_call_end: int
+    turn_end: int
 
 
 class Tokenizer:
@@ -51,10 +55,17 @@ class Tokenizer:
             name: self._id(name)
             for name in (
                 *(IMAGE, IMAGE_START, IMAGE_END, AUDIO, AUDIO_START, AUDIO_END),
-                *(THINK_START, THINK_END, TURN_START, TURN_END),
+                *(THINK_START, THINK_END, TURN_START, TURN_END, TOOL_CALL, TOOL_CALL_END),
             )
         }
-        self.special = SpecialIds(required[IMAGE], required[AUDIO], required[THINK_END])
+        self.special = SpecialIds(
+            image=required[IMAGE],
+            audio=required[AUDIO],
+            think_end=required[THINK_END],
+            tool_call=required[TOOL_CALL],
+            tool_call_end=required[TOOL_CALL_END],
+            turn_end=required[TURN_END],
+        )
 
     def _id(self, name: str) -> int:
         token: int | None = self._tokenizer.token_to_id(name)
@@ -65,6 +76,10 @@ class Tokenizer:
                 "use the tokenizer.json of a Nemotron 3 Nano Omni checkpoint",
             )
         return token
+
+    def as_json(self) -> str:
+        """The content of a tokenizer.json."""
+        return str(self._tokenizer.to_str())
 
     def encode(self, text: str) -> Int32:
         """Token ids [n]; special tokens in the text become their ids, nothing is added."""

@@ -65,6 +65,8 @@ class Ended:
 
     utterance: Utterance | None
     """What was said, or after a cut the rest of it; None if the cuts hold everything."""
+    held: bool = False
+    """It was said while the button was held: by an operator, not by anybody who can be heard."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -242,7 +242,7 @@ class TurnDetector:
         events: list[TurnEvent] = []
         if self._started:
             utterance = self._utterance()
-            events = [Ended(utterance)]
+            events = [Ended(utterance, self._held)]
             if utterance is not None:
                 del self._blocks[: len(self._blocks) - self._n_quiet + POST_ROLL_BLOCKS]
         del self._blocks[:-PRE_ROLL_BLOCKS]

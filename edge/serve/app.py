@@ -1,10 +1,9 @@
 """The HTTP application on the Unix socket: models, health, chat completions.
 
     loop's thread                      asyncio's thread
-    turn.deliver(event) ── call_soon_threadsafe ──> the turn's queue ──> response
+    turn.deliver(event) ── call_soon_threadsafe ──> the turn's outbox ──> response
 
-The loop's thread never waits for a client. What a slow client has not read yet stays in its turn's
-queue, which a turn's max_tokens bounds: there is at most one event a token, and one at the end.
+The loop's thread never waits for a client: one that leaves too much in its outbox is dropped.
 """
 
 from __future__ import annotations
@@ -14,29 +13,34 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Literal
+from collections.abc import AsyncIterator
+from typing import Literal
 
 import msgspec
 from aiohttp import web
 
-from edge.clock import NS_PER_S
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
-from edge.serve.chat import (
-    ChatRequest,
-    ModelNotFoundError,
-    Response,
-    parse_request,
-    stages_of,
+from edge.serve.access import Roles, require
+from edge.serve.chat import ChatRequest, parse_request
+from edge.serve.completion import Response, health_of
+from edge.serve.door import Door, drop
+from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json, http_log
+from edge.serve.metrics import CONTENT_TYPE, Metrics
+from edge.serve.outbox import Outbox
+from edge.serve.realtime import Realtime
+from edge.serve.replies import (
+    error_body,
+    json_reply,
+    open_stream,
+    send,
 )
-from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta
+from edge.serve.watching import Watching
+from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
 
 log = logging.getLogger(__name__)
-
-MAX_BODY_BYTES = 1 << 20
 
 
 class _Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,8 +55,11 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     button: Literal["begin", "commit", "cancel"]
 
 
-RETRY_AFTER_S = 1
+LARGE_BODY_BYTES = 1 << 14
 _SHUTDOWN_S = 1.0
+_LINGERING_S = 1.0
+"""So long the rest of a request is read that was refused before it was complete."""
+_DOOR = web.AppKey("door", tuple[Config, Roles, Metrics])
 
 
 def make_app(
@@ -66,15 +73,24 @@ def make_app(
         model_name: what clients call the model.
         thinking_sampling: the checkpoint's own, for answers that think.
     """
-    api = _Api(session, config, model_name, thinking_sampling)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+    roles, metrics = Roles(config.access), Metrics(session.status)
+    api = _Api(session, config, model_name, thinking_sampling, metrics)
+    realtime = Realtime(session, config, model_name, thinking_sampling, metrics)
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES,
+        middlewares=[counted(metrics), errors_as_json, admitted(roles, config.socket.idle_s)],
+    )
+    app[_DOOR] = (config, roles, metrics)
     app.add_routes(
         [
             web.get("/v1/models", api.models),
             web.get("/healthz", api.health),
             web.get("/readyz", api.readiness),
+            web.get("/metrics", api.metrics),
             web.post("/v1/chat/completions", api.chat),
             web.post("/v1/edge/turns", api.turns),
+            web.get("/v1/realtime", realtime.connect),
+            *Watching(session, config, metrics).routes(),
         ]
     )
     return app
@@ -88,15 +104,23 @@ async def serving(app: web.Application, listener: socket.socket) -> AsyncIterato
         app: what `make_app` made.
         listener: what `unix_socket.bind` made or systemd handed over; closed at the end.
     """
+    config, roles, metrics = app[_DOOR]
     # Without handler_cancellation aiohttp lets a handler run on after its client has gone, and the
-    # engine would answer nobody.
+    # engine would answer nobody. Its keep-alive is also the limit for a request's head to arrive.
     runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        logger=http_log(metrics),
+        shutdown_timeout=_SHUTDOWN_S,
+        keepalive_timeout=config.socket.idle_s,
+        lingering_time=_LINGERING_S,
     )
     await runner.setup()
+    assert runner.server is not None
     try:
-        await web.SockSite(runner, listener).start()
-        yield
+        async with Door(runner.server, listener, config.socket, roles, metrics).open():
+            yield
     finally:
         await runner.cleanup()
 
@@ -105,10 +129,15 @@ class _Api:
     """The routes of one session."""
 
     def __init__(
-        self, session: Asked, config: Config, model_name: str, thinking_sampling: Sampling
+        self,
+        session: Asked,
+        config: Config,
+        model_name: str,
+        thinking_sampling: Sampling,
+        metrics: Metrics,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
-        self._thinking_sampling = thinking_sampling
+        self._thinking_sampling, self._metrics = thinking_sampling, metrics
         self._created_s = int(time.time())
 
     async def models(self, _: web.Request) -> web.Response:
@@ -118,31 +147,22 @@ class _Api:
             "created": self._created_s,
             "owned_by": "edge",
         }
-        return _json({"object": "list", "data": [model]})
+        return json_reply({"object": "list", "data": [model]})
 
     async def health(self, _: web.Request) -> web.Response:
         """200 as long as anybody can answer at all."""
-        status = self._session.status()
-        return _json(
-            {
-                "status": "ok",
-                "ready": status.ready,
-                "model": self._model_name,
-                "n_context_tokens": status.n_context_tokens,
-                "max_context_tokens": status.max_context_tokens,
-                "uptime_s": round(status.uptime_ns / NS_PER_S, 3),
-                "counters": status.counters,
-                "mode": status.mode,
-                "recent": [stages_of(stages, status.start_ns) for stages in status.recent],
-            }
-        )
+        return json_reply(health_of(self._session.status()))
 
     async def readiness(self, _: web.Request) -> web.Response:
         ready = self._session.status().ready
-        return _json({"ready": ready}, 200 if ready else 503)
+        return json_reply({"ready": ready}, 200 if ready else 503)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """What is counted, for Prometheus."""
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def turns(self, request: web.Request) -> web.Response:
-        """`{"mode": "open"}`, or `{"button": "begin"}`."""
+        """`{"mode": "open"}`, for an admin, or `{"button": "begin"}`."""
         body = await request.read()
         control: Control
         try:
@@ -150,46 +170,45 @@ class _Api:
                 control = Button(msgspec.json.decode(body, type=_Button).button)
             else:
                 control = Choose(msgspec.json.decode(body, type=_Mode).mode)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             remedy = 'send {"mode": "open" | "push_to_talk" | "typed"} or {"button": "begin" | ...}'
             raise ProtocolError("body", f"is not understood ({error})", remedy) from None
+        if isinstance(control, Choose):
+            require(request[ROLE], "admin", "changing whose speech takes the turn")
         self._session.control(control)
-        return _json({"mode": self._session.status().mode})
+        return json_reply({"mode": self._session.status().mode})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        asked = parse_request(body, self._model_name, self._config, self._thinking_sampling)
-        events: asyncio.Queue[AnswerEvent] = asyncio.Queue()
-        turn = self._session.ask(asked.question, _delivery_to(events))
+        parts = (body, self._model_name, self._config, self._thinking_sampling)
+        # Pictures and sounds take their time to decode; others are served meanwhile.
+        is_large = len(body) > LARGE_BODY_BYTES
+        asked = (
+            await asyncio.to_thread(parse_request, *parts) if is_large else parse_request(*parts)
+        )
+        events: Outbox[AnswerEvent] = Outbox(
+            self._config.socket.max_outbox_events,
+            lambda: drop(request.transport, "outbox full", self._metrics),
+        )
+        turn = self._session.ask(asked.question, events.deliver)
         try:
             if asked.stream:
-                return await _stream(request, asked, events, Response(self._model_name))
-            return await _answer(events, Response(self._model_name))
+                done = await _stream(request, asked, events, Response(self._model_name))
+            else:
+                done = await _answer(events, Response(self._model_name))
         finally:
             # However this ends: the client may have gone. A turn that is done does not mind.
             turn.cancel()
+        return done
 
 
-def _delivery_to(events: asyncio.Queue[AnswerEvent]) -> Callable[[AnswerEvent], None]:
-    loop = asyncio.get_running_loop()
-
-    def deliver(event: AnswerEvent) -> None:
-        try:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-        except RuntimeError:
-            # The socket's event loop has closed, so nobody is left to read; the engine goes on.
-            log.debug("event=undelivered kind=%s", type(event).__name__)
-
-    return deliver
-
-
-async def _next(events: asyncio.Queue[AnswerEvent]) -> TextDelta | Done:
+async def _next(events: Outbox[AnswerEvent]) -> TextDelta | ToolCall | Done:
     """The turn's next event.
 
     Raises:
         EdgeError: the turn ended without an answer.
     """
-    event = await events.get()
+    event = await events.next()
     if isinstance(event, Failed):
         raise event.error
     if isinstance(event, Done) and event.finish_reason == "cancelled":
@@ -198,95 +217,35 @@ async def _next(events: asyncio.Queue[AnswerEvent]) -> TextDelta | Done:
     return event
 
 
-async def _answer(events: asyncio.Queue[AnswerEvent], response: Response) -> web.Response:
-    deltas = []
-    while isinstance(event := await _next(events), TextDelta):
-        deltas.append(event)
-    return _json(response.completion(deltas, event))
+async def _answer(events: Outbox[AnswerEvent], response: Response) -> web.Response:
+    said = []
+    while not isinstance(event := await _next(events), Done):
+        said.append(event)
+    return json_reply(response.completion(said, event))
 
 
 async def _stream(
     request: web.Request,
     asked: ChatRequest,
-    events: asyncio.Queue[AnswerEvent],
+    events: Outbox[AnswerEvent],
     response: Response,
 ) -> web.StreamResponse:
     # The status line waits for the first event: a turn that fails before has its proper status.
     event = await _next(events)
-    stream = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-    )
-    await stream.prepare(request)
-    await _send(stream, response.opening())
+    stream = await open_stream(request)
+    await send(stream, response.opening())
+    n_calls = 0
     try:
-        while isinstance(event, TextDelta):
-            await _send(stream, response.delta(event))
+        while not isinstance(event, Done):
+            await send(stream, response.delta(event, n_calls))
+            n_calls += isinstance(event, ToolCall)
             event = await _next(events)
     except EdgeError as error:
         # Too late for a status; no [DONE] follows, so the answer cannot be taken for complete.
-        await _send(stream, _error(error))
+        await send(stream, error_body(error))
         return stream
-    await _send(stream, response.closing(event))
+    await send(stream, response.closing(event, n_calls > 0))
     if asked.include_usage:
-        await _send(stream, response.usage(event))
+        await send(stream, response.usage(event))
     await stream.write(b"data: [DONE]\n\n")
     return stream
-
-
-async def _send(stream: web.StreamResponse, payload: dict[str, Any]) -> None:
-    await stream.write(b"data: " + msgspec.json.encode(payload) + b"\n\n")
-
-
-@web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Every refusal as OpenAI's error object."""
-    try:
-        return await handler(request)
-    except EdgeError as error:
-        status = _status_of(error)
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-        return _json(_error(error), status, headers)
-    except web.HTTPRequestEntityTooLarge as error:
-        too_large = ProtocolError(
-            "body", f"is larger than {MAX_BODY_BYTES} bytes", "send a shorter conversation"
-        )
-        return _json(_error(too_large), error.status)
-    except web.HTTPException as error:
-        remedy = "use GET /v1/models, /healthz or /readyz, or POST /v1/chat/completions"
-        refused = ProtocolError(f"{request.method} {request.path}", error.reason, remedy)
-        kept = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
-        return _json(_error(refused), error.status, kept)
-
-
-def _status_of(error: EdgeError) -> int:
-    if isinstance(error, ModelNotFoundError):
-        return 404
-    if isinstance(error, ProtocolError):
-        return 400
-    return 503 if isinstance(error, CapacityError) else 500
-
-
-def _error(error: EdgeError) -> dict[str, Any]:
-    code = {404: "model_not_found", 503: "over_capacity"}.get(_status_of(error))
-    theirs = isinstance(error, ProtocolError)
-    return {
-        "error": {
-            "message": str(error),
-            "type": "invalid_request_error" if theirs else "server_error",
-            "param": error.thing if theirs else None,
-            "code": code,
-        }
-    }
-
-
-def _json(
-    payload: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
-) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(payload),
-        status=status,
-        headers=headers,
-        content_type="application/json",
-    )

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 MAX_PATH_BYTES = 107
 """sockaddr_un holds 108 bytes, the last of which is the terminating zero."""
-_BACKLOG = 16
+_BACKLOG = 128
 _PROBE_TIMEOUT_S = 1.0
 _KINDS = {
     stat.S_IFREG: "a regular file",

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from edge.clock import Clock
-from edge.engines.engine import MAX_PREFILL_TOKENS
+from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
 from edge.errors import CapacityError
-from edge.model.prompt import LIVE, ChatTemplate
+from edge.model.constrain import Constraint, vocabulary
+from edge.model.prompt import LIVE, ChatTemplate, flatten
 from edge.model.sampling import Sampler
-from edge.model.tokenizer import Detokenizer, Tokenizer
+from edge.model.tokenizer import AUDIO, IMAGE, Tokenizer
+from edge.session.attached import Attached, encode_attached
 from edge.session.context import LiveContext
+from edge.session.perceive import place_media
 from edge.session.slot import Perceived
-from edge.session.turn import Done, FinishReason, Question, TextDelta, Timeline, Turn
-from edge.types import Evidence, Float32, Int32
+from edge.session.speech import Speech
+from edge.session.turn import Done, FinishReason, Message, Question, Timeline, Turn, YesNo
+from edge.types import Evidence, Float32, Int32, Picture
 
 log = logging.getLogger(__name__)
 
@@ -38,32 +46,45 @@ class LivePrompt:
         """Ids between two segments."""
         return self.tokenizer.encode("\n")
 
-    def question(self, question: Question, *, after_media: bool) -> Int32:
+    def question(
+        self, question: Question, *, after_media: bool, attached: tuple[str, ...] = ()
+    ) -> Int32:
         """Ids after everything perceived, up to the start of the answer.
 
-        A request's own system message cannot precede the live context, which is already in the
-        state: it becomes the first lines of the question.
+        A request's own system message and its tools cannot precede the live context, which is
+        already in the state: they become the first lines of the question.
 
+        Args:
+            attached: what stands for the media of its messages, in order.
         Raises:
             ProtocolError: a message spells a special token.
         """
-        for message in question.messages:
-            self.tokenizer.refuse_special_tokens(message.content)
+        for text in _texts(question):
+            self.tokenizer.refuse_special_tokens(text)
         chat = self._chat(question, after_media)
         _, after = self.template.around_live(chat, thinking=question.thinking)
-        return self.tokenizer.encode(after)
+        return self.tokenizer.encode(_filled(after, attached))
 
-    def dialogue(self, question: Question, reply: str, *, after_media: bool) -> Int32:
+    def dialogue(
+        self,
+        question: Question,
+        reply: str,
+        *,
+        after_media: bool,
+        attached: tuple[str, ...] = (),
+    ) -> Int32:
         """Ids after everything perceived, up to where the next user turn's content begins."""
         chat = self._chat(question, after_media)
         chat += [{"role": "assistant", "content": reply}, {"role": "user", "content": NEXT}]
         _, after = self.template.around_live(chat, thinking=False)
-        return self.tokenizer.encode(after.partition(NEXT)[0])
+        return self.tokenizer.encode(_filled(after.partition(NEXT)[0], attached))
 
-    def _chat(self, question: Question, after_media: bool) -> list[dict[str, str]]:
+    def _chat(self, question: Question, after_media: bool) -> list[dict[str, Any]]:
         """The messages, with the live context in the first user message."""
-        chat = [{"role": m.role, "content": m.content} for m in question.messages]
+        chat = [_as_template_has_it(message) for message in question.messages]
         instructions = [m["content"] for m in chat if m["role"] == "system"]
+        if question.callable_tools:
+            instructions.append(self.template.tools_text(question.callable_tools))
         chat = [m for m in chat if m["role"] != "system"]
         asked = next(m for m in chat if m["role"] == "user")
         text = "\n".join([*instructions, asked["content"]])
@@ -78,76 +99,30 @@ NEXT = "\u27e6next\u27e7"
 """Stands for the content of the next user turn."""
 
 
-class StopTexts:
-    """Cuts an answer at the first of some texts, holding back what may be the start of one."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.reached = False
-
-    def push(self, text: str) -> str:
-        """The part of the answer that is certain by now."""
-        if self.reached:
-            return ""
-        self._held += text
-        found = [at for at in map(self._held.find, self._stops) if at >= 0]
-        if found:
-            self.reached = True
-            return self._release(min(found))
-        longest = max(
-            (
-                n
-                for stop in self._stops
-                for n in range(1, len(stop))
-                if self._held.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        return self._release(len(self._held) - longest)
-
-    def flush(self) -> str:
-        """What was held back, at the end of an answer that did not reach a stop."""
-        return "" if self.reached else self._release(len(self._held))
-
-    def _release(self, n: int) -> str:
-        text, self._held = self._held[:n], self._held[n:]
-        return text
+def _texts(question: Question) -> Iterator[str]:
+    """All that a client has written."""
+    for message in question.messages:
+        yield message.content
+        for call in message.calls:
+            yield f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}"
+    for tool in question.callable_tools:
+        yield json.dumps(tool, ensure_ascii=False)
 
 
-class _Speech:
-    """Tokens become text deltas: thinking first if asked for, then the answer."""
+def _as_template_has_it(message: Message) -> dict[str, Any]:
+    markers = [IMAGE if isinstance(one, Picture) else AUDIO for one in message.media]
+    chat: dict[str, Any] = {"role": message.role, "content": flatten(message.content, markers)}
+    if message.calls:
+        calls = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
+        chat["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return chat
 
-    def __init__(self, tokenizer: Tokenizer, turn: Turn) -> None:
-        self._tokenizer, self._turn = tokenizer, turn
-        self._thinking = turn.question.thinking
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopTexts(turn.question.stop)
-        self.reply = ""
-        """The answer so far, without its thinking."""
 
-    def push(self, token: int) -> bool:
-        """Say what `token` completes; True when a stop text ends the answer."""
-        if self._thinking and token == self._tokenizer.special.think_end:
-            self._say(self._detokenizer.flush())
-            self._thinking, self._detokenizer = False, Detokenizer(self._tokenizer)
-            return False
-        self._say(self._detokenizer.push(token))
-        return self._stops.reached
-
-    def finish(self) -> None:
-        """Say what was held back."""
-        self._say(self._detokenizer.flush())
-        if not self._thinking:
-            self._deliver(self._stops.flush())
-
-    def _say(self, text: str) -> None:
-        self._deliver(text if self._thinking else self._stops.push(text))
-
-    def _deliver(self, text: str) -> None:
-        if text:
-            self.reply += "" if self._thinking else text
-            self._turn.deliver(TextDelta(text, reasoning=self._thinking))
+def _filled(text: str, attached: tuple[str, ...]) -> str:
+    """With what stands for each medium at its marker; clients cannot write markers."""
+    pieces = re.split(f"{IMAGE}|{AUDIO}", text)
+    between = zip(pieces, [*attached, ""], strict=True)
+    return "".join(text + medium for text, medium in between)
 
 
 class Answering:
@@ -161,7 +136,9 @@ class Answering:
     def __init__(self, prompt: LivePrompt, turn: Turn, clock: Clock) -> None:
         self.turn, self._prompt, self._clock = turn, prompt, clock
         self._sampler = Sampler(turn.question.sampling)
-        self._speech = _Speech(prompt.tokenizer, turn)
+        self._speech = Speech(prompt.tokenizer, turn)
+        self._constraint: Constraint | None = None
+        self._attached: Attached | None = None
         self._said: list[int] = []
         self._context: LiveContext | None = None
         self._n_context = self._n_question = 0
@@ -186,13 +163,20 @@ class Answering:
 
         Raises:
             ProtocolError: the question cannot be put into the prompt.
+            MediaError: what it brings along cannot be used.
             CapacityError: question and answer do not fit behind the live context.
         """
         self._started_ns = self._started_ns or self._clock.now_ns()
-        question = self.turn.question
-        ids = self._prompt.question(question, after_media=context.ends_with_media)
+        question, engine, tokenizer = self.turn.question, context.engine, self._prompt.tokenizer
+        n_room = engine.spec.decoder.max_tokens
+        if self._attached is None:
+            media = [one for message in question.messages for one in message.media]
+            n_free = n_room - context.max_tokens - question.max_tokens
+            self._attached = encode_attached(engine, media, n_free)
+            self._constraint = _constraint(question, engine, tokenizer)
+        after_media, attached = context.ends_with_media, self._attached
+        ids = self._prompt.question(question, after_media=after_media, attached=attached.texts)
         self._n_context, self._n_question = context.n_tokens, len(ids)
-        n_room = context.engine.spec.decoder.max_tokens
         if self._n_context + len(ids) + question.max_tokens > n_room:
             raise CapacityError(
                 "question",
@@ -200,7 +184,9 @@ class Answering:
                 f"behind {self._n_context} tokens of live context into the model's {n_room}",
                 "ask for fewer max_tokens or lower context.max_tokens",
             )
-        self._waiting = context.engine.embed(np.concatenate([ids, np.array(self._said, np.int32)]))
+        said = engine.embed(np.array(self._said, np.int32))
+        rows = place_media(engine, tokenizer, ids, attached.rows)
+        self._waiting = np.concatenate([rows, said])
         self._evidence, self._captured_ns = context.evidence(), context.newest_capture_ns()
         context.open_fork()
         self._context = context
@@ -221,7 +207,9 @@ class Answering:
             self._logits = engine.prefill(state, chunk)
             self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
             return None
-        token = self._sampler.choose(self._logits)
+        if question.yes_no is not None:
+            return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
+        token = self._choose()
         self._said.append(token)
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
@@ -231,13 +219,22 @@ class Answering:
         self._logits = engine.decode(state, token)
         return None
 
+    def _choose(self) -> int:
+        """The next token: thinking is free, the answer follows its grammar."""
+        if self._constraint is None or self._speech.is_thinking:
+            return self._sampler.choose(self._logits)
+        token = self._sampler.choose(self._constraint.allow(self._logits))
+        self._constraint.take(token)
+        return token
+
     def end(self, reason: FinishReason) -> Done:
         """The turn is over: leave the context, and let it remember what the question wants so."""
         self._speech.finish()
         context = self._context
         self.give_way()
         if context is not None and self.turn.question.remember and reason in ("stop", "length"):
-            _remember(context, self._prompt, self.turn, self.reply, self._clock)
+            assert self._attached is not None
+            _remember(context, self._prompt, self.turn, self.reply, self._attached, self._clock)
         now_ns = self._clock.now_ns()
         return Done(
             finish_reason=reason,
@@ -278,13 +275,39 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         answering.give_way()
 
 
+def _constraint(question: Question, engine: AnyEngine, tokenizer: Tokenizer) -> Constraint | None:
+    if not question.grammar:
+        return None
+    # The model's own end of a turn ends what a grammar describes too.
+    stops = (tokenizer.special.turn_end,)
+    tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
+    return Constraint(tokens, question.grammar)
+
+
+def confidence(logits: Float32, yes_no: YesNo) -> float:
+    """P(yes) / (P(yes) + P(no)), each over the tokens with which that answer may begin.
+
+    Args:
+        logits: [vocabulary], after the question.
+    """
+    yes, no = (np.logaddexp.reduce(logits[list(ids)]) for ids in (yes_no.yes, yes_no.no))
+    return float(1.0 / (1.0 + np.exp(np.clip(no - yes, -500.0, 500.0))))
+
+
 def _remember(
-    context: LiveContext, prompt: LivePrompt, turn: Turn, reply: str, clock: Clock
+    context: LiveContext,
+    prompt: LivePrompt,
+    turn: Turn,
+    reply: str,
+    attached: Attached,
+    clock: Clock,
 ) -> None:
     """Let question and reply stand in the live context; what is perceived next follows them."""
-    ids = prompt.dialogue(turn.question, reply, after_media=context.ends_with_media)
+    after_media, texts = context.ends_with_media, attached.texts
+    ids = prompt.dialogue(turn.question, reply, after_media=after_media, attached=texts)
+    rows = place_media(context.engine, prompt.tokenizer, ids, attached.rows)
     evidence = Evidence("dialogue", turn.asked_ns, clock.now_ns())
     try:
-        context.append(Perceived("text", context.engine.embed(ids), evidence))
+        context.append(Perceived("text", rows, evidence))
     except CapacityError as error:
         log.warning("dialogue=forgotten error=%s", error)

@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import get_args
 
 from edge.clock import NS_PER_S, Clock
-from edge.errors import CapacityError, DeadlineError, EdgeError, EngineError, ProtocolError
+from edge.errors import (
+    CapacityError,
+    DeadlineError,
+    EdgeError,
+    EngineError,
+    MediaError,
+    ProtocolError,
+)
 from edge.session.answer import Answering, LivePrompt
 from edge.session.context import LiveContext
 from edge.session.turn import Done, Failed, Priority, Turn
@@ -82,7 +89,7 @@ class Answers:
                 chosen.begin(self._context_of(chosen.turn))
                 self._current = chosen
             done = chosen.step()
-        except (ProtocolError, CapacityError) as error:
+        except (ProtocolError, CapacityError, MediaError) as error:
             self._end(chosen, Failed(error))
         except EngineError as error:
             chosen.turn.deliver(Failed(error))

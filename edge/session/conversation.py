@@ -24,6 +24,7 @@ from edge.session.intake import Intake
 from edge.session.sense import Sense
 from edge.session.turn import (
     AnswerEvent,
+    Channel,
     Done,
     Message,
     Question,
@@ -112,7 +113,7 @@ class Conversation:
             elif isinstance(event, Resumed):
                 self.give_up()
             elif isinstance(event, Ended):
-                self._end(sense, event.utterance)
+                self._end(sense, event)
 
     def interrupt(self) -> None:
         """Somebody speaks: the answer to the last spoken question ends."""
@@ -141,12 +142,12 @@ class Conversation:
             return
         self._counters["speculations"] += 1
         held = _Held(self._deliver)
-        turn = self._turn(utterance, held.deliver)
+        turn = self._turn(utterance, held.deliver, "ambient")
         self._speculation = _Speculation(utterance.clip, turn, held)
         self._answers.open(turn)
 
-    def _end(self, sense: Sense[Any], utterance: Utterance | None) -> None:
-        begun = self._speculation
+    def _end(self, sense: Sense[Any], ended: Ended) -> None:
+        begun, utterance = self._speculation, ended.utterance
         if begun is not None and utterance is not None and _same(begun.clip, utterance.clip):
             self._speculation = None
             self._intake.settle()
@@ -162,7 +163,7 @@ class Conversation:
             self._intake.settle()
         else:
             return
-        turn = self._turn(utterance, self._deliver)
+        turn = self._turn(utterance, self._deliver, "operator" if ended.held else "ambient")
         self._begin(turn)
         self._answers.open(turn)
 
@@ -184,9 +185,14 @@ class Conversation:
             is_encoded = self._intake.encode(sense)
         return is_encoded
 
-    def _turn(self, utterance: Utterance | None, deliver: Callable[[AnswerEvent], None]) -> Turn:
+    def _turn(
+        self,
+        utterance: Utterance | None,
+        deliver: Callable[[AnswerEvent], None],
+        channel: Channel,
+    ) -> Turn:
         asked_ns = self._clock.now_ns() if utterance is None else utterance.end_ns
-        question = spoken_question(self._config, self._context.engine, asked_ns)
+        question = spoken_question(self._config, self._context.engine, asked_ns, channel)
         return Turn(question, asked_ns, deliver)
 
 
@@ -195,11 +201,14 @@ def _same(first: AudioChunk, second: AudioChunk) -> bool:
     return (first.capture_ns, len(first.samples)) == (second.capture_ns, len(second.samples))
 
 
-def spoken_question(config: Config, engine: AnyEngine, seed: int) -> Question:
+def spoken_question(
+    config: Config, engine: AnyEngine, seed: int, channel: Channel = "ambient"
+) -> Question:
     """What somebody asks who has spoken: the question itself is in the context.
 
     Args:
         seed: draws the answer, where it is not greedy.
+        channel: who has spoken.
     """
     answer, own = config.answer, engine.spec.sampling
     default = Sampling(own.temperature, own.top_p) if answer.thinking else Sampling()
@@ -212,4 +221,5 @@ def spoken_question(config: Config, engine: AnyEngine, seed: int) -> Question:
         thinking=answer.thinking,
         remember=answer.remember,
         deadline_s=answer.deadline_s,
+        channel=channel,
     )

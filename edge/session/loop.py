@@ -11,7 +11,6 @@ drops its oldest and counts it.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edge.clock import NS_PER_MS, NS_PER_S, Clock
+from edge.clock import NS_PER_S, Clock
 from edge.config import Config
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, MediaError, ProtocolError
@@ -33,7 +32,18 @@ from edge.session.health import BoardHealth
 from edge.session.intake import N_RECENT_STAGES, Intake
 from edge.session.notes import Notes
 from edge.session.sense import Sense
-from edge.session.turn import AnswerEvent, Done, Failed, Question, SpokenEvent, Status, Turn
+from edge.session.triggers import TriggerBook, Triggers
+from edge.session.turn import (
+    AnswerEvent,
+    Audience,
+    Done,
+    Failed,
+    Question,
+    SpokenEvent,
+    Status,
+    Turn,
+    log_turn,
+)
 
 if TYPE_CHECKING:
     from edge.session.record import Recorder
@@ -109,7 +119,10 @@ class LiveLoop:
         self._conversation = Conversation(*parts, clock, config, self._tell, self._counters)
         of_notes = (prompt.tokenizer, clock, self._saw, self._counters)
         self._notes = Notes(self._context, self._answers, *of_notes)
-        self._watchers: list[Callable[[SpokenEvent], None]] = []
+        self._book = TriggerBook(self._wake.set, prompt.tokenizer.refuse_special_tokens)
+        self._triggers = Triggers(self._book, self._context, self._answers, *of_notes)
+        self._spoken = Audience[SpokenEvent]()
+        self._events = Audience[object]()
         self._microphone = next((sense for sense in senses if sense.hears), None)
         self._mode: Mode = config.turns.mode
         self._budget = Budget(start_ns)
@@ -132,7 +145,7 @@ class LiveLoop:
         Raises:
             CapacityError: socket.max_waiting questions wait already.
         """
-        turn = Turn(_seeded(question), asked_ns or self._clock.now_ns(), deliver)
+        turn = Turn(question.seeded(), asked_ns or self._clock.now_ns(), deliver)
         self.take(turn)
         return turn
 
@@ -151,18 +164,22 @@ class LiveLoop:
             self._turns.append(turn)
         self._wake.set()
 
+    @property
+    def triggers(self) -> TriggerBook:
+        """What clients want to be told of."""
+        return self._book
+
     def watch(self, deliver: Callable[[SpokenEvent], None]) -> Callable[[], None]:
         """Hear of spoken turns from now on: called from the loop's thread.
 
         Returns:
             What ends it.
         """
-        self._watchers = [*self._watchers, deliver]  # another list: the loop may be going through
+        return self._spoken.join(deliver)
 
-        def end() -> None:
-            self._watchers = [watcher for watcher in self._watchers if watcher is not deliver]
-
-        return end
+    def observe(self, deliver: Callable[[object], None]) -> Callable[[], None]:
+        """Hear of all events from now on, those of clients' turns too, as `watch`."""
+        return self._events.join(deliver)
 
     def control(self, control: Control) -> None:
         """Say something to the turn-taking of the first microphone, in order with its sound.
@@ -223,7 +240,7 @@ class LiveLoop:
             while not self._stopped.is_set():
                 self._wake.clear()
                 if not self.step():
-                    self._wake.wait()
+                    self._wake.wait(self._triggers.wait_s())
                 for sense in self._senses:
                     if sense.defect is not None:
                         raise sense.defect
@@ -255,6 +272,7 @@ class LiveLoop:
     def _saw(self, event: object) -> None:
         if self._recorder is not None:
             self._recorder.saw(event)
+        self._events.tell(event)
 
     def _outside(self, name: str, read: Callable[[], T]) -> T | None:
         """What a step learns besides what it takes and what its clock says: recorded."""
@@ -266,6 +284,8 @@ class LiveLoop:
         if self._take_turn() or self._listen():
             return True
         self._notes.write_if_wanted()
+        self._triggers.take(self._outside("triggers", self._book.changes) or ())
+        self._triggers.judge_if_due()
         if len(self._answers):
             self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
             return True
@@ -363,8 +383,7 @@ class LiveLoop:
     def _tell(self, event: SpokenEvent) -> None:
         self._count(event)
         self._saw(event)
-        for watcher in self._watchers:
-            watcher(event)
+        self._spoken.tell(event)
 
     def _count(self, event: object) -> None:
         if isinstance(event, Done):
@@ -373,27 +392,4 @@ class LiveLoop:
             self._counters["answers_refused"] += 1
         else:
             return
-        _log_turn(event)
-
-
-def _seeded(question: Question) -> Question:
-    """With the seed that its answer will be drawn by, so that a recording can repeat it."""
-    sampling = question.sampling
-    if sampling.temperature == 0 or sampling.seed is not None:
-        return question
-    return replace(question, sampling=replace(sampling, seed=secrets.randbits(32)))
-
-
-def _log_turn(outcome: Done | Failed) -> None:
-    if isinstance(outcome, Failed):
-        log.warning("turn=refused error=%s", outcome.error)
-        return
-    times = outcome.timeline
-    log.info(
-        "turn=%s prompt_tokens=%d completion_tokens=%d waited_ms=%.1f first_token_ms=%.1f "
-        "total_ms=%.1f",
-        *(outcome.finish_reason, outcome.n_prompt_tokens, outcome.n_completion_tokens),
-        (times.started_ns - times.asked_ns) / NS_PER_MS,
-        (times.first_token_ns - times.asked_ns) / NS_PER_MS,
-        (times.finished_ns - times.asked_ns) / NS_PER_MS,
-    )
+        log_turn(event)

@@ -14,7 +14,7 @@ from edge.model.tokenizer import Tokenizer
 from edge.session.answers import Answers
 from edge.session.context import LiveContext
 from edge.session.slot import Perceived
-from edge.session.turn import AnswerEvent, Done, Message, Question, TextDelta, Turn
+from edge.session.turn import AnswerEvent, Done, Failed, Message, Question, TextDelta, Turn
 from edge.types import Evidence
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Notes:
             self._text.append(event.text)
         elif isinstance(event, Done):
             self._keep(" ".join("".join(self._text).split()), event)
-        else:
+        elif isinstance(event, Failed):
             self._counters["notes_refused"] += 1
             log.warning("notes=refused error=%s", event.error)
 

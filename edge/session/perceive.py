@@ -25,7 +25,7 @@ from edge.senses.sound import end_ns, goes_on, joined
 from edge.senses.turn_events import Control, Cut, Overheard, TurnEvent
 from edge.session.budget import LADDER, Rung
 from edge.session.slot import Perceived
-from edge.types import AudioChunk, Evidence, Float32, Frame, Stages
+from edge.types import AudioChunk, Evidence, Float32, Frame, Int32, Stages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,12 +42,22 @@ def embed_media(engine: AnyEngine, tokenizer: Tokenizer, text: str, media: Float
     Raises:
         ValueError: the text has more or fewer placeholders than `media` has rows.
     """
-    ids = tokenizer.encode(text)
+    return place_media(engine, tokenizer, tokenizer.encode(text), media)
+
+
+def place_media(engine: AnyEngine, tokenizer: Tokenizer, ids: Int32, media: Float32) -> Float32:
+    """Embed `ids` and put `media` rows [n, H] at their placeholders, in order.
+
+    Raises:
+        ValueError: there are more or fewer placeholders than `media` has rows.
+    """
     places = np.isin(ids, (tokenizer.special.image, tokenizer.special.audio))
     if places.sum() != len(media):
         raise ValueError(f"{places.sum()} placeholders for {len(media)} rows")
-    rows = engine.embed(ids).copy()
-    rows[places] = media
+    rows = engine.embed(ids)
+    if places.any():
+        rows = rows.copy()
+        rows[places] = media
     return rows
 
 

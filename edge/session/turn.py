@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from edge.clock import NS_PER_S
+from edge.clock import NS_PER_MS, NS_PER_S
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Control, Mode, SpeechStarted
-from edge.types import Evidence, Stages
+from edge.types import Evidence, Picture, Sound, Stages
+
+if TYPE_CHECKING:
+    from edge.session.triggers import TriggerBook
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Priority = Literal["operator", "trigger", "notes"]
 """The more urgent first: somebody asks · the session watches for something · it notes for itself
 what a rebase forgets."""
+Channel = Literal["operator", "ambient"]
+"""Who asks: a client that may operate the robot, or who holds its button · anybody who can be
+heard, or the session itself. What is seen and heard is data: it commands nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model proposes to call a tool; whether that happens is the client's affair."""
+
+    name: str
+    arguments: dict[str, Any]
+    """By parameter, JSON values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message of the conversation that a question belongs to."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
+    """tool: what a call gave, as its client says."""
     content: str
+    media: tuple[Picture | Sound, ...] = ()
+    """Of a user's message, before its text."""
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's message."""
+
+
+@dataclass(frozen=True, slots=True)
+class YesNo:
+    """The ids of the tokens with which each answer may begin."""
+
+    yes: tuple[int, ...]
+    no: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +70,7 @@ class Question:
     """
 
     messages: tuple[Message, ...]
-    """At least one user message; the last message is from the user."""
+    """At least one user message; the last message is from the user, or a tool's."""
     sampling: Sampling
     max_tokens: int
     thinking: bool = False
@@ -49,6 +83,30 @@ class Question:
     priority: Priority = "operator"
     deadline_s: float | None = None
     """Since it was asked: an answer that has not begun then is refused, one that has is cut."""
+    channel: Channel = "ambient"
+    """Who asks."""
+    yes_no: YesNo | None = None
+    """The answer is one of two, and only how likely each is: no text, `Done.confidence`."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the model may propose to call, as OpenAI describes functions; see `callable_tools`."""
+    grammar: str = ""
+    """What the answer must look like: see `edge.model.constrain`; empty leaves it free."""
+
+    @property
+    def may_call_tools(self) -> bool:
+        """Whether the answer may propose a tool call."""
+        return self.channel == "operator"
+
+    @property
+    def callable_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools, if the answer may propose to call them."""
+        return self.tools if self.may_call_tools else ()
+
+    def seeded(self) -> Question:
+        """With the seed that its answer will be drawn by, so that a recording can repeat it."""
+        if self.sampling.temperature == 0 or self.sampling.seed is not None:
+            return self
+        return replace(self, sampling=replace(self.sampling, seed=secrets.randbits(32)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +147,8 @@ class Done:
     """Tokens of the live context plus those of the question."""
     n_completion_tokens: int
     timeline: Timeline
+    confidence: float | None = None
+    """Of a question with `yes_no`: P(yes) / (P(yes) + P(no))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +158,7 @@ class Failed:
     error: EdgeError
 
 
-AnswerEvent = TextDelta | Done | Failed
+AnswerEvent = TextDelta | ToolCall | Done | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +217,27 @@ class Status:
     """Whose speech takes the turn."""
 
 
+class Audience(Generic[T]):
+    """Those who hear of events; joined and left from any thread."""
+
+    def __init__(self) -> None:
+        self._all: tuple[Callable[[T], None], ...] = ()
+
+    def join(self, deliver: Callable[[T], None]) -> Callable[[], None]:
+        """Hear of all events from now on, in the thread that tells them; what ends it."""
+        self._all = (*self._all, deliver)  # another tuple: they may just be told something
+
+        def leave() -> None:
+            self._all = tuple(one for one in self._all if one is not deliver)
+
+        return leave
+
+    def tell(self, event: T) -> None:
+        """Tell them."""
+        for deliver in self._all:
+            deliver(event)
+
+
 class Asked(Protocol):
     """What the socket needs of a session."""
 
@@ -167,6 +248,20 @@ class Asked(Protocol):
             CapacityError: too many questions are waiting.
         """
 
+    @property
+    def triggers(self) -> TriggerBook:
+        """What clients want to be told of."""
+
+    def observe(self, deliver: Callable[[object], None]) -> Callable[[], None]:
+        """Hear of all events of the session, from its own thread.
+
+        Returns:
+            What ends it.
+        """
+
+    def watch(self, deliver: Callable[[SpokenEvent], None]) -> Callable[[], None]:
+        """Hear of spoken turns, likewise."""
+
     def control(self, control: Control) -> None:
         """Say something to the turn-taking of the first microphone.
 
@@ -176,3 +271,19 @@ class Asked(Protocol):
 
     def status(self) -> Status:
         """The session as it stands; callable from any thread."""
+
+
+def log_turn(outcome: Done | Failed) -> None:
+    """One line in the log for each turn."""
+    if isinstance(outcome, Failed):
+        log.warning("turn=refused error=%s", outcome.error)
+        return
+    times = outcome.timeline
+    log.info(
+        "turn=%s prompt_tokens=%d completion_tokens=%d waited_ms=%.1f first_token_ms=%.1f "
+        "total_ms=%.1f",
+        *(outcome.finish_reason, outcome.n_prompt_tokens, outcome.n_completion_tokens),
+        (times.started_ns - times.asked_ns) / NS_PER_MS,
+        (times.first_token_ns - times.asked_ns) / NS_PER_MS,
+        (times.finished_ns - times.asked_ns) / NS_PER_MS,
+    )

@@ -15,7 +15,18 @@ from edge.model.sampling import Sampling
 from edge.senses.turn_events import Control
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
-from edge.session.turn import AnswerEvent, Done, Question, Status, TextDelta, Timeline, Turn
+from edge.session.triggers import TriggerBook
+from edge.session.turn import (
+    AnswerEvent,
+    Audience,
+    Done,
+    Question,
+    SpokenEvent,
+    Status,
+    TextDelta,
+    Timeline,
+    Turn,
+)
 from edge.types import Evidence
 
 MODEL = "nemotron-tiny"
@@ -57,6 +68,11 @@ class ScriptedSession:
         self.controls: list[Control] = []
         self._play, self._refusal, self._ready = play, refusal, ready
         self._threads: list[threading.Thread] = []
+        self.triggers = TriggerBook()
+        self.events = Audience[object]()
+        self.observe = self.events.join
+        self.spoken = Audience[SpokenEvent]()
+        self.watch = self.spoken.join
 
     def ask(self, question: Question, deliver: Callable[[AnswerEvent], None]) -> Turn:
         if self._refusal is not None:

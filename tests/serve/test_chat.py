@@ -14,13 +14,8 @@ from serve.scripted import DONE, MODEL, TIMELINE
 from edge.config import Answer, Config
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.chat import (
-    ChatRequest,
-    ModelNotFoundError,
-    Response,
-    parse_request,
-    timing_of,
-)
+from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
+from edge.serve.completion import Response, timing_of
 from edge.session.turn import Message, TextDelta
 
 OWN = Sampling(0.6, 0.95)
@@ -102,13 +97,13 @@ def test_a_conversation():
     )
 
 
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}
 
 
 @pytest.mark.parametrize(
     ("fields", "thing", "said"),
     [
-        ({"tools": []}, "tools", "not a known field"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls", "not a known field"),
         ({"stream": True, "stream_options": {"a": 1}}, "stream_options.a", "not a known field"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs.a", "not a known field"),
         ({"messages": [{**USER, "name": "x"}]}, "messages[0].name", "not a known field"),
@@ -127,9 +122,9 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
             "got `int`",
         ),
         (
-            {"messages": [{**USER, "content": [{"type": "text", "text": "a"}, IMAGE]}]},
+            {"messages": [{**USER, "content": [{"type": "text", "text": "a"}, VIDEO]}]},
             "messages[0].content[1].type",
-            "'image_url': the live context is what the model sees and hears",
+            "'video_url'",
         ),
         ({"temperature": 2.5}, "temperature", "<= 2.0"),
         ({"temperature": True}, "temperature", "got `bool`"),

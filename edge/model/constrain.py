@@ -1,0 +1,137 @@
+"""Constrained answers: which tokens a grammar allows next, as a mask on the logits.
+
+A grammar is a text that llguidance compiles; `grammar_of_*` make one. It says what the whole answer
+looks like; thinking before it is free. Where an abstention is given, that literal text is allowed
+too, whatever else is asked for: a model that cannot know should be able to say so.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+
+from edge.errors import EngineError, ProtocolError
+from edge.model.tokenizer import Tokenizer
+from edge.types import Float32
+
+_COMPACT = {"x-guidance": {"whitespace_flexible": False}}
+
+
+def grammar_of_schema(schema: Mapping[str, Any], abstention: str | None = None) -> str:
+    """JSON that a schema allows, without white space; the abstention is a JSON string.
+
+    Raises:
+        ProtocolError: the schema cannot be followed.
+    """
+    lark = f"start: answer\nanswer: %json {json.dumps({**schema, **_COMPACT})}"
+    if abstention is not None:
+        lark += f" | {_literal(json.dumps(abstention, ensure_ascii=False))}"
+    return grammar_of_lark("json_schema", lark)
+
+
+def grammar_of_choice(choices: Sequence[str], abstention: str | None = None) -> str:
+    """One of some texts.
+
+    Raises:
+        ProtocolError: there is none, or one is empty.
+    """
+    if not choices or not all(choices):
+        raise ProtocolError("choice", f"is {list(choices)}", "give texts to choose from")
+    texts = [*choices] if abstention is None else [*choices, abstention]
+    return grammar_of_lark("choice", f"start: {' | '.join(map(_literal, texts))}")
+
+
+def grammar_of_regex(pattern: str, abstention: str | None = None) -> str:
+    """Text that a regular expression matches as a whole, in Rust's syntax without look-around.
+
+    Raises:
+        ProtocolError: the expression cannot be followed.
+    """
+    if abstention is not None:
+        pattern = f"(?:{pattern})|{re.escape(abstention)}"
+    return _checked("regex", llguidance.LLMatcher.grammar_from_regex(pattern))
+
+
+def grammar_of_lark(name: str, lark: str) -> str:
+    """What a Lark grammar, as llguidance reads it, allows.
+
+    Args:
+        name: of what was asked for, in an error.
+    Raises:
+        ProtocolError: the grammar cannot be followed.
+    """
+    return _checked(name, llguidance.LLMatcher.grammar_from_lark(lark))
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _checked(name: str, grammar: str) -> str:
+    problem = llguidance.LLMatcher.validate_grammar(grammar)
+    if problem and not problem.startswith("WARNING"):
+        line = " ".join(problem.split()).replace(";", ",")
+        raise ProtocolError(name, f"cannot be followed ({line[:300]})", "simplify it")
+    return grammar
+
+
+@functools.lru_cache(maxsize=2)
+def vocabulary(
+    tokenizer: Tokenizer, n_vocab: int, stop_ids: tuple[int, ...]
+) -> llguidance.LLTokenizer:
+    """The tokens as llguidance needs them; slow the first time, so call it before the first turn.
+
+    Args:
+        n_vocab: logits that the model gives; it may be more than the tokenizer knows.
+    """
+    return llguidance.LLTokenizer(tokenizer.as_json(), n_vocab=n_vocab, eos_token=[*stop_ids])
+
+
+class Constraint:
+    """Follows one answer through its grammar."""
+
+    def __init__(self, tokens: llguidance.LLTokenizer, grammar: str) -> None:
+        """Compile the grammar.
+
+        Args:
+            tokens: what `vocabulary` gave.
+        Raises:
+            ProtocolError: it cannot be compiled for these tokens.
+        """
+        self._matcher = llguidance.LLMatcher(tokens, grammar, log_level=0)
+        self._n_vocab = tokens.vocab_size
+        if self._matcher.is_error():
+            _checked("grammar", grammar)
+            raise ProtocolError("grammar", self._error(), "simplify it")
+
+    def allow(self, logits: Float32) -> Float32:
+        """The logits with -inf for every token that may not come next.
+
+        Args:
+            logits: shape (vocabulary,), float32; left as they are.
+        Raises:
+            ProtocolError: the grammar is too complex to go on with.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise ProtocolError("grammar", self._error(), "simplify it")
+        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def take(self, token: int) -> None:
+        """The answer goes on with `token`, which was allowed.
+
+        Raises:
+            EngineError: it was not.
+        """
+        if not self._matcher.consume_token(token):
+            raise EngineError("constraint", f"refuses token {token} that it allowed", "report this")
+
+    def _error(self) -> str:
+        return " ".join(self._matcher.get_error().split()).replace(";", ",")[:300]

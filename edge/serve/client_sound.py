@@ -1,0 +1,112 @@
+"""The sound that one client sends: collected until it commits it, or cut into turns for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge.clock import NS_PER_MS
+from edge.errors import ProtocolError
+from edge.features.resample import Resampler
+from edge.model.spec import SAMPLE_RATE_HZ
+from edge.senses.sound import NS_PER_SAMPLE
+from edge.senses.still import MAX_SOUND_S, check_length, pcm_samples, sound_of
+from edge.senses.turn_events import Cut, Ended, SpeechStarted, TurnEvent
+from edge.senses.turns import TurnDetector
+from edge.serve.protocol import RATE_HZ
+from edge.types import AudioChunk, Float32, Sound
+
+NAME = "client"
+
+
+class ClientSound:
+    """PCM in, 16 kHz inside. Bounded: 30 s may wait to be committed, and so long is a turn.
+
+    Times count the sound of this client from 0.
+    """
+
+    def __init__(self) -> None:
+        """Hear nothing yet."""
+        self._resampler = Resampler(RATE_HZ, 1)
+        self._n_samples = 0  # since the first, 16 kHz
+        self._waiting: list[Float32] = []
+        self._detects = False
+        self._detector: TurnDetector | None = None  # made when there is something to hear
+
+    def detect_turns(self, wanted: bool) -> None:
+        """Whether turns are found here, or end with `commit`. Changing it forgets what waits."""
+        if wanted != self._detects:
+            self.clear()
+            self._detects = wanted
+
+    def push(self, pcm: bytes) -> list[SpeechStarted | Ended]:
+        """Take more sound; what happened in it. Takes about 1 % of the sound's own time.
+
+        Raises:
+            ProtocolError: half a sample is left.
+            MediaError: too much waits to be committed.
+        """
+        samples = self._resampler.push(pcm_samples(pcm))
+        if not self._detects:
+            check_length(sum(map(len, self._waiting)) + len(samples), SAMPLE_RATE_HZ)
+            self._waiting.append(samples)
+            self._n_samples += len(samples)
+            return []
+        chunk = AudioChunk(samples, self._n_samples * NS_PER_SAMPLE, NAME)
+        self._n_samples += len(samples)
+        self._detector = self._detector or TurnDetector("open")
+        return self._told(self._detector.push(chunk))
+
+    def commit(self) -> list[SpeechStarted | Ended]:
+        """End the turn here.
+
+        Returns:
+            Its end, if anything was said in it.
+        """
+        if self._detects:
+            return self._told(self._detector.flush()) if self._detector else []
+        self._end_stream()
+        return [Ended(None)] if self._waiting else []
+
+    def take(self, ended: Ended) -> Sound:
+        """All of a turn that has ended.
+
+        Raises:
+            ProtocolError: there is nothing in it.
+            MediaError: it is too short.
+        """
+        if ended.utterance is not None:
+            self._waiting.append(ended.utterance.clip.samples)
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            raise ProtocolError("input_audio_buffer", "is empty", "append sound first")
+        return sound_of(np.concatenate(waiting)[: MAX_SOUND_S * SAMPLE_RATE_HZ])
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._waiting = []
+        self._resampler = Resampler(RATE_HZ, 1)
+        self._detector = None
+
+    @property
+    def heard_ms(self) -> int:
+        """How much has been heard."""
+        return self._n_samples * NS_PER_SAMPLE // NS_PER_MS
+
+    def _end_stream(self) -> None:
+        rest = self._resampler.flush()
+        self._resampler = Resampler(RATE_HZ, 1)
+        self._n_samples += len(rest)
+        if len(rest):
+            self._waiting.append(rest)
+
+    def _told(self, events: list[TurnEvent]) -> list[SpeechStarted | Ended]:
+        """Parts of a long turn wait here until all of it, or as much as fits, is there."""
+        told: list[SpeechStarted | Ended] = []
+        for event in events:
+            if isinstance(event, Cut):
+                self._waiting.append(event.utterance.clip.samples)
+                if sum(map(len, self._waiting)) * 3 > MAX_SOUND_S * SAMPLE_RATE_HZ * 2:
+                    told += [Ended(None), SpeechStarted(event.utterance.end_ns, 0)]
+            elif isinstance(event, SpeechStarted | Ended):
+                told.append(event)
+        return told

@@ -1,0 +1,176 @@
+"""The objects that answer a chat completion request, and what they say about timing."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edge.clock import NS_PER_MS, NS_PER_S
+from edge.serve.protocol import Json
+from edge.session.turn import Done, Status, TextDelta, Timeline, ToolCall
+from edge.types import Stages
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Builds the objects that answer one request; they share its id, time and model."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created_s: int = field(default_factory=lambda: int(time.time()))
+    """Wall clock, s since 1970: OpenAI's objects say when in this way."""
+
+    def completion(self, said: Sequence[TextDelta | ToolCall], done: Done) -> Json:
+        """The whole answer as one object."""
+        deltas = [one for one in said if isinstance(one, TextDelta)]
+        calls = [one for one in said if isinstance(one, ToolCall)]
+        message: Json = {
+            "role": "assistant",
+            "content": "".join(delta.text for delta in deltas if not delta.reasoning),
+        }
+        reasoning = "".join(delta.text for delta in deltas if delta.reasoning)
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = [_call(call) for call in calls]
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": _finish_reason(done, bool(calls)),
+            "logprobs": None,
+        }
+        return {
+            **self._head("chat.completion"),
+            "choices": [choice],
+            "usage": usage_of(done),
+            "edge": timing_of(done.timeline),
+        }
+
+    def opening(self) -> Json:
+        """The first chunk, which says who speaks."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def delta(self, delta: TextDelta | ToolCall, n_calls: int) -> Json:
+        """More text, or a proposed call.
+
+        Args:
+            n_calls: proposed before.
+        """
+        if isinstance(delta, ToolCall):
+            return self._chunk({"tool_calls": [{"index": n_calls, **_call(delta)}]})
+        key = "reasoning_content" if delta.reasoning else "content"
+        return self._chunk({key: delta.text})
+
+    def closing(self, done: Done, has_calls: bool) -> Json:
+        """The last chunk with a choice: why the answer ended and what it stood on."""
+        return {
+            **self._chunk({}, _finish_reason(done, has_calls)),
+            "edge": timing_of(done.timeline),
+        }
+
+    def usage(self, done: Done) -> Json:
+        """The chunk without a choice that a client asks for by include_usage."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(done)}
+
+    def _chunk(self, delta: Json, finish_reason: str | None = None) -> Json:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
+
+
+def _call(call: ToolCall) -> Json:
+    """As OpenAI writes a call: its arguments are a text."""
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _finish_reason(done: Done, has_calls: bool) -> str:
+    """In OpenAI's words, which know no deadline."""
+    if has_calls and done.finish_reason == "stop":
+        return "tool_calls"
+    return "length" if done.finish_reason == "deadline" else done.finish_reason
+
+
+def usage_of(done: Done) -> Json:
+    """Tokens of a turn as OpenAI counts them."""
+    return {
+        "prompt_tokens": done.n_prompt_tokens,
+        "completion_tokens": done.n_completion_tokens,
+        "total_tokens": done.n_prompt_tokens + done.n_completion_tokens,
+    }
+
+
+def timing_of(timeline: Timeline) -> Json:
+    """The key `edge` of a response: a turn's timeline, relative to the moment it was asked.
+
+    Returns:
+        `*_ms` since asked; `newest_capture_age_ms`, how old the newest frame or sound in the
+        state was when asked (negative if it was captured while the question waited, None without
+        any); `evidence` with `start_s` and `end_s` since asked, so mostly negative.
+    """
+    asked_ns, captured_ns = timeline.asked_ns, timeline.captured_ns
+
+    def since_asked(at_ns: int, unit_ns: int) -> float:
+        return round((at_ns - asked_ns) / unit_ns, 3)
+
+    age_ms = None if captured_ns is None else round((asked_ns - captured_ns) / NS_PER_MS, 3)
+    return {
+        "waited_ms": since_asked(timeline.started_ns, NS_PER_MS),
+        "prefilled_ms": since_asked(timeline.prefilled_ns, NS_PER_MS),
+        "first_token_ms": since_asked(timeline.first_token_ns, NS_PER_MS),
+        "finished_ms": since_asked(timeline.finished_ns, NS_PER_MS),
+        "newest_capture_age_ms": age_ms,
+        "n_context_tokens": timeline.n_context_tokens,
+        "evidence": [
+            {
+                "source": evidence.source,
+                "start_s": since_asked(evidence.start_ns, NS_PER_S),
+                "end_s": since_asked(evidence.end_ns, NS_PER_S),
+                "frame_ids": list(evidence.frame_ids),
+            }
+            for evidence in timeline.evidence
+        ],
+    }
+
+
+def stages_of(stages: Stages, start_ns: int) -> Json:
+    """How long one segment took from stage to stage.
+
+    Args:
+        start_ns: the session's beginning, from which `captured_s` counts.
+    """
+
+    def between(start_ns: int, end_ns: int) -> float:
+        return round((end_ns - start_ns) / NS_PER_MS, 3)
+
+    return {
+        "modality": stages.modality,
+        "n_tokens": stages.n_tokens,
+        "n_pruned": stages.n_pruned,
+        "captured_s": round((stages.captured_ns - start_ns) / NS_PER_S, 3),
+        "late_ms": between(stages.captured_ns, stages.taken_ns),
+        "features_ms": between(stages.taken_ns, stages.features_ns),
+        "encode_ms": between(stages.features_ns, stages.encoded_ns),
+        "prefill_ms": between(stages.encoded_ns, stages.prefilled_ns),
+    }
+
+
+def health_of(status: Status) -> Json:
+    """The answer of GET /healthz, and what edge.health carries."""
+    return {
+        "status": "ok",
+        "ready": status.ready,
+        "model": status.model,
+        "n_context_tokens": status.n_context_tokens,
+        "max_context_tokens": status.max_context_tokens,
+        "uptime_s": round(status.uptime_ns / NS_PER_S, 3),
+        "counters": status.counters,
+        "mode": status.mode,
+        "recent": [stages_of(stages, status.start_ns) for stages in status.recent],
+    }

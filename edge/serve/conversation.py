@@ -1,0 +1,187 @@
+"""The conversation of one client: its items, as events show them and as the session takes them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from edge.errors import CapacityError, ProtocolError
+from edge.features.resample import resample
+from edge.senses.still import (
+    decode_picture,
+    from_base64,
+    from_data_url,
+    pcm_samples,
+    sound_of,
+)
+from edge.serve.messages import arguments_of
+from edge.serve.protocol import (
+    RATE_HZ,
+    FunctionCallItem,
+    FunctionOutputItem,
+    InputAudio,
+    InputImage,
+    Item,
+    MessageItem,
+)
+from edge.session.turn import Message, ToolCall
+from edge.types import Picture, Sound
+
+MAX_ITEMS = 256
+MAX_MEDIA_BYTES = 1 << 28
+"""Of one client's pictures and sounds, decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An item without its media, and what it says to the session."""
+
+    item: Item
+    message: Message
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its media."""
+        return sum(
+            len(one.rgb if isinstance(one, Picture) else one.samples) for one in self.message.media
+        )
+
+
+def entry_of(item: Item, item_id: str) -> Entry:
+    """Decode an item. Pictures and sounds take their time.
+
+    Raises:
+        ProtocolError: it cannot be used.
+        MediaError: a picture or a sound cannot be decoded.
+    """
+    if isinstance(item, FunctionCallItem):
+        call = ToolCall(item.name, arguments_of(item.arguments, "item.arguments"))
+        shown: Item = msgspec.structs.replace(item, id=item_id)
+        return Entry(shown, Message("assistant", "", calls=(call,)))
+    if isinstance(item, FunctionOutputItem):
+        return Entry(msgspec.structs.replace(item, id=item_id), Message("tool", item.output))
+    texts: list[str] = []
+    media: list[Picture | Sound] = []
+    for k, part in enumerate(item.content):
+        field = f"item.content[{k}]"
+        if isinstance(part, InputImage):
+            data = from_data_url(f"{field}.image_url", part.image_url or "")
+            media.append(decode_picture(data))
+        elif isinstance(part, InputAudio):
+            pcm = pcm_samples(from_base64(f"{field}.audio", part.audio or ""))
+            media.append(sound_of(resample(pcm, RATE_HZ)))
+        else:
+            texts.append(part.text)
+    if media and item.role != "user":
+        problem = f"holds pictures or sounds of the {item.role}"
+        raise ProtocolError("item.content", problem, "let the user send them")
+    message = Message(item.role, "\n".join(texts), tuple(media))
+    return Entry(_without_media(item, item_id), message)
+
+
+def sound_entry(sound: Sound, item_id: str) -> Entry:
+    """What a client has said."""
+    item = MessageItem(role="user", content=[InputAudio()], id=item_id)
+    return Entry(item, Message("user", "", (sound,)))
+
+
+def _without_media(item: MessageItem, item_id: str) -> MessageItem:
+    shown = [
+        InputAudio()
+        if isinstance(part, InputAudio)
+        else msgspec.structs.replace(part, image_url=None)
+        if isinstance(part, InputImage)
+        else part
+        for part in item.content
+    ]
+    return msgspec.structs.replace(item, content=shown, id=item_id, status="completed")
+
+
+class ClientConversation:
+    """Items in order. Bounded: the oldest make room for the newest."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    @property
+    def last_id(self) -> str | None:
+        """Of the newest item."""
+        return next(reversed(self._entries), None)
+
+    def __getitem__(self, item_id: str) -> Item:
+        """An item.
+
+        Raises:
+            ProtocolError: there is no such item.
+        """
+        if item_id not in self._entries:
+            raise ProtocolError(
+                "item_id", f"{item_id!r} is not in the conversation", "name another"
+            )
+        return self._entries[item_id].item
+
+    def add(self, entry: Entry) -> list[str]:
+        """Put an item behind the others.
+
+        Returns:
+            The ids of those that have made room.
+        Raises:
+            ProtocolError: its id is taken.
+            CapacityError: its pictures and sounds are too large together with the others'.
+        """
+        item_id = entry.item.id or ""
+        if item_id in self._entries:
+            raise ProtocolError("item.id", f"{item_id!r} is taken", "choose another, or none")
+        if sum(e.n_bytes for e in self._entries.values()) + entry.n_bytes > MAX_MEDIA_BYTES:
+            raise CapacityError(
+                "conversation",
+                f"would hold more than {MAX_MEDIA_BYTES} bytes of pictures and sounds",
+                "delete items, or send smaller pictures",
+            )
+        self._entries[item_id] = entry
+        n_over = max(0, len(self._entries) - MAX_ITEMS)
+        return [self._entries.popitem(last=False)[0] for _ in range(n_over)]
+
+    def delete(self, item_id: str) -> None:
+        """Forget an item.
+
+        Raises:
+            ProtocolError: there is no such item.
+        """
+        self[item_id]
+        del self._entries[item_id]
+
+    def clear(self) -> list[str]:
+        """Forget all; their ids."""
+        forgotten, self._entries = [*self._entries], OrderedDict()
+        return forgotten
+
+    def messages(self) -> list[Message]:
+        """What it says to the session."""
+        return [entry.message for entry in self._entries.values()]
+
+
+def as_turns(messages: Sequence[Message], instructions: str) -> tuple[Message, ...]:
+    """Messages as the chat template needs them: adjoining ones of one role are one, and the last
+    is the user's or a tool's. Without any the answer is about the live context alone.
+    """
+    turns = [Message("system", instructions)] if instructions else []
+    turns += [message for message in messages if message.role == "system"]
+    said: list[Message] = []
+    for message in messages:
+        last = said[-1] if said else None
+        if message.role == "system":
+            continue
+        if last is None or last.role != message.role or message.role == "tool":
+            said.append(message)
+            continue
+        text = "\n".join(text for text in (last.content, message.content) if text)
+        media, calls = last.media + message.media, last.calls + message.calls
+        said[-1] = Message(last.role, text, media, calls)
+    if not said or said[-1].role == "assistant" or not any(m.role == "user" for m in said):
+        said.append(Message("user", ""))
+    return (*turns, *said)

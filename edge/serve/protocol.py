@@ -1,0 +1,370 @@
+"""Events of the WebSocket /v1/realtime: OpenAI's Realtime events, and ours under `edge.`.
+
+Times in ms count sound that the client has sent; times in s are relative to the session's start.
+What OpenAI's events have beyond these fields is accepted and has no effect; within `edge` an
+unknown field is refused. The JSON Schema of all of them is docs/schema/.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Json = dict[str, Any]
+Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
+Modality = Literal["text", "audio"]
+ToolChoice = Literal["auto", "none", "required"]
+Topic = Literal[
+    "perceived", "degraded", "dropped", "rebased", "noted", "trigger", "speech", "health"
+]
+"""Which of our events a client wants to hear."""
+RATE_HZ = 24_000
+"""Of sound on this socket: PCM, 16 bits, little-endian, mono."""
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an event."""
+
+
+class _Own(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part that is not OpenAI's."""
+
+
+# What an answer should be.
+
+
+class JsonSchema(_Part, frozen=True, kw_only=True):
+    """A schema, with the name that OpenAI's clients give it."""
+
+    schema: Json
+    name: str = ""
+    strict: bool | None = None
+    description: str | None = None
+
+
+class TextFormat(_Part, frozen=True, kw_only=True, tag="text"):
+    """Whatever the model says."""
+
+
+class JsonObjectFormat(_Part, frozen=True, kw_only=True, tag="json_object"):
+    """Any JSON object."""
+
+
+class JsonSchemaFormat(_Part, frozen=True, kw_only=True, tag="json_schema"):
+    """JSON that a schema allows."""
+
+    json_schema: JsonSchema
+
+
+class RegexFormat(_Own, frozen=True, kw_only=True, tag="regex"):
+    """Ours: text that a regular expression matches as a whole (Rust's syntax)."""
+
+    regex: str
+
+
+class ChoiceFormat(_Own, frozen=True, kw_only=True, tag="choice"):
+    """Ours: one of some texts."""
+
+    choice: list[str]
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat
+
+
+class EdgeAnswer(_Own, frozen=True, kw_only=True):
+    """Our own wishes for an answer; what is left open is as the service is configured."""
+
+    remember: bool | None = None
+    """Question and answer stay in the live context."""
+    recall_s: tuple[Seconds, Seconds] | None = None
+    """Answer only from what was perceived between so many seconds ago, the longer first."""
+    deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
+    """Since the request: an answer that has not begun then is refused, one that has is cut."""
+    abstain: str | None = None
+    """With a response format: this text, as a JSON string in JSON, is always allowed too."""
+
+
+class EdgeSession(EdgeAnswer, frozen=True, kw_only=True):
+    """`session.edge`: our own settings of a client's session."""
+
+    events: tuple[Topic, ...] | None = None
+    """Which of our events are sent; none if left open."""
+    thinking: bool | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class FunctionTool(_Part, frozen=True, kw_only=True):
+    """A function that the model may propose to call."""
+
+    name: str
+    type: Literal["function"] = "function"
+    description: str | None = None
+    parameters: Json | None = None
+
+
+# Session settings.
+
+
+class PcmFormat(_Part, frozen=True, kw_only=True):
+    """The one format of sound."""
+
+    type: Literal["audio/pcm"] = "audio/pcm"
+    rate: Literal[24_000] = 24_000
+
+
+class ServerVad(_Part, frozen=True, kw_only=True):
+    """The service says where speech begins and ends. Its three thresholds are fixed."""
+
+    type: Literal["server_vad"] = "server_vad"
+    create_response: bool = True
+    interrupt_response: bool = True
+    threshold: float | None = None
+    prefix_padding_ms: int | None = None
+    silence_duration_ms: int | None = None
+
+
+class AudioInput(_Part, frozen=True, kw_only=True):
+    """How sound comes in."""
+
+    format: PcmFormat | UnsetType = UNSET
+    turn_detection: ServerVad | UnsetType | None = UNSET
+    """null: turns end with input_audio_buffer.commit."""
+
+
+class Audio(_Part, frozen=True, kw_only=True):
+    """Sound of a session."""
+
+    input: AudioInput | UnsetType = UNSET
+
+
+class Session(_Part, frozen=True, kw_only=True):
+    """Settings of one client's session; session.update changes those that it has."""
+
+    type: Literal["realtime"] = "realtime"
+    object: Literal["realtime.session"] | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    output_modalities: Annotated[list[Modality], Meta(min_length=1)] | UnsetType = UNSET
+    """["text"]: the service does not speak."""
+    instructions: str | UnsetType = UNSET
+    tools: list[FunctionTool] | UnsetType = UNSET
+    tool_choice: ToolChoice | UnsetType = UNSET
+    max_output_tokens: Annotated[int, Meta(ge=1)] | Literal["inf"] | UnsetType = UNSET
+    audio: Audio | UnsetType = UNSET
+    edge: EdgeSession | UnsetType = UNSET
+
+
+# Conversation items.
+
+
+class InputText(_Part, frozen=True, kw_only=True, tag="input_text"):
+    """What a user or the system writes."""
+
+    text: str
+
+
+class InputAudio(_Part, frozen=True, kw_only=True, tag="input_audio"):
+    """What a user says."""
+
+    audio: str | None = None
+    """Base64 of PCM; not sent back."""
+    transcript: str | None = None
+
+
+class InputImage(_Part, frozen=True, kw_only=True, tag="input_image"):
+    """What a user shows."""
+
+    image_url: str | None = None
+    """data:image/jpeg;base64,... or png; not sent back."""
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class OutputText(_Part, frozen=True, kw_only=True, tag="output_text"):
+    """What the model has answered."""
+
+    text: str
+
+
+Content = InputText | InputAudio | InputImage | OutputText
+ItemStatus = Literal["completed", "incomplete", "in_progress"]
+
+
+class MessageItem(_Part, frozen=True, kw_only=True, tag="message"):
+    """Something said."""
+
+    role: Literal["user", "assistant", "system"]
+    content: list[Content]
+    id: str | None = None
+    object: Literal["realtime.item"] = "realtime.item"
+    status: ItemStatus = "completed"
+
+
+class FunctionCallItem(_Part, frozen=True, kw_only=True, tag="function_call"):
+    """A call that the model proposes; the client decides."""
+
+    name: str
+    arguments: str
+    """JSON."""
+    call_id: str = ""
+    id: str | None = None
+    object: Literal["realtime.item"] = "realtime.item"
+    status: ItemStatus = "completed"
+
+
+class FunctionOutputItem(_Part, frozen=True, kw_only=True, tag="function_call_output"):
+    """What the call gave."""
+
+    call_id: str
+    output: str
+    id: str | None = None
+    object: Literal["realtime.item"] = "realtime.item"
+    status: ItemStatus = "completed"
+
+
+Item = MessageItem | FunctionCallItem | FunctionOutputItem
+
+
+# Responses.
+
+
+class ResponseSettings(_Part, frozen=True, kw_only=True):
+    """What one response.create changes of the session's settings."""
+
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1)] | Literal["inf"] | None = None
+    output_modalities: Annotated[list[Modality], Meta(min_length=1)] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    conversation: Literal["auto", "none"] = "auto"
+    """none: it leaves no item in the conversation."""
+    input: list[Item] | None = None
+    """Instead of the conversation."""
+    metadata: Json | None = None
+    edge: EdgeSession | None = None
+
+
+class TokenDetails(_Part, frozen=True, kw_only=True):
+    """cached: those of the live context, which cost this response nothing."""
+
+    cached_tokens: int
+
+
+class Usage(_Part, frozen=True, kw_only=True):
+    """Tokens of one response."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_token_details: TokenDetails
+
+
+class ErrorBody(_Part, frozen=True, kw_only=True):
+    """What is wrong, and what to do about it."""
+
+    type: str
+    message: str
+    code: str | None = None
+    param: str | None = None
+    event_id: str | None = None
+    """Of the client's event."""
+
+
+class StatusDetails(_Part, frozen=True, kw_only=True):
+    """Why a response is not complete."""
+
+    type: Literal["completed", "cancelled", "incomplete", "failed"]
+    reason: Literal["turn_detected", "client_cancelled", "max_output_tokens", "deadline"] | None = (
+        None
+    )
+    error: ErrorBody | None = None
+
+
+class Response(_Part, frozen=True, kw_only=True):
+    """One answer of the model."""
+
+    id: str
+    object: Literal["realtime.response"] = "realtime.response"
+    status: Literal["in_progress", "completed", "cancelled", "incomplete", "failed"]
+    status_details: StatusDetails | None = None
+    output: list[Item] = []
+    output_modalities: tuple[Modality, ...] = ("text",)
+    conversation_id: str | None = None
+    metadata: Json | None = None
+    usage: Usage | None = None
+    edge: Json | None = None
+    """Timing and evidence: `edge.serve.completion.timing_of`."""
+
+
+class _ClientEvent(msgspec.Struct, frozen=True, kw_only=True):
+    event_id: str | None = None
+    """The client's own; an error names it."""
+
+
+class SessionUpdate(_ClientEvent, frozen=True, kw_only=True, tag="session.update"):
+    """Change settings."""
+
+    session: Session
+
+
+class AudioAppend(_ClientEvent, frozen=True, kw_only=True, tag="input_audio_buffer.append"):
+    """More sound."""
+
+    audio: str
+    """Base64 of PCM, any length."""
+
+
+class AudioCommit(_ClientEvent, frozen=True, kw_only=True, tag="input_audio_buffer.commit"):
+    """The sound so far is a user's item."""
+
+
+class AudioClear(_ClientEvent, frozen=True, kw_only=True, tag="input_audio_buffer.clear"):
+    """Forget the sound so far."""
+
+
+class ItemCreate(_ClientEvent, frozen=True, kw_only=True, tag="conversation.item.create"):
+    """Put an item behind the others."""
+
+    item: Item
+    previous_item_id: str | None = None
+    """The last item's, if given."""
+
+
+class ItemDelete(_ClientEvent, frozen=True, kw_only=True, tag="conversation.item.delete"):
+    """Forget an item."""
+
+    item_id: str
+
+
+class ItemRetrieve(_ClientEvent, frozen=True, kw_only=True, tag="conversation.item.retrieve"):
+    """Ask for an item."""
+
+    item_id: str
+
+
+class ResponseCreate(_ClientEvent, frozen=True, kw_only=True, tag="response.create"):
+    """Answer now."""
+
+    response: ResponseSettings | None = None
+
+
+class ResponseCancel(_ClientEvent, frozen=True, kw_only=True, tag="response.cancel"):
+    """Stop answering."""
+
+    response_id: str | None = None
+
+
+ClientEvent = (
+    SessionUpdate
+    | AudioAppend
+    | AudioCommit
+    | AudioClear
+    | ItemCreate
+    | ItemDelete
+    | ItemRetrieve
+    | ResponseCreate
+    | ResponseCancel
+)

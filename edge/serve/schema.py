@@ -1,0 +1,27 @@
+"""JSON Schema of what goes over the socket, generated from the types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edge.serve.protocol import ClientEvent
+from edge.serve.server_events import ServerEvent
+from edge.serve.trigger_events import ClientTriggerEvent, ServerTriggerEvent
+
+AnyClientEvent = ClientEvent | ClientTriggerEvent
+AnyServerEvent = ServerEvent | ServerTriggerEvent
+
+
+def event_schemas() -> dict[str, dict[str, Any]]:
+    """File name -> JSON Schema of all events that a client or the service may send."""
+    return {
+        name: {"$schema": "https://json-schema.org/draft/2020-12/schema", **_schema(kind)}
+        for name, kind in (("client_events", AnyClientEvent), ("server_events", AnyServerEvent))
+    }
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    schema: dict[str, Any] = msgspec.json.schema(kind)
+    return schema

@@ -1,0 +1,131 @@
+"""What an answer may be: formats, tools and our own settings, the same for chat and realtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge.config import Config
+from edge.errors import ProtocolError
+from edge.model.constrain import (
+    grammar_of_choice,
+    grammar_of_lark,
+    grammar_of_regex,
+    grammar_of_schema,
+)
+from edge.model.tool_calls import tool_call_lark
+from edge.serve.protocol import (
+    ChoiceFormat,
+    EdgeAnswer,
+    Json,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    RegexFormat,
+    ResponseFormat,
+)
+
+ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class ChatFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A function as chat completions describe it."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: Json | None = None
+    strict: bool | None = None
+
+
+class ChatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool that the model may propose to call."""
+
+    function: ChatFunction
+    type: Literal["function"] = "function"
+
+
+class _ToolName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tool that must be called."""
+
+    function: _ToolName
+    type: Literal["function"] = "function"
+
+
+def chosen_tools(
+    tools: Sequence[ChatTool], choice: str | NamedTool | None
+) -> tuple[dict[str, Any], ...]:
+    """The tools that this answer may call, as the chat template has them.
+
+    Raises:
+        ProtocolError: the chosen one is not among them, or one must be called and there is none.
+    """
+    if choice == "none":
+        return ()
+    chosen = [*tools]
+    if isinstance(choice, NamedTool):
+        chosen = [tool for tool in tools if tool.function.name == choice.function.name]
+    if not chosen and choice not in (None, "auto"):
+        raise ProtocolError("tool_choice", "asks for a tool that is not given", "give it in tools")
+    return tuple(msgspec.to_builtins(tool) for tool in chosen)
+
+
+def grammar_of(
+    wanted: ResponseFormat | None,
+    abstention: str | None,
+    tools: Sequence[dict[str, Any]],
+    *,
+    calls: bool,
+) -> str:
+    """The grammar of an answer; empty where it is free.
+
+    Args:
+        abstention: text that is always allowed too.
+        calls: whether the answer must be a call of one of the tools.
+    Raises:
+        ProtocolError: it cannot be followed.
+    """
+    if calls:
+        return grammar_of_lark("tools", tool_call_lark(tools))
+    grammar = _grammar(wanted, abstention)
+    if grammar and tools:
+        remedy = 'leave one out, or set tool_choice to "none" or "required"'
+        raise ProtocolError("response_format", "is given together with tools", remedy)
+    return grammar
+
+
+def _grammar(wanted: ResponseFormat | None, abstention: str | None) -> str:
+    if isinstance(wanted, JsonObjectFormat):
+        return grammar_of_schema({"type": "object"}, abstention)
+    if isinstance(wanted, JsonSchemaFormat):
+        return grammar_of_schema(wanted.json_schema.schema, abstention)
+    if isinstance(wanted, RegexFormat):
+        return grammar_of_regex(wanted.regex, abstention)
+    if isinstance(wanted, ChoiceFormat):
+        return grammar_of_choice(wanted.choice, abstention)
+    return ""
+
+
+def abstention_of(edge: EdgeAnswer, config: Config) -> str | None:
+    """What is always allowed: the request's own, or the configured one; empty is none."""
+    text = config.answer.abstain if edge.abstain is None else edge.abstain
+    return text or None
+
+
+def recalled(edge: EdgeAnswer) -> tuple[float, float] | None:
+    """The part of the past that is asked about.
+
+    Raises:
+        ProtocolError: it ends before it begins.
+    """
+    recall_s = edge.recall_s
+    if recall_s is not None and recall_s[0] <= recall_s[1]:
+        raise ProtocolError(
+            "edge.recall_s", f"is {list(recall_s)}", "give the longer time ago first: [30, 10]"
+        )
+    return recall_s

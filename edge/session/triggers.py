@@ -1,0 +1,350 @@
+"""Triggers: conditions in plain language that the session watches for.
+
+A trigger is judged when there is something new to see or hear: on a fork of the live context, by
+one step that may only say yes or no. It begins when yes has been likely for its debounce time and
+ends when no has; between the two thresholds nothing changes. One is judged at a time, below every
+question, and they take at most one part in four of the engine's time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from edge.clock import NS_PER_S, Clock
+from edge.errors import CapacityError, ProtocolError
+from edge.model.sampling import Sampling
+from edge.model.tokenizer import Tokenizer
+from edge.session.answers import Answers
+from edge.session.context import LiveContext
+from edge.session.turn import AnswerEvent, Done, Failed, Message, Question, Turn, YesNo
+from edge.types import Evidence
+
+log = logging.getLogger(__name__)
+
+MAX_TRIGGERS = 16
+BEGINS, ENDS = 0.6, 0.4
+"""How likely yes must be at least for a trigger to begin, and at most for it to end."""
+REST = 3
+"""After a judgement the engine is left alone for so many times as long as it took."""
+ASKED = "Is this true now: {}? Answer yes or no."
+"""How a condition is asked that is no question itself."""
+
+Rank = Literal["high", "normal", "low"]
+RANKS: tuple[str, ...] = get_args(Rank)
+Seconds = Annotated[float, Meta(ge=0.0, le=3600.0)]
+
+
+class Trigger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a client wants to be told of."""
+
+    condition: Annotated[str, Meta(min_length=1, max_length=500)]
+    """In plain language: "Is there a person?" or "somebody is lying on the floor"."""
+    modality: Literal["video", "audio", "any"] = "any"
+    """What must be new for the condition to be judged again."""
+    period_s: Annotated[float, Meta(ge=0.1, le=3600.0)] = 1.0
+    """Shortest time between two judgements."""
+    debounce_s: Seconds = 0.0
+    """It begins, and ends, when that has been likely for so long."""
+    cooldown_s: Seconds = 5.0
+    """After it has ended it does not begin again for so long."""
+    priority: Rank = "normal"
+    """Which of several is judged first."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerBegan:
+    """What a trigger watches for is the case."""
+
+    id: str
+    condition: str
+    at_ns: int
+    began_ns: int
+    """When it was first likely: the debounce time ago."""
+    confidence: float
+    """P(yes) / (P(yes) + P(no)), 0..1."""
+    evidence: tuple[Evidence, ...]
+    """The newest segment of its modality."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerEnded:
+    """It no longer is, or nobody watches for it any more."""
+
+    id: str
+    condition: str
+    at_ns: int
+    began_ns: int
+    confidence: float
+    evidence: tuple[Evidence, ...]
+
+
+TriggerEvent = TriggerBegan | TriggerEnded
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerStatus:
+    """A trigger as it stands."""
+
+    id: str
+    trigger: Trigger
+    is_on: bool = False
+    confidence: float | None = None
+    """None before the first judgement."""
+    n_judged: int = 0
+
+
+class TriggerBook:
+    """The triggers as clients see them; may be used from any thread."""
+
+    def __init__(
+        self,
+        woken: Callable[[], None] = lambda: None,
+        check: Callable[[str], None] = lambda _condition: None,
+    ) -> None:
+        """An empty book.
+
+        Args:
+            woken: called when the loop has something to take.
+            check: raises ProtocolError for a condition that cannot be asked.
+        """
+        self._woken, self._check = woken, check
+        self._lock = threading.Lock()
+        self._entries: dict[str, TriggerStatus] = {}
+        self._changes: list[dict[str, Any]] = []
+        self._numbers = itertools.count(1)
+
+    def create(self, trigger: Trigger) -> str:
+        """Watch for something; the trigger's id.
+
+        Raises:
+            CapacityError: there are too many.
+            ProtocolError: the condition cannot be asked.
+        """
+        self._check(trigger.condition)
+        with self._lock:
+            if len(self._entries) >= MAX_TRIGGERS:
+                raise CapacityError(
+                    "trigger", f"there are {MAX_TRIGGERS} already", "delete one that is not needed"
+                )
+            name = f"trigger_{next(self._numbers)}"
+            self._entries[name] = TriggerStatus(name, trigger)
+            self._changes.append({"id": name, "trigger": msgspec.to_builtins(trigger)})
+        self._woken()
+        return name
+
+    def delete(self, name: str) -> None:
+        """Watch for it no longer.
+
+        Raises:
+            ProtocolError: there is no such trigger.
+        """
+        with self._lock:
+            if self._entries.pop(name, None) is None:
+                raise ProtocolError("trigger", f"{name!r} does not exist", "list the triggers")
+            self._changes.append({"id": name, "trigger": None})
+        self._woken()
+
+    def entries(self) -> tuple[TriggerStatus, ...]:
+        """All triggers, oldest first."""
+        with self._lock:
+            return tuple(self._entries.values())
+
+    def changes(self) -> list[dict[str, Any]]:
+        """What clients have changed since the last call: id, and the trigger or None."""
+        with self._lock:
+            changes, self._changes = self._changes, []
+            return changes
+
+    def judged(self, status: TriggerStatus) -> None:
+        """Show how a trigger stands now."""
+        with self._lock:
+            if status.id in self._entries:
+                self._entries[status.id] = status
+
+
+@dataclass
+class _Watched:
+    """One trigger as the loop sees it."""
+
+    id: str
+    trigger: Trigger
+    next_ns: int = 0
+    """Not to be judged before."""
+    looked: tuple[int, int] = (0, 0)
+    """Rebases and segments when it was last looked for something new."""
+    newest: Evidence | None = None
+    has_news: bool = False
+    is_on: bool = False
+    since_ns: int | None = None
+    """Since when the other state has been likely."""
+    began_ns: int = 0
+    cool_until_ns: int = 0
+    confidence: float | None = None
+    n_judged: int = field(default=0)
+
+    def look(self, context: LiveContext) -> bool:
+        """Whether it is to be judged: there is something new, or a change is awaited."""
+        place = (context.n_rebases, len(context.ledger))
+        if place != self.looked:
+            self.looked = place
+            newest = next(
+                (
+                    segment.evidence
+                    for segment in reversed(context.ledger)
+                    if segment.evidence is not None
+                    and segment.modality != "text"
+                    and self.trigger.modality in ("any", segment.modality)
+                ),
+                None,
+            )
+            if newest is not None and newest != self.newest:
+                self.newest, self.has_news = newest, True
+        return self.has_news or self.since_ns is not None
+
+    def judge(self, confidence: float, now_ns: int) -> TriggerEvent | None:
+        """Take a judgement; an event if it changes something."""
+        self.confidence, self.n_judged = confidence, self.n_judged + 1
+        if confidence > ENDS if self.is_on else confidence < BEGINS:
+            self.since_ns = None
+            return None
+        if self.since_ns is None:
+            self.since_ns = now_ns
+        held_ns = now_ns - self.since_ns
+        if held_ns < self.trigger.debounce_s * NS_PER_S:
+            return None
+        if self.is_on:
+            return self.end(now_ns)
+        if now_ns < self.cool_until_ns:
+            return None
+        self.is_on, self.began_ns, self.since_ns = True, self.since_ns, None
+        return TriggerBegan(*self._event(now_ns))
+
+    def end(self, now_ns: int) -> TriggerEnded:
+        """It is over."""
+        self.is_on, self.since_ns = False, None
+        self.cool_until_ns = now_ns + int(self.trigger.cooldown_s * NS_PER_S)
+        return TriggerEnded(*self._event(now_ns))
+
+    def _event(self, now_ns: int) -> tuple[str, str, int, int, float, tuple[Evidence, ...]]:
+        evidence = () if self.newest is None else (self.newest,)
+        condition, confidence = self.trigger.condition, self.confidence or 0.0
+        return self.id, condition, now_ns, self.began_ns, confidence, evidence
+
+
+class Triggers:
+    """Judges them, in the loop's own thread."""
+
+    def __init__(
+        self,
+        book: TriggerBook,
+        context: LiveContext,
+        answers: Answers,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        saw: Callable[[object], None],
+        counters: Counter[str],
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            saw: is told when one begins and ends.
+            counters: where to count.
+        """
+        self._book, self._context, self._answers, self._clock = book, context, answers, clock
+        self._saw, self._counters = saw, counters
+        self._yes_no = yes_no(tokenizer)
+        self._watched: dict[str, _Watched] = {}
+        self._is_judging = False
+        self._rest_until_ns = 0
+
+    def take(self, changes: Sequence[dict[str, Any]]) -> None:
+        """Do what clients want: `TriggerBook.changes`."""
+        for change in changes:
+            name = change["id"]
+            if change["trigger"] is not None:
+                self._watched[name] = _Watched(name, msgspec.convert(change["trigger"], Trigger))
+            elif (gone := self._watched.pop(name)).is_on:
+                self._saw(gone.end(self._clock.now_ns()))
+
+    def judge_if_due(self) -> None:
+        """Open the turn that judges the most urgent trigger, if the time has come."""
+        if not self._watched or self._is_judging or self._context.is_tentative:
+            return
+        now_ns = self._clock.now_ns()
+        if now_ns < self._rest_until_ns:
+            return
+        due = [
+            watched
+            for watched in self._watched.values()
+            if watched.next_ns <= now_ns and watched.look(self._context)
+        ]
+        if not due:
+            return
+        chosen = min(due, key=lambda w: (RANKS.index(w.trigger.priority), w.next_ns))
+        chosen.has_news = False
+        chosen.next_ns = now_ns + int(chosen.trigger.period_s * NS_PER_S)
+        self._is_judging = True
+        message = Message("user", asked(chosen.trigger.condition))
+        question = Question((message,), Sampling(), 1, priority="trigger", yes_no=self._yes_no)
+        self._answers.open(Turn(question, now_ns, partial(self._judged, chosen)))
+
+    def wait_s(self) -> float | None:
+        """Until one is due, if nothing else happens; None if none will be."""
+        waiting = [w.next_ns for w in self._watched.values() if w.look(self._context)]
+        if not waiting:
+            return None
+        return max(0.0, (max(min(waiting), self._rest_until_ns) - self._clock.now_ns()) / NS_PER_S)
+
+    def _judged(self, watched: _Watched, event: AnswerEvent) -> None:
+        self._is_judging = False
+        if isinstance(event, Failed):
+            self._counters["judgements_refused"] += 1
+            log.warning("trigger=%s event=refused error=%s", watched.id, event.error)
+            return
+        if not isinstance(event, Done) or event.confidence is None:
+            return
+        times = event.timeline
+        self._rest_until_ns = times.finished_ns + REST * (times.finished_ns - times.started_ns)
+        self._counters["judgements"] += 1
+        if watched.id not in self._watched:
+            return
+        changed = watched.judge(event.confidence, times.finished_ns)
+        self._book.judged(
+            TriggerStatus(
+                *(watched.id, watched.trigger, watched.is_on),
+                *(watched.confidence, watched.n_judged),
+            )
+        )
+        if changed is not None:
+            self._counters["trigger_changes"] += 1
+            self._saw(changed)
+            what = "began" if watched.is_on else "ended"
+            log.info("trigger=%s event=%s confidence=%.3f", watched.id, what, changed.confidence)
+
+
+def asked(condition: str) -> str:
+    """A condition as the model is asked it."""
+    text = " ".join(condition.split())
+    return text if text.endswith("?") else ASKED.format(text.rstrip("."))
+
+
+def yes_no(tokenizer: Tokenizer) -> YesNo:
+    """The tokens with which an answer of yes or no begins."""
+    return YesNo(*(_first_tokens(tokenizer, word) for word in ("yes", "no")))
+
+
+def _first_tokens(tokenizer: Tokenizer, word: str) -> tuple[int, ...]:
+    spelled = [word, word.capitalize(), f" {word}", f" {word.capitalize()}"]
+    ids = [tokenizer.encode(text) for text in spelled]
+    whole = {int(found[0]) for found in ids if len(found) == 1}
+    return tuple(sorted(whole or {int(ids[0][0])}))

@@ -1,0 +1,178 @@
+"""Who is let in and what each may do, with processes of other users."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
+
+from edge.config import Access, Config, load_config
+from edge.errors import ConfigurationError
+from edge.serve.access import Peer, Roles
+
+STRANGER, WATCHER, ROBOT, CHIEF = 60001, 60002, 60003, 60004
+VIDEO, MOTION = 61001, 61002
+ACCESS = Access(
+    observers=(str(WATCHER), f"@{VIDEO}"), operators=(f"@{MOTION}",), admins=(str(CHIEF),)
+)
+ASK = b'{"messages": [{"role": "user", "content": "?"}]}'
+
+
+@pytest.fixture
+def path():
+    """A socket that everybody can reach: the service itself has to look who comes."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be other users")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    with served(folder / "edge.sock", ScriptedSession(answer("x")), Config(access=ACCESS)):
+        (folder / "edge.sock").chmod(0o666)
+        yield folder / "edge.sock"
+    shutil.rmtree(folder)
+
+
+def asks(path, uid, target, data=None, method=None, groups=()):
+    """HTTP status and answer for a process of a user."""
+    command = ["curl", "--silent", "--show-error", "--unix-socket", str(path)]
+    command += ["--max-time", str(TIMEOUT_S), "--write-out", "\n%{http_code}"]
+    command += [] if data is None else ["--data-binary", "@-"]
+    command += [] if method is None else ["--request", method]
+    done = subprocess.run(
+        [*command, f"http://edge{target}"],
+        input=data or b"",
+        capture_output=True,
+        user=uid,
+        group=uid,
+        extra_groups=groups,
+        cwd="/",
+        check=True,
+    )
+    body, _, status = done.stdout.rpartition(b"\n")
+    return int(status), json.loads(body) if body.startswith(b"{") else body
+
+
+def test_a_user_without_a_role_is_refused_at_connect(path):
+    for target, data in (("/v1/models", None), ("/v1/chat/completions", ASK)):
+        status, refused = asks(path, STRANGER, target, data)
+        assert (status, refused["error"]["code"]) == (403, "access_denied")
+        assert f"user {STRANGER}" in refused["error"]["message"]
+    # A group that somebody else is in does not help.
+    assert asks(path, STRANGER, "/readyz", groups=[ROBOT])[0] == 403
+    _, metrics = asks(path, 0, "/metrics")
+    assert b'edge_connections_refused_total{reason="access"} 3.0' in metrics
+    # No request of theirs was even read.
+    assert b'edge_requests_total{route="/v1/models"' not in metrics
+
+
+@pytest.mark.parametrize(("uid", "groups"), [(WATCHER, ()), (STRANGER, (VIDEO,))])
+def test_an_observer_sees_and_cannot_ask(path, uid, groups):
+    for target in ("/v1/models", "/healthz", "/readyz", "/metrics", "/v1/edge/triggers"):
+        assert asks(path, uid, target, groups=groups)[0] == 200
+    for target, data, method in (
+        ("/v1/chat/completions", ASK, None),
+        ("/v1/edge/turns", b'{"button": "begin"}', None),
+        ("/v1/edge/triggers", b'{"condition": "x"}', None),
+        ("/v1/edge/triggers/trigger_1", None, "DELETE"),
+    ):
+        status, refused = asks(path, uid, target, data, method, groups)
+        assert (status, refused["error"]["code"]) == (403, "access_denied")
+        assert "is for the role operator, yours is observer" in refused["error"]["message"]
+
+
+def test_an_operator_asks_and_cannot_reconfigure(path):
+    robot = {"uid": STRANGER, "groups": (VIDEO, MOTION)}  # the higher role counts
+    assert asks(path, target="/v1/chat/completions", data=ASK, **robot)[0] == 200
+    assert asks(path, target="/v1/edge/turns", data=b'{"button": "begin"}', **robot)[0] == 200
+    assert asks(path, target="/v1/edge/triggers", data=b'{"condition": "x"}', **robot)[0] == 200
+    status, refused = asks(path, target="/v1/edge/turns", data=b'{"mode": "open"}', **robot)
+    assert status == 403
+    assert "is for the role admin, yours is operator" in refused["error"]["message"]
+
+
+@pytest.mark.parametrize("uid", [CHIEF, 0])
+def test_an_admin_reconfigures(path, uid):
+    assert asks(path, uid, "/v1/edge/turns", b'{"mode": "open"}')[0] == 200
+
+
+# Starts as root, for other users may not be able to read the interpreter.
+AS_USER = """
+import json, os, sys
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import unix_connect
+from edge.client import Client
+from edge.errors import AccessError
+
+uid, path, events = json.loads(sys.argv[1])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+try:
+    told = [Client(path).health()["ready"]]
+except AccessError as error:
+    told = [error.thing]
+for event in events:
+    try:
+        with unix_connect(path, "ws://edge/v1/realtime") as socket:
+            socket.recv(20)  # session.created
+            socket.send(json.dumps(event))
+            told.append(json.loads(socket.recv(20)))
+    except InvalidStatus as error:
+        told.append(error.response.status_code)
+print(json.dumps(told))
+"""
+
+
+def as_user(uid, path, events=()):
+    """What our client's health and each event on the Realtime socket lead to."""
+    command = [sys.executable, "-c", AS_USER, json.dumps([uid, str(path), list(events)])]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_our_own_client_says_why_it_was_refused(path):
+    assert as_user(STRANGER, path) == [f"user {STRANGER}"]
+    assert as_user(WATCHER, path) == [True]
+
+
+def test_on_the_realtime_socket_an_observer_hears_and_cannot_talk(path):
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "?"}]}
+    talk = (
+        {"type": "response.create"},
+        {"type": "conversation.item.create", "item": item},
+        {"type": "input_audio_buffer.append", "audio": "AAAA"},
+        {"type": "edge.trigger.create", "trigger": {"condition": "?"}},
+    )
+    update = {"type": "session.update", "session": {"type": "realtime", "edge": {}}}
+    _, *refused, updated = as_user(WATCHER, path, (*talk, update))
+    for answered in refused:
+        assert answered["type"] == "error"
+        assert "is for the role operator, yours is observer" in answered["error"]["message"]
+    assert updated["type"] == "session.updated"
+    _, *served_, _ = as_user(CHIEF, path, (talk[0], talk[1], talk[3], update))
+    assert all("role" not in answered.get("error", {}).get("message", "") for answered in served_)
+    assert as_user(STRANGER, path, [update]) == [f"user {STRANGER}", 403]
+
+
+def test_roles_by_name_and_number():
+    roles = Roles(Access(observers=("@nogroup",), operators=("nobody", "4711")))
+    nobody = 65534
+    assert roles.of(Peer(1, nobody, frozenset())) == "operator"
+    assert roles.of(Peer(1, 4711, frozenset())) == "operator"
+    assert roles.of(Peer(1, 4712, frozenset({nobody}))) == "observer"
+    assert roles.of(Peer(1, 4712, frozenset({4711}))) is None
+    assert roles.of(Peer(1, 0, frozenset())) == "admin"
+
+
+def test_settings_that_name_nobody_are_refused_all_at_once():
+    with pytest.raises(ConfigurationError) as caught:
+        Roles(Access(observers=("no_such_user",), admins=("@no_such_group",)))
+    assert "user 'no_such_user' is unknown" in str(caught.value)
+    assert "group 'no_such_group' is unknown" in str(caught.value)
+    with pytest.raises(ConfigurationError, match="operators"):
+        load_config(None, {"access": {"operators": ["not a name"]}})
