@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import llguidance
+import numpy as np
 
 from edge.clock import MonotonicClock
 from edge.engines.bundle import Bundle
@@ -130,6 +132,46 @@ class Model:
         return text, done.finish_reason
 
 
+class LargeVocabulary:
+    """131,072 tokens as llguidance asks for them: all bytes, then made-up words."""
+
+    eos_token_id, bos_token_id = 0, None
+    special_token_ids = (0,)
+
+    def __init__(self, rng: random.Random) -> None:
+        syllables = ["re", "lo", "ti", "an", "sch", "qu", "e", "o", "12", "::", "{", '"', "\n", "é"]
+        made: dict[bytes, None] = {bytes([b]): None for b in range(256)}
+        while len(made) < 131_071:
+            word = "".join(rng.choices(syllables, k=rng.randint(1, 5)))
+            made.setdefault(f"{rng.choice(('', ' '))}{word}".encode())
+        self.tokens = [b"<end>", *made]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return [1 + byte for byte in text]
+
+
+def large_mask_us(grammars: list[str], rng: random.Random) -> dict[str, float]:
+    """What a mask costs with as many tokens as the published model has."""
+    tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(LargeVocabulary(rng)))
+    logits = np.random.default_rng(0).normal(size=tokens.vocab_size).astype(np.float32)
+    took_s: list[float] = []
+    for grammar in grammars:
+        timed = Timed(constrain.Constraint(tokens, grammar))
+        for _ in range(MAX_TOKENS):
+            token = int(timed.allow(np.roll(logits, rng.randint(0, 1 << 17))).argmax())
+            if token == 0:
+                break
+            timed.take(token)
+        took_s += timed.took_s
+    ordered = sorted(took_s)
+    us = {"p50": statistics.median(took_s), "p99": ordered[int(0.99 * len(ordered))]}
+    return {
+        "large_mask_us": round(us["p50"] * 1e6, 1),
+        "large_mask_p99_us": round(us["p99"] * 1e6, 1),
+        "large_mask_mean_us": round(statistics.mean(took_s) * 1e6, 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
@@ -138,12 +180,14 @@ def main() -> None:
     words = parser.parse_args()
     rng, model = random.Random(words.seed), Model(words.bundle)
     n_valid = n_whole = 0
+    grammars: list[str] = []
     compile_s: list[float] = []
     for n in range(words.schemas):
         schema = random_schema(rng)
         began_s = time.perf_counter()
         grammar = constrain.grammar_of_schema(schema)
         compile_s.append(time.perf_counter() - began_s)
+        grammars.append(grammar)
         sampling = Sampling() if n % 2 else Sampling(temperature=1.0, seed=n)
         text, reason = model.ask(grammar, sampling)
         n_whole += reason == "stop"
@@ -152,6 +196,7 @@ def main() -> None:
             n_valid += 1
         except (ValueError, jsonschema.ValidationError) as error:
             print(f"schema {n} is not followed ({reason}): {schema} -> {text!r}: {error}")
+    large = large_mask_us(grammars[:100], rng)
     masks, steps = sum(model.mask_s), sum(model.step_s)
     figures = {
         "benchmark": "constrained",
@@ -164,10 +209,12 @@ def main() -> None:
         "step_ms": round(statistics.median(model.step_s) * 1e3, 3),
         "share_of_decode": round(masks / (steps - masks), 4),
         "compile_ms": round(statistics.median(compile_s) * 1e3, 3),
+        **large,
     }
     print(
         f"{n_valid} of {words.schemas} answers are valid, {n_whole} are whole; a mask takes "
-        f"{figures['mask_us']} us, {100 * figures['share_of_decode']:.1f} % of decoding"
+        f"{figures['mask_us']} us, {100 * figures['share_of_decode']:.1f} % of decoding; "
+        f"with 131,072 tokens {large['large_mask_us']} us"
     )
     print(json.dumps(figures))
     if n_valid < words.schemas:
