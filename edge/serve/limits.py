@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
@@ -13,6 +14,7 @@ from edge.errors import EdgeError, ProtocolError
 from edge.serve.access import Role, Roles, peer_of, require
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, TooLateError, error_body, json_reply, status_of
+from edge.serve.tcp import tcp_role
 
 MAX_BODY_BYTES = 16 << 20
 """A picture of some megapixels in base64, and a conversation around it."""
@@ -42,14 +44,23 @@ def counted(metrics: Metrics) -> Middleware:
     return count
 
 
-def admitted(roles: Roles, idle_s: float) -> Middleware:
-    """Reads the request when its client may make it: observers only read."""
+def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
+    """Reads the request when its client may make it: observers only read.
+
+    Args:
+        token: of clients over TCP.
+    """
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
-        role: Role = roles.admit(peer_of(request.transport.get_extra_info("socket")))
+        connection = request.transport.get_extra_info("socket")
+        role: Role
+        if connection.family == socket.AF_UNIX:
+            role = roles.admit(peer_of(connection))
+        else:
+            role = tcp_role(request, token)
         request[ROLE] = role
         if request.method not in ("GET", "HEAD"):
             require(role, "operator", f"{request.method} {request.path}")

@@ -83,8 +83,8 @@ class LivePrompt:
         """The messages, with the live context in the first user message."""
         chat = [_as_template_has_it(message) for message in question.messages]
         instructions = [m["content"] for m in chat if m["role"] == "system"]
-        if question.tools:
-            instructions.append(self.template.tools_text(question.tools))
+        if question.callable_tools:
+            instructions.append(self.template.tools_text(question.callable_tools))
         chat = [m for m in chat if m["role"] != "system"]
         asked = next(m for m in chat if m["role"] == "user")
         text = "\n".join([*instructions, asked["content"]])

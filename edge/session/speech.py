@@ -70,7 +70,11 @@ class Speech:
             else:
                 self._call.append(token)
             return False
-        if token == special.tool_call and self._turn.question.tools and not self.is_thinking:
+        if (
+            token == special.tool_call
+            and self._turn.question.callable_tools
+            and not self.is_thinking
+        ):
             self._call = []
             return False
         self._say(self._detokenizer.push(token))
@@ -88,7 +92,7 @@ class Speech:
     def _end_call(self) -> None:
         assert self._call is not None
         text, self._call = self._tokenizer.decode(self._call), None
-        found = parse_tool_call(text, self._turn.question.tools)
+        found = parse_tool_call(text, self._turn.question.callable_tools)
         if found is None:
             self._deliver(f"{TOOL_CALL}{text}{TOOL_CALL_END}")
         else:
