@@ -40,8 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None:
             changes.setdefault(section, {})[key] = value
     config = load_config(arguments.config, changes)
+    given_senses = (config, arguments.video, arguments.audio)
     senses = service.open_senses(
-        arguments.video, arguments.audio, sound=not arguments.no_sound, repeat=arguments.repeat
+        *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
     )
     service.run(arguments.bundle, config, senses, arguments.record)
 

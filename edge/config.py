@@ -24,6 +24,27 @@ MIN_EVS_TOKENS_PER_FRAME = 4
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
+Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,31}$")]
+
+
+class Camera(msgspec.Struct, frozen=True):
+    """[[camera]]: one of the robot's eyes; any number of them, each with a clock of its own."""
+
+    name: Name
+    """In evidence, counters and, where there are several, in the prompt: letters, digits and _."""
+    source: Annotated[str, Meta(min_length=1)]
+    """A recording that stands for the camera."""
+
+
+class Microphone(msgspec.Struct, frozen=True):
+    """[[microphone]]: one of its ears. The first takes turns, the others are heard."""
+
+    name: Name
+    """As a camera's."""
+    source: Annotated[str, Meta(min_length=1)]
+    """A recording with sound."""
+
+
 class Perception(msgspec.Struct, frozen=True):
     """[perception]: how much of the world is looked at and listened to."""
 
@@ -51,6 +72,8 @@ class Context(msgspec.Struct, frozen=True):
     """Bound of its tokens; near it a shorter state is rebuilt."""
     keep_tokens: PositiveInt = 2048
     """Newest tokens that are kept then; below max_tokens."""
+    notes_tokens: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Notes that the model writes then about the rest, at most so long; 0 for none."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -66,6 +89,19 @@ class Answer(msgspec.Struct, frozen=True):
     """Questions and answers stay in the live context."""
     max_tokens: PositiveInt = 256
     """Tokens of an answer, its reasoning included; at most the context's max_tokens."""
+    deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
+    """Since it was asked: an answer that has not begun then is refused, one that has is cut. Unset:
+    it may take its time."""
+
+
+class Turns(msgspec.Struct, frozen=True):
+    """[turns]: whether speech is answered; that of the first microphone."""
+
+    mode: Literal["open", "push_to_talk", "typed"] = "typed"
+    """open: all speech; push_to_talk: what is said between two requests of a client; typed: none,
+    it is only heard. All but typed need perception.listen = "utterances"."""
+    text: str = ""
+    """What is asked in writing behind a spoken question, such as "Answer the question."."""
 
 
 class Socket(msgspec.Struct, frozen=True):
@@ -83,13 +119,18 @@ class Config(msgspec.Struct, frozen=True):
     perception: Perception = Perception()
     context: Context = Context()
     answer: Answer = Answer()
+    turns: Turns = Turns()
     socket: Socket = Socket()
+    camera: tuple[Camera, ...] = ()
+    microphone: tuple[Microphone, ...] = ()
 
 
+_LISTS: dict[str, type[msgspec.Struct]] = {"camera": Camera, "microphone": Microphone}
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "perception": Perception,
     "context": Context,
     "answer": Answer,
+    "turns": Turns,
     "socket": Socket,
 }
 
@@ -112,16 +153,19 @@ def load_config(
     read = {} if path is None else _read(path)
     changes = changes or {}
     problems: list[str] = []
-    sections: dict[str, msgspec.Struct] = {}
+    sections: dict[str, object] = {}
     for name in dict.fromkeys([*read, *changes]):
         table = read.get(name, {})
-        if name not in _SECTIONS:
-            problems.append(f"unknown section {_shown(name)}{_meant(name, _SECTIONS)}")
+        if name in _LISTS:
+            sections[name] = tuple(_list(name, table, problems))
+        elif name not in _SECTIONS:
+            problems.append(f"unknown section {_shown(name)}{_meant(name, [*_SECTIONS, *_LISTS])}")
         elif not isinstance(table, dict):
             problems.append(f"{name} is {_shown(table)}, expected a section [{name}]")
         else:
             changed = changes.get(name, {})
-            sections[name] = _section(name, {**table, **changed}, changed, problems)
+            values = _values(_SECTIONS[name], name, {**table, **changed}, changed, problems)
+            sections[name] = _SECTIONS[name](**values)
     config = Config(**sections)  # type: ignore[arg-type]
     if not problems:  # the rules between settings mean something only once each one is right
         problems = list(_contradictions(config))
@@ -151,14 +195,29 @@ def _read(path: Path) -> dict[str, object]:
         raise ConfigurationError(path, f"is not TOML ({quoted})", "correct that line") from error
 
 
-def _section(
+def _list(name: str, tables: object, problems: list[str]) -> Iterable[msgspec.Struct]:
+    """The right ones of a list of sections."""
+    kind = _LISTS[name]
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        problems.append(f"{name} is {_shown(tables)}, expected sections [[{name}]]")
+        return
+    for n, table in enumerate(tables):
+        place = f"{name}[{n}]"
+        values = _values(kind, place, table, {}, problems)
+        missing = [key for key in kind.__struct_fields__ if key not in table]
+        problems += [f"{place}.{key} is missing" for key in missing]
+        if len(values) == len(kind.__struct_fields__):
+            yield kind(**values)
+
+
+def _values(
+    section: type[msgspec.Struct],
     name: str,
     table: Mapping[str, object],
     changed: Mapping[str, object],
     problems: list[str],
-) -> msgspec.Struct:
+) -> dict[str, object]:
     """The right settings of one section; what is wrong goes to `problems`."""
-    section = _SECTIONS[name]
     types = {field.name: field.type for field in msgspec.structs.fields(section)}
     values: dict[str, object] = {}
     for key, value in table.items():
@@ -171,7 +230,7 @@ def _section(
         except msgspec.ValidationError as error:
             expected = _expected(types[key], error)
             problems.append(f"{name}.{key} is {_shown(value)}{origin}: expected {expected}")
-    return section(**values)
+    return values
 
 
 def _expected(kind: object, error: msgspec.ValidationError) -> str:
@@ -188,8 +247,21 @@ def _contradictions(config: Config) -> Iterable[str]:
             f"perception.evs_tokens_per_s is {perception.evs_tokens_per_s}: too few for "
             f"perception.fps = {perception.fps:g} (at least {least}, or 0 to keep everything)"
         )
+    if config.turns.mode != "typed" and perception.listen != "utterances":
+        yield (
+            f'turns.mode is "{config.turns.mode}": it needs perception.listen = "utterances", '
+            f'not "{perception.listen}"'
+        )
+    names = [*(c.name for c in config.camera), *(m.name for m in config.microphone)]
+    for name in sorted({name for name in names if names.count(name) > 1 or name == "turn"}):
+        yield f"the name {_shown(name)} of a camera or microphone is taken: choose another"
     for name, tokens, fits in (
         ("context.keep_tokens", context.keep_tokens, context.keep_tokens < context.max_tokens),
+        (
+            "context.notes_tokens",
+            context.notes_tokens,
+            context.notes_tokens < context.max_tokens - context.keep_tokens,
+        ),
         ("answer.max_tokens", answer.max_tokens, answer.max_tokens <= context.max_tokens),
     ):
         if not fits:

@@ -8,6 +8,7 @@
     ├── SocketError          the socket cannot be had or reached refuse to start, exit 73
     ├── ProtocolError        a client's request is wrong         HTTP 400, that request only
     ├── CapacityError        no room for this turn               HTTP 503, that turn only
+    │   └── DeadlineError    no time for it                      likewise
     ├── ReplayError          a replay went another way           stop the replay, exit 65
     └── EngineError          the engine broke its contract       stop the service, exit 1
 
@@ -69,6 +70,10 @@ class ProtocolError(EdgeError):
 
 class CapacityError(EdgeError):
     """There is no room for this turn now."""
+
+
+class DeadlineError(CapacityError):
+    """A turn could not be answered in time."""
 
 
 class ReplayError(EdgeError):

@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,11 @@ from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording, Repeated
 from edge.senses.source import AudioSource, FrameSource
-from edge.senses.turns import UtteranceDetector
+from edge.senses.turns import TurnDetector
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.answer import LivePrompt
+from edge.session.health import linux_health
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
 from edge.session.sense import Sense, audio_sense, video_sense
@@ -41,48 +42,60 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+VIDEO, AUDIO = "video", "audio"
+"""What the command line's recordings are called; their evidence names the file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Senses:
-    """Which recordings stand for the camera and the microphone."""
+    """Which recordings stand for cameras and microphones, by name."""
 
-    video: Recording | None
-    audio: Recording | None
+    cameras: dict[str, Recording]
+    microphones: dict[str, Recording]
     repeat: bool = False
     """Play them again and again."""
 
-    def sound(self, clock: Clock, start_ns: int) -> AudioSource | None:
-        """What is heard; None if nothing is."""
-        if self.audio is None or "sound" not in self.audio.tracks:
-            return None
-        repeated = Repeated(self.audio, clock, start_ns)
-        return repeated if self.repeat else self.audio.sound(clock, start_ns)
+    def sound(self, name: str, clock: Clock, start_ns: int) -> AudioSource | None:
+        """What a microphone hears."""
+        recording = self.microphones[name]
+        repeated = Repeated(recording, clock, start_ns)
+        return repeated if self.repeat else recording.sound(clock, start_ns)
 
-    def film(self, clock: Clock, start_ns: int, fps: float) -> FrameSource | None:
-        """What is seen; None if nothing is."""
-        if self.video is None or "video" not in self.video.tracks:
-            return None
-        repeated = Repeated(self.video, clock, start_ns, fps)
-        return repeated if self.repeat else self.video.video(clock, start_ns, fps)
+    def film(self, name: str, clock: Clock, start_ns: int, fps: float) -> FrameSource | None:
+        """What a camera sees."""
+        recording = self.cameras[name]
+        repeated = Repeated(recording, clock, start_ns, fps)
+        return repeated if self.repeat else recording.video(clock, start_ns, fps)
 
 
 def open_senses(
-    video: Path | None, audio: Path | None, *, sound: bool, repeat: bool = False
+    config: Config, video: Path | None, audio: Path | None, *, sound: bool, repeat: bool = False
 ) -> Senses:
     """Check the recordings.
 
     Args:
+        config: its cameras and microphones are opened unless `video` or `audio` is given.
         video: stands for the camera.
         audio: stands for the microphone; None takes the video's sound track, if it has one.
-        sound: False leaves the video's sound track out.
+        sound: False leaves all sound out.
         repeat: play them again and again.
     Raises:
         MediaError: one of them cannot be played.
     """
+    if video is None and audio is None:
+        cameras = {c.name: Recording.open(Path(c.source), need=["video"]) for c in config.camera}
+        ears = config.microphone if sound else ()
+        microphones = {m.name: Recording.open(Path(m.source), need=["sound"]) for m in ears}
+        return Senses(cameras, microphones, repeat)
     film = None if video is None else Recording.open(video, need=["video"])
+    heard = film if audio is None and sound else None
     if audio is not None:
-        return Senses(film, Recording.open(audio, need=["sound"]), repeat)
-    return Senses(film, film if sound else None, repeat)
+        heard = Recording.open(audio, need=["sound"])
+    return Senses(
+        {} if film is None else {VIDEO: film},
+        {} if heard is None or "sound" not in heard.tracks else {AUDIO: heard},
+        repeat,
+    )
 
 
 def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None = None) -> None:
@@ -124,16 +137,16 @@ def _session(
     start_ns, tokenizer = clock.now_ns(), prompt.tokenizer
     name = bundle.manifest.name
     if recorder is not None:
-        recorder.describe(name, start_ns, msgspec.to_builtins(config))
-    parts: list[Sense[Any]] = []  # sound first: an utterance may be a question
-    if (sound := senses.sound(clock, start_ns)) is not None:
-        listener = Listener(engine, tokenizer, clock, _collector(config.perception))
-        parts.append(audio_sense(listener, sound))
-    if (film := senses.film(clock, start_ns, config.perception.fps)) is not None:
-        watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
-        parts.append(video_sense(watcher, film))
+        settings = msgspec.to_builtins(config)
+        recorder.describe(name, start_ns, settings, [*senses.microphones], [*senses.cameras])
+    playing = {name: senses.sound(name, clock, start_ns) for name in senses.microphones}
+    films = {n: senses.film(n, clock, start_ns, config.perception.fps) for n in senses.cameras}
+    parts = _senses(engine, tokenizer, config, clock, start_ns, playing, films)
     return LiveLoop(
-        engine, prompt, config, clock, name, parts, start_ns=start_ns, recorder=recorder
+        *(engine, prompt, config, clock, name, parts),
+        start_ns=start_ns,
+        recorder=recorder,
+        health=linux_health,
     )
 
 
@@ -153,9 +166,9 @@ def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
         config = msgspec.convert(about["settings"], Config)
         engine, prompt = _parts(bundle, config)
         tokenizer, start_ns = prompt.tokenizer, about["start_ns"]
-        listener = Listener(engine, tokenizer, clock, _collector(config.perception))
-        watcher = _watcher(engine, tokenizer, clock, start_ns, config.perception)
-        senses: list[Sense[Any]] = [audio_sense(listener), video_sense(watcher)]
+        microphones = dict.fromkeys(about["microphones"])
+        cameras = dict.fromkeys(about["cameras"])
+        senses = _senses(engine, tokenizer, config, clock, start_ns, microphones, cameras)
         loop = LiveLoop(
             *(engine, prompt, config, clock, about["model"], senses),
             start_ns=start_ns,
@@ -174,28 +187,51 @@ def _parts(bundle: Bundle, config: Config) -> tuple[CpuEngine, LivePrompt]:
     return engine, LivePrompt(Tokenizer(bundle.path), template, config.context.system)
 
 
-def _watcher(
-    engine: CpuEngine, tokenizer: Tokenizer, clock: Clock, start_ns: int, perception: Perception
-) -> Watcher:
-    pruner = _pruner(perception, engine.spec.vision.tubelet_frames)
-    return Watcher(engine, tokenizer, clock, start_ns, pruner)
+def _senses(
+    engine: CpuEngine,
+    tokenizer: Tokenizer,
+    config: Config,
+    clock: Clock,
+    start_ns: int,
+    microphones: Mapping[str, AudioSource | None],
+    cameras: Mapping[str, FrameSource | None],
+) -> list[Sense[Any]]:
+    """Sound first: an utterance may be a question. Without a source others put the items."""
+    parts: list[Sense[Any]] = []
+    for n, (name, sound) in enumerate(microphones.items()):
+        listener = Listener(
+            *(engine, tokenizer, clock, _collector(config, takes_turns=n == 0)),
+            name="" if name == AUDIO else name,
+            is_named=len(microphones) > 1,
+        )
+        parts.append(audio_sense(listener, sound, name))
+    for name, film in cameras.items():
+        watcher = Watcher(
+            *(engine, tokenizer, clock, start_ns),
+            _pruner(config.perception, engine.spec.vision.tubelet_frames, len(cameras)),
+            name="" if name == VIDEO else name,
+            is_named=len(cameras) > 1,
+        )
+        parts.append(video_sense(watcher, film, name))
+    return parts
 
 
-def _pruner(perception: Perception, tubelet_frames: int) -> CausalPruner | None:
+def _pruner(perception: Perception, tubelet_frames: int, n_cameras: int = 1) -> CausalPruner | None:
+    """The budget of tokens is shared by all cameras."""
     if perception.evs_tokens_per_s == 0:
         return None
     max_tubelets_per_s = math.ceil(perception.fps / tubelet_frames) + 1  # one more by jitter
     return CausalPruner(
-        perception.evs_tokens_per_s,
+        perception.evs_tokens_per_s // n_cameras,
         max_tubelets_per_s,
         whole_pictures=perception.evs_keep == "pictures",
     )
 
 
-def _collector(perception: Perception) -> Collector:
-    if perception.listen == "utterances":
-        return UtteranceDetector()
-    return WindowCollector(perception.audio_window_s)
+def _collector(config: Config, takes_turns: bool = True) -> Collector:
+    if config.perception.listen == "utterances":
+        return TurnDetector(config.turns.mode if takes_turns else "typed")
+    return WindowCollector(config.perception.audio_window_s)
 
 
 def _check_room(config: Config, model_max_tokens: int) -> None:

@@ -38,7 +38,7 @@ from edge.model.spec import model_spec
 from edge.model.tokenizer import Tokenizer
 from edge.session.answer import LivePrompt, answer
 from edge.session.context import LiveContext
-from edge.session.perceive import Watcher
+from edge.session.perceive import Watcher, encoded
 from edge.session.turn import Done, Message, Question, Turn
 from edge.types import Frame
 
@@ -75,7 +75,8 @@ class Bench:
         """Take frames in, with the rebases that they cause."""
         watcher = Watcher(self.engine, self.prompt.tokenizer, self.clock, 0)
         for frame in frames:
-            for seen in watcher.push(frame):
+            watcher.take(frame)
+            for seen in encoded(watcher):
                 context.append(seen.perceived)
                 while context.owes_rebase:
                     context.rebase()

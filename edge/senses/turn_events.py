@@ -6,8 +6,13 @@ SpeechStarted  (SoftEnd  Resumed)*  [SoftEnd]  Ended        with Cut wherever it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from edge.types import AudioChunk
+
+Mode = Literal["open", "push_to_talk", "typed"]
+"""open: speech takes the turn. push_to_talk: only between `begin` and `commit`. typed: never; what
+is said is overheard."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,3 +75,28 @@ class Overheard:
 
 
 TurnEvent = SpeechStarted | SoftEnd | Resumed | Cut | Ended | Overheard
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """A client chooses who may take the turn."""
+
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Button:
+    """A client presses or releases the button of push-to-talk, or forgets what was said."""
+
+    do: Literal["begin", "commit", "cancel"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Played:
+    """What the robot itself says, as `TurnDetector.play` needs it."""
+
+    chunk: AudioChunk
+
+
+Control = Choose | Button | Played
+"""What a client says to the microphone's turn-taking, in order with its sound."""

@@ -8,7 +8,6 @@ then the soft end's, sample by sample. No sample is in two clips.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from edge.clock import NS_PER_MS
 from edge.errors import ProtocolError
@@ -16,8 +15,12 @@ from edge.senses.echo import Echo
 from edge.senses.silero import Silero
 from edge.senses.sound import Blocks, end_ns, goes_on, joined, must_be_finite
 from edge.senses.turn_events import (
+    Button,
+    Choose,
+    Control,
     Cut,
     Ended,
+    Mode,
     Overheard,
     Resumed,
     SoftEnd,
@@ -47,10 +50,6 @@ CERTAIN = 0.65
 """The last word ended with the last block of this probability: what follows is noise or echo."""
 ONSET_LAG_NS = 80 * NS_PER_MS
 """Speech is recognised this much after it began: the middle of what was measured, 0..0.17 s."""
-
-Mode = Literal["open", "push_to_talk", "typed"]
-"""open: speech takes the turn. push_to_talk: only between `begin` and `commit`. typed: never; what
-is said is overheard."""
 
 
 class TurnDetector:
@@ -135,6 +134,32 @@ class TurnDetector:
     def cancel(self) -> None:
         """Forget what is being said, and release the button."""
         self._blocks, self._n_voiced, self._held = [], 0, False
+
+    def choose(self, mode: Mode) -> list[TurnEvent]:
+        """Change the mode; what was being said ends by the old one."""
+        events = self._told(self._end())
+        self._mode, self._held = mode, False
+        return events
+
+    def control(self, control: Control) -> list[TurnEvent]:
+        """Do what a client wants, in order with the sound.
+
+        Raises:
+            ProtocolError: the button is pressed in another mode than push_to_talk.
+            MediaError: what is played is not finite.
+        """
+        if isinstance(control, Choose):
+            return self.choose(control.mode)
+        if isinstance(control, Button):
+            if control.do == "begin":
+                return self.begin()
+            if control.do == "commit":
+                return self.commit()
+            dropped: list[TurnEvent] = [Resumed(self._end_ns)] if self._paused else []
+            self.cancel()
+            return dropped
+        self.play(control.chunk)
+        return []
 
     def _lost(self) -> list[TurnEvent]:
         """No clip goes over a gap in the sound; while the button is held the turn does."""
@@ -250,6 +275,10 @@ class UtteranceDetector:
     def flush(self) -> list[AudioChunk]:
         """The utterance that the end of the sound cut short."""
         return _clips(self._turns.flush())
+
+    def control(self, control: Control) -> list[AudioChunk]:
+        """As `TurnDetector.control`; the utterance that it ends."""
+        return _clips(self._turns.control(control))
 
 
 def _clips(events: list[TurnEvent]) -> list[AudioChunk]:

@@ -15,7 +15,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -24,6 +24,7 @@ from edge.clock import NS_PER_S
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError
 from edge.model.sampling import Sampling
+from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.chat import (
     ChatRequest,
     ModelNotFoundError,
@@ -36,6 +37,20 @@ from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+
+
+class _Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose speech takes the turn from now on."""
+
+    mode: Mode
+
+
+class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Push-to-talk."""
+
+    button: Literal["begin", "commit", "cancel"]
+
+
 RETRY_AFTER_S = 1
 _SHUTDOWN_S = 1.0
 
@@ -59,6 +74,7 @@ def make_app(
             web.get("/healthz", api.health),
             web.get("/readyz", api.readiness),
             web.post("/v1/chat/completions", api.chat),
+            web.post("/v1/edge/turns", api.turns),
         ]
     )
     return app
@@ -116,6 +132,7 @@ class _Api:
                 "max_context_tokens": status.max_context_tokens,
                 "uptime_s": round(status.uptime_ns / NS_PER_S, 3),
                 "counters": status.counters,
+                "mode": status.mode,
                 "recent": [stages_of(stages, status.start_ns) for stages in status.recent],
             }
         )
@@ -123,6 +140,21 @@ class _Api:
     async def readiness(self, _: web.Request) -> web.Response:
         ready = self._session.status().ready
         return _json({"ready": ready}, 200 if ready else 503)
+
+    async def turns(self, request: web.Request) -> web.Response:
+        """`{"mode": "open"}`, or `{"button": "begin"}`."""
+        body = await request.read()
+        control: Control
+        try:
+            if b'"button"' in body:
+                control = Button(msgspec.json.decode(body, type=_Button).button)
+            else:
+                control = Choose(msgspec.json.decode(body, type=_Mode).mode)
+        except msgspec.DecodeError as error:
+            remedy = 'send {"mode": "open" | "push_to_talk" | "typed"} or {"button": "begin" | ...}'
+            raise ProtocolError("body", f"is not understood ({error})", remedy) from None
+        self._session.control(control)
+        return _json({"mode": self._session.status().mode})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -57,6 +57,8 @@ class _Edge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Question and answer stay in the live context."""
     recall_s: tuple[Seconds, Seconds] | None = None
     """Answer only from what was perceived between so many seconds ago, the longer first."""
+    deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
+    """Since the request: an answer that has not begun then is refused, one that has is cut."""
 
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,6 +152,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         remember=_first(request.edge.remember if request.edge else None, answer.remember),
         recall_s=_recall_s(request),
+        deadline_s=(request.edge.deadline_s if request.edge else None) or answer.deadline_s,
     )
 
 
@@ -262,7 +265,7 @@ class Response:
         choice = {
             "index": 0,
             "message": message,
-            "finish_reason": done.finish_reason,
+            "finish_reason": _finish_reason(done),
             "logprobs": None,
         }
         return {
@@ -283,7 +286,7 @@ class Response:
 
     def closing(self, done: Done) -> Json:
         """The last chunk with a choice: why the answer ended and what it stood on."""
-        return {**self._chunk({}, done.finish_reason), "edge": timing_of(done.timeline)}
+        return {**self._chunk({}, _finish_reason(done)), "edge": timing_of(done.timeline)}
 
     def usage(self, done: Done) -> Json:
         """The chunk without a choice that a client asks for by include_usage."""
@@ -295,6 +298,11 @@ class Response:
 
     def _head(self, kind: str) -> Json:
         return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
+
+
+def _finish_reason(done: Done) -> str:
+    """In OpenAI's words, which know no deadline."""
+    return "length" if done.finish_reason == "deadline" else done.finish_reason
 
 
 def usage_of(done: Done) -> Json:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge.clock import Clock
+from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.errors import CapacityError
 from edge.model.prompt import LIVE, ChatTemplate
 from edge.model.sampling import Sampler
@@ -13,7 +16,7 @@ from edge.model.tokenizer import Detokenizer, Tokenizer
 from edge.session.context import LiveContext
 from edge.session.slot import Perceived
 from edge.session.turn import Done, FinishReason, Question, TextDelta, Timeline, Turn
-from edge.types import Evidence, Int32
+from edge.types import Evidence, Float32, Int32
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class LivePrompt:
         chat = [m for m in chat if m["role"] != "system"]
         asked = next(m for m in chat if m["role"] == "user")
         text = "\n".join([*instructions, asked["content"]])
-        asked["content"] = f"{LIVE}\n{text}" if after_media else f"{LIVE}{text}"
+        asked["content"] = f"{LIVE}\n{text}" if after_media and text else f"{LIVE}{text}"
         return [*self._system(), *chat]
 
     def _system(self) -> list[dict[str, str]]:
@@ -147,8 +150,114 @@ class _Speech:
             self._turn.deliver(TextDelta(text, reasoning=self._thinking))
 
 
+class Answering:
+    """One turn on its way: a step prefills a chunk of the question, or says a token.
+
+    From `begin` on it stands on a fork of the live context. Where something more urgent comes, it
+    gives way: the fork is closed, and the next `begin` prefills the question and what has been said
+    again, behind what has been perceived since.
+    """
+
+    def __init__(self, prompt: LivePrompt, turn: Turn, clock: Clock) -> None:
+        self.turn, self._prompt, self._clock = turn, prompt, clock
+        self._sampler = Sampler(turn.question.sampling)
+        self._speech = _Speech(prompt.tokenizer, turn)
+        self._said: list[int] = []
+        self._context: LiveContext | None = None
+        self._n_context = self._n_question = 0
+        self._waiting: Float32 = np.empty((0, 0), np.float32)
+        self._logits: Float32 = np.empty(0, np.float32)
+        self._started_ns = self._prefilled_ns = self._first_token_ns = 0
+        self._evidence: tuple[Evidence, ...] = ()
+        self._captured_ns: int | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a token has been said."""
+        return bool(self._said)
+
+    @property
+    def reply(self) -> str:
+        """The answer so far, without its thinking."""
+        return self._speech.reply
+
+    def begin(self, context: LiveContext) -> None:
+        """Fork the context and put the question behind it.
+
+        Raises:
+            ProtocolError: the question cannot be put into the prompt.
+            CapacityError: question and answer do not fit behind the live context.
+        """
+        self._started_ns = self._started_ns or self._clock.now_ns()
+        question = self.turn.question
+        ids = self._prompt.question(question, after_media=context.ends_with_media)
+        self._n_context, self._n_question = context.n_tokens, len(ids)
+        n_room = context.engine.spec.decoder.max_tokens
+        if self._n_context + len(ids) + question.max_tokens > n_room:
+            raise CapacityError(
+                "question",
+                f"of {len(ids)} tokens and an answer of up to {question.max_tokens} do not fit "
+                f"behind {self._n_context} tokens of live context into the model's {n_room}",
+                "ask for fewer max_tokens or lower context.max_tokens",
+            )
+        self._waiting = context.engine.embed(np.concatenate([ids, np.array(self._said, np.int32)]))
+        self._evidence, self._captured_ns = context.evidence(), context.newest_capture_ns()
+        context.open_fork()
+        self._context = context
+
+    def give_way(self) -> None:
+        """Leave the context as it was."""
+        if self._context is not None:
+            self._context.close_fork()
+            self._context = None
+
+    def step(self) -> Done | None:
+        """Do the next thing; the turn's end if it was the last, which the caller delivers."""
+        assert self._context is not None
+        engine, state, question = self._context.engine, self._context.state, self.turn.question
+        if len(self._waiting):
+            chunk = self._waiting[:MAX_PREFILL_TOKENS]
+            self._waiting = self._waiting[MAX_PREFILL_TOKENS:]
+            self._logits = engine.prefill(state, chunk)
+            self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
+            return None
+        token = self._sampler.choose(self._logits)
+        self._said.append(token)
+        self._first_token_ns = self._first_token_ns or self._clock.now_ns()
+        if token in engine.spec.sampling.stop_ids or self._speech.push(token):
+            return self.end("stop")
+        if len(self._said) == question.max_tokens:
+            return self.end("length")
+        self._logits = engine.decode(state, token)
+        return None
+
+    def end(self, reason: FinishReason) -> Done:
+        """The turn is over: leave the context, and let it remember what the question wants so."""
+        self._speech.finish()
+        context = self._context
+        self.give_way()
+        if context is not None and self.turn.question.remember and reason in ("stop", "length"):
+            _remember(context, self._prompt, self.turn, self.reply, self._clock)
+        now_ns = self._clock.now_ns()
+        return Done(
+            finish_reason=reason,
+            n_prompt_tokens=self._n_context + self._n_question,
+            n_completion_tokens=len(self._said),
+            timeline=Timeline(
+                asked_ns=self.turn.asked_ns,
+                started_ns=self._started_ns or now_ns,
+                captured_ns=self._captured_ns,
+                prefilled_ns=self._prefilled_ns or now_ns,
+                first_token_ns=self._first_token_ns or now_ns,
+                finished_ns=now_ns,
+                n_context_tokens=self._n_context,
+                evidence=self._evidence,
+            ),
+        )
+
+
 def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -> Done:
-    """Answer one turn, delivering its text as it comes.
+    """Answer one turn at once, delivering its text as it comes.
 
     The live context is left as it was, unless the question wants to be remembered.
 
@@ -158,55 +267,15 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         ProtocolError: the question cannot be put into the prompt.
         CapacityError: question and answer do not fit behind the live context.
     """
-    started_ns = clock.now_ns()
-    engine, question = context.engine, turn.question
-    ids = prompt.question(question, after_media=context.ends_with_media)
-    n_context, n_room = context.n_tokens, engine.spec.decoder.max_tokens
-    if n_context + len(ids) + question.max_tokens > n_room:
-        raise CapacityError(
-            "question",
-            f"of {len(ids)} tokens and an answer of up to {question.max_tokens} do not fit behind "
-            f"{n_context} tokens of live context into the model's {n_room}",
-            "ask for fewer max_tokens or lower context.max_tokens",
-        )
-    sampler, speech = Sampler(question.sampling), _Speech(prompt.tokenizer, turn)
-    stop_ids = engine.spec.sampling.stop_ids
-    finish_reason: FinishReason = "length"
-    n_completion, first_token_ns = 0, 0
-    with context.fork() as fork:
-        logits = engine.prefill(fork.state, engine.embed(ids))
-        prefilled_ns = clock.now_ns()
-        while n_completion < question.max_tokens:
-            if turn.cancelled.is_set():
-                finish_reason = "cancelled"
-                break
-            token = sampler.choose(logits)
-            n_completion += 1
-            first_token_ns = first_token_ns or clock.now_ns()
-            if token in stop_ids or speech.push(token):
-                finish_reason = "stop"
-                break
-            if n_completion < question.max_tokens:
-                logits = engine.decode(fork.state, token)
-    speech.finish()
-    evidence, captured_ns = context.evidence(), context.newest_capture_ns()
-    if question.remember and finish_reason != "cancelled":
-        _remember(context, prompt, turn, speech.reply, clock)
-    return Done(
-        finish_reason=finish_reason,
-        n_prompt_tokens=n_context + len(ids),
-        n_completion_tokens=n_completion,
-        timeline=Timeline(
-            asked_ns=turn.asked_ns,
-            started_ns=started_ns,
-            captured_ns=captured_ns,
-            prefilled_ns=prefilled_ns,
-            first_token_ns=first_token_ns or clock.now_ns(),
-            finished_ns=clock.now_ns(),
-            n_context_tokens=n_context,
-            evidence=evidence,
-        ),
-    )
+    answering = Answering(prompt, turn, clock)
+    answering.begin(context)
+    try:
+        while not turn.cancelled.is_set():
+            if (done := answering.step()) is not None:
+                return done
+        return answering.end("cancelled")
+    finally:
+        answering.give_way()
 
 
 def _remember(

@@ -1,15 +1,16 @@
 """The budget: how much of the world is perceived, decided before work is done.
 
-A ladder of rungs, from all that was asked for to answers only. Lateness, load and memory push one
-rung down; a long calm lets one rung up again, and a rung that did not hold waits longer the next
-time. Every step is an event with its cause.
+A ladder of rungs, from all that was asked for to answers only. Lateness, load, heat, memory and
+power push one rung down; a long calm, with all of them clearly lower, lets one rung up again, and a
+rung that did not hold waits longer the next time. Every step is an event with its cause.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge.clock import NS_PER_S
+from edge.session.health import BoardHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,7 @@ class Load:
     """Longest time from capture to the loop."""
     busy_share: float
     """Of the time in which the engine worked for perception, 0..1."""
-    hot: bool = False
-    """The board says that it throttles."""
-    memory_share: float = 0.0
-    """Of the memory that is in use, 0..1."""
+    health: BoardHealth = field(default_factory=BoardHealth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +66,15 @@ class Budget:
     MAX_BUSY_SHARE = 0.9
     CALM_BUSY_SHARE = 0.55
     """Going up may double the load of perception and must still fit."""
-    MAX_MEMORY_SHARE = 0.95
+    MAX_MEMORY_SHARE, CALM_MEMORY_SHARE = 0.95, 0.9
+    NEAR_LIMIT_C, CALM_BELOW_LIMIT_C = 2.0, 8.0
+    """So near to its limit a zone is too hot; so far below it, cool again."""
+    CALM_POWER_SHARE = 0.9
+    """Of what the board may take."""
     HOLD_S = 3.0
     """After a step down its effect is awaited."""
+    BOARD_HOLD_S = 15.0
+    """A board cools slowly, and its memory comes back slowly."""
     CALM_S = 20.0
     MAX_CALM_S = 1280.0
 
@@ -78,7 +82,7 @@ class Budget:
         """Begin at the top."""
         self._rung, self._changed_ns, self._calm_since_ns = 0, now_ns, now_ns
         self._calm_s = self.CALM_S
-        self._went_up = False
+        self._went_up = self._has_stepped = False
         self._busy_share = 0.0
 
     @property
@@ -89,16 +93,19 @@ class Budget:
     def look(self, now_ns: int, load: Load) -> Degraded | None:
         """Take a measurement; a step if one follows from it."""
         self._busy_share += self.SMOOTHING * (load.busy_share - self._busy_share)
-        cause = self._too_much(load)
+        cause, hold_s = self._too_much(load), self.HOLD_S
+        if not cause:
+            cause, hold_s = self._unwell(load.health), self.BOARD_HOLD_S
         since_s = (now_ns - self._changed_ns) / NS_PER_S
         if cause:
             self._calm_since_ns = now_ns
-            if since_s < self.HOLD_S or self._rung == len(LADDER) - 1:
+            held = since_s < hold_s and self._has_stepped
+            if held or since_s < self.HOLD_S or self._rung == len(LADDER) - 1:
                 return None
             if self._went_up:  # that did not hold
                 self._calm_s = min(2 * self._calm_s, self.MAX_CALM_S)
             return self._step(now_ns, 1, cause)
-        if self._busy_share > self.CALM_BUSY_SHARE or load.hot:
+        if self._busy_share > self.CALM_BUSY_SHARE or not self._is_calm(load.health):
             self._calm_since_ns = now_ns
         calm_s = (now_ns - self._calm_since_ns) / NS_PER_S
         if self._rung and min(calm_s, since_s) >= self._calm_s:
@@ -112,12 +119,38 @@ class Budget:
             return f"{load.lateness_s:.1f} s late"
         if self._busy_share > self.MAX_BUSY_SHARE:
             return f"busy for {self._busy_share:.0%} of the time"
-        if load.memory_share > self.MAX_MEMORY_SHARE:
-            return f"{load.memory_share:.0%} of the memory in use"
         return ""
+
+    def _unwell(self, health: BoardHealth) -> str:
+        if health.memory_share > self.MAX_MEMORY_SHARE:
+            return f"{health.memory_share:.0%} of the memory in use"
+        now_c, limit_c = health.temperature_c, health.max_temperature_c
+        if health.is_throttled:
+            return "the board throttles" + (f" at {now_c:.0f} °C" if now_c is not None else "")
+        if now_c is not None and limit_c is not None and now_c > limit_c - self.NEAR_LIMIT_C:
+            return f"{now_c:.0f} °C of {limit_c:.0f} °C"
+        if (taken := _power_share(health)) > 1.0:
+            return f"{taken:.0%} of the power that the board may take"
+        return ""
+
+    def _is_calm(self, health: BoardHealth) -> bool:
+        """Whether there is room on the board for a rung more."""
+        now_c, limit_c = health.temperature_c, health.max_temperature_c
+        cool = now_c is None or limit_c is None or now_c < limit_c - self.CALM_BELOW_LIMIT_C
+        return (
+            cool
+            and health.memory_share < self.CALM_MEMORY_SHARE
+            and _power_share(health) < self.CALM_POWER_SHARE
+        )
 
     def _step(self, now_ns: int, n: int, cause: str) -> Degraded:
         self._rung += n
+        self._has_stepped = True
         self._went_up = n < 0
         self._changed_ns = self._calm_since_ns = now_ns
         return Degraded(now_ns, self.rung, cause)
+
+
+def _power_share(health: BoardHealth) -> float:
+    """Of the power that the board may take; 0 where it does not say."""
+    return (health.power_w or 0.0) / health.max_power_w if health.max_power_w else 0.0

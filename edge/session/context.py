@@ -17,11 +17,13 @@ from edge.types import Evidence, Int32, Segment
 N_EVIDENCE = 4
 """An answer names this many of the newest segments."""
 REBASE_SHARE = 4
-"""A rebase begins when one part in 4 of the room above a rebased state is left."""
+"""A rebase begins when one part in 4 of the room above a rebased state is left..."""
+NOTES_ROOMS = 2
+"""...and notes are written when twice that is left, so that they are ready by then."""
 
 
 class LiveContext:
-    """Anchor, then what was perceived. Every token in the state is in the ledger.
+    """Anchor, notes if any, then what was perceived. Every token in the state is in the ledger.
 
     Memory is bounded: near `max_tokens` a shorter state, of the anchor and the newest segments, is
     rebuilt in a second slot while the first goes on serving, and then takes its place. So the world
@@ -37,6 +39,7 @@ class LiveContext:
         *,
         max_tokens: int,
         keep_tokens: int,
+        notes_tokens: int = 0,
     ) -> None:
         """Prefill the anchor.
 
@@ -45,25 +48,34 @@ class LiveContext:
             separator: ids of the text between two segments.
             max_tokens: bound of the live state; a turn comes on top for as long as it lasts.
             keep_tokens: how much of the newest past survives a rebase.
+            notes_tokens: bound of the notes about the older past that a rebase puts before it; 0
+                for none.
         Raises:
-            ConfigurationError: anchor and kept tokens do not fit into the bound.
+            ConfigurationError: anchor, notes and kept tokens do not fit into the bound.
         """
-        if len(anchor) + keep_tokens > max_tokens:
+        n_least = len(anchor) + notes_tokens + keep_tokens
+        if n_least > max_tokens:
+            notes = f" and notes of {notes_tokens}" if notes_tokens else ""
             raise ConfigurationError(
                 "context.keep_tokens",
-                f"is {keep_tokens}; with a system prompt of {len(anchor)} tokens that is more "
-                f"than context.max_tokens = {max_tokens}",
+                f"is {keep_tokens}; with a system prompt of {len(anchor)} tokens{notes} that is "
+                f"more than context.max_tokens = {max_tokens}",
                 "lower it or raise context.max_tokens",
             )
         self.engine = engine
         self._anchor, self._separator = engine.embed(anchor), engine.embed(separator)
         self.max_tokens, self._keep_tokens = max_tokens, keep_tokens
-        self._rebase_room = (max_tokens - len(anchor) - keep_tokens) // REBASE_SHARE
+        self._rebase_room = (max_tokens - n_least) // REBASE_SHARE
+        self.notes_tokens = notes_tokens
+        self._notes: Perceived | None = None
+        self._n_noted = 0
         self._kept: deque[Perceived] = deque()
         self.n_rebases = 0
         self._next: Slot | None = None
         self._n_next_at_start = 0
-        self._forked = False
+        self._before_fork: Any = None
+        self._n_before_fork = 0
+        self._tentative: tuple[Perceived, Any] | None = None
         self._live = Slot(engine, self._anchor, self._separator)
         self._live.finish()
 
@@ -79,8 +91,8 @@ class LiveContext:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the live state."""
-        return self._live.n_tokens
+        """Tokens in the live state; what an open fork has added to them does not count."""
+        return self._live.n_tokens if self._before_fork is None else self._n_before_fork
 
     @property
     def ends_with_media(self) -> bool:
@@ -94,16 +106,29 @@ class LiveContext:
             CapacityError: a segment alone is larger than what the context may keep; those before
                 it are in.
         """
-        if self._forked:
-            raise RuntimeError("append while a fork is open")
         try:
             for segment in perceived:
-                self._enter(segment)
+                self.enter(segment)
         finally:
-            self._live.finish()
+            self.finish()
 
-    def _enter(self, perceived: Perceived) -> None:
-        n_new = self._n_rows(perceived)
+    def enter(self, perceived: Perceived) -> None:
+        """Enter one segment in the ledger; `finish` prefills it.
+
+        Raises:
+            CapacityError: as `append`.
+        """
+        self._make_room("append", perceived)
+        self._live.add(perceived)
+        self._keep(perceived)
+
+    def finish(self) -> None:
+        """Prefill all that was entered."""
+        self._live.finish()
+
+    def _make_room(self, what: str, perceived: Perceived) -> None:
+        self._must_stand_alone(what)
+        n_new = self.n_rows(perceived)
         if n_new > self._keep_tokens:
             raise CapacityError(
                 f"{perceived.modality} segment",
@@ -112,23 +137,65 @@ class LiveContext:
             )
         if self._room() < n_new:
             self._rebase_now()
+
+    def _keep(self, perceived: Perceived) -> None:
+        """A segment is in the live slot for good."""
         self._kept.append(perceived)
         self._forget_beyond(self._keep_tokens)
-        for slot in (self._live, self._next):
-            if slot is not None:
-                slot.add(perceived)
-        if self._next is None and self._room() < self._rebase_room:
+        if self._next is not None:
+            self._next.add(perceived)
+        elif self._room() < self._rebase_room:
             self._begin_rebase()
 
+    def _must_stand_alone(self, what: str) -> None:
+        if self._before_fork is not None:
+            raise RuntimeError(f"{what} while a fork is open")
+        if self._tentative is not None:
+            raise RuntimeError(f"{what} behind a tentative segment")
+
+    @property
+    def is_tentative(self) -> bool:
+        """Whether the newest segment may be taken back; nothing is appended behind it."""
+        return self._tentative is not None
+
+    def append_tentatively(self, perceived: Perceived) -> None:
+        """Append a segment that `reopen` may take back, until `settle`.
+
+        Raises:
+            CapacityError: as `append`.
+        """
+        self._make_room("append", perceived)
+        self._tentative = (perceived, self.engine.snapshot(self.state))
+        self._live.add(perceived)
+        self.finish()
+
+    def settle(self) -> None:
+        """The tentative segment stays. A fork may be open on it."""
+        assert self._tentative is not None
+        perceived, _ = self._tentative
+        self._tentative = None
+        self._keep(perceived)
+
+    def reopen(self) -> None:
+        """Take the tentative segment back: the state is as it was before it, bit by bit."""
+        if self._before_fork is not None:
+            raise RuntimeError("reopen while a fork is open")
+        assert self._tentative is not None
+        _, before = self._tentative
+        self.engine.restore(self.state, before)
+        self._live.forget_last()
+        self._tentative = None
+
     def _room(self) -> int:
-        return self.max_tokens - self._live.n_tokens - self._live.n_waiting
+        return self.max_tokens - self.n_tokens - self._live.n_waiting
 
     def _forget_beyond(self, n_tokens: int) -> None:
-        n_kept = sum(self._n_rows(kept) for kept in self._kept)
+        n_kept = sum(self.n_rows(kept) for kept in self._kept)
         while n_kept > n_tokens:
-            n_kept -= self._n_rows(self._kept.popleft())
+            n_kept -= self.n_rows(self._kept.popleft())
 
-    def _n_rows(self, perceived: Perceived) -> int:
+    def n_rows(self, perceived: Perceived) -> int:
+        """Tokens that a segment adds, its separator included."""
         return len(perceived.embeddings) + len(self._separator)
 
     @property
@@ -144,8 +211,7 @@ class LiveContext:
 
     def rebase(self) -> bool:
         """Do one chunk of the rebase; False if there is none to do."""
-        if self._forked:
-            raise RuntimeError("rebase while a fork is open")
+        self._must_stand_alone("rebase")
         if self._next is None:
             return False
         self._next.advance()
@@ -154,8 +220,33 @@ class LiveContext:
             self.n_rebases += 1
         return True
 
+    def takes_notes(self) -> bool:
+        """Whether notes should be written now: true once before each rebase begins."""
+        if not self.notes_tokens or self._next is not None or self._n_noted > self.n_rebases:
+            return False
+        if self._room() >= NOTES_ROOMS * self._rebase_room:
+            return False
+        self._n_noted = self.n_rebases + 1
+        return True
+
+    def note(self, notes: Perceived) -> None:
+        """Let the rebases that begin from now on put these notes behind the anchor.
+
+        Raises:
+            CapacityError: they are longer than `notes_tokens`.
+        """
+        if len(notes.embeddings) > self.notes_tokens:
+            raise CapacityError(
+                "notes",
+                f"have {len(notes.embeddings)} tokens, context.notes_tokens is {self.notes_tokens}",
+                "write less",
+            )
+        self._notes = notes
+
     def _begin_rebase(self) -> None:
         self._next = Slot(self.engine, self._anchor, self._separator)
+        if self._notes is not None:
+            self._next.add(self._notes)
         for kept in self._kept:
             self._next.add(kept)
         self._n_next_at_start = self._next.n_waiting
@@ -185,7 +276,8 @@ class LiveContext:
                 "ask about a later time or raise context.keep_tokens",
             )
         recalled = copy.copy(self)
-        recalled._kept, recalled._next, recalled._forked = deque(), None, False
+        recalled._kept, recalled._next = deque(), None
+        recalled._before_fork = recalled._tentative = None
         recalled._live = Slot(self.engine, self._anchor, self._separator)
         recalled.append(*found)
         return recalled
@@ -193,13 +285,23 @@ class LiveContext:
     @contextlib.contextmanager
     def fork(self) -> Iterator[LiveContext]:
         """Work on the state and leave it as it was, bit by bit."""
-        before = self.engine.snapshot(self.state)
-        self._forked = True
+        self.open_fork()
         try:
             yield self
         finally:
-            self.engine.restore(self.state, before)
-            self._forked = False
+            self.close_fork()
+
+    def open_fork(self) -> None:
+        """From now on the state may be worked on; nothing is appended until `close_fork`."""
+        if self._before_fork is not None:
+            raise RuntimeError("a fork of a fork")
+        self._n_before_fork = self._live.n_tokens
+        self._before_fork = self.engine.snapshot(self.state)
+
+    def close_fork(self) -> None:
+        """Leave the state as it was before `open_fork`, bit by bit."""
+        self.engine.restore(self.state, self._before_fork)
+        self._before_fork = None
 
     def evidence(self) -> tuple[Evidence, ...]:
         """Where the newest segments came from, oldest first."""

@@ -1,9 +1,11 @@
 """The loop: takes what the senses deliver, keeps the live context, answers questions.
 
 One thread owns the engine and runs `run`. Others put: each sense into its ring, the socket its
-turns. A step does one thing and looks again: a waiting question first, then the senses in their
-order, then a chunk of a rebase; a rebase that must not wait longer goes before the senses. What
-arrives meanwhile waits in a bounded ring; a full ring drops its oldest and counts it.
+turns. A step does one thing and looks again, the most urgent first: take a question, listen, bring
+an answer on by a token, encode what was seen and heard, prefill it, do a chunk of a rebase; a
+rebase that must not wait longer goes before perception. So whatever is going on, a question is
+taken up after one call of the engine. What arrives meanwhile waits in a bounded ring; a full ring
+drops its oldest and counts it.
 """
 
 from __future__ import annotations
@@ -13,21 +15,25 @@ import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.clock import NS_PER_MS, NS_PER_S, Clock
 from edge.config import Config
 from edge.engines.engine import AnyEngine
-from edge.errors import CapacityError, EngineError, MediaError, ProtocolError
-from edge.session.answer import LivePrompt, answer
+from edge.errors import CapacityError, MediaError, ProtocolError
+from edge.senses.turn_events import Button, Choose, Control, Mode
+from edge.session.answer import LivePrompt
+from edge.session.answers import Answers
 from edge.session.budget import Budget, Degraded, Load
 from edge.session.context import LiveContext
-from edge.session.perceive import Seen
+from edge.session.conversation import Conversation
+from edge.session.health import BoardHealth
+from edge.session.intake import N_RECENT_STAGES, Intake
+from edge.session.notes import Notes
 from edge.session.sense import Sense
-from edge.session.turn import AnswerEvent, Done, Failed, Question, Status, Turn
-from edge.types import Stages
+from edge.session.turn import AnswerEvent, Done, Failed, Question, SpokenEvent, Status, Turn
 
 if TYPE_CHECKING:
     from edge.session.record import Recorder
@@ -35,10 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 TURN = "turn"
 """What a step takes when it takes a question."""
 
-N_RECENT_STAGES = 32
 FEED_JOIN_S = 2.0
 """A source may sleep until its next frame; its thread does not outlive the process."""
 
@@ -65,6 +71,7 @@ class LiveLoop:
         *,
         start_ns: int,
         recorder: Recorder | Observed | None = None,
+        health: Callable[[], BoardHealth] | None = None,
     ) -> None:
         """Prefill the anchor; nothing plays before `run`.
 
@@ -73,8 +80,9 @@ class LiveLoop:
             senses: the most urgent first.
             start_ns: the session's time 0, from which the prompt counts.
             recorder: is told what every step takes and what follows.
+            health: what the board says of itself; read once a second.
         """
-        self._recorder = recorder
+        self._recorder, self._health = recorder, health
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
         self._start_ns = start_ns
         self._context = LiveContext(
@@ -83,6 +91,7 @@ class LiveLoop:
             prompt.separator(),
             max_tokens=config.context.max_tokens,
             keep_tokens=config.context.keep_tokens,
+            notes_tokens=config.context.notes_tokens,
         )
         self._n_rebases = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
@@ -94,9 +103,17 @@ class LiveLoop:
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
-        self._recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
+        self._intake = Intake(self._context, clock, self._saw, self._counters)
+        self._answers = Answers(prompt, clock, self._context_of)
+        parts = (self._context, self._intake, self._answers)
+        self._conversation = Conversation(*parts, clock, config, self._tell, self._counters)
+        of_notes = (prompt.tokenizer, clock, self._saw, self._counters)
+        self._notes = Notes(self._context, self._answers, *of_notes)
+        self._watchers: list[Callable[[SpokenEvent], None]] = []
+        self._microphone = next((sense for sense in senses if sense.hears), None)
+        self._mode: Mode = config.turns.mode
         self._budget = Budget(start_ns)
-        self._looked_ns, self._worked_ns, self._lateness_ns = start_ns, 0, 0
+        self._looked_ns = start_ns
         self.degraded: deque[Degraded] = deque(maxlen=N_RECENT_STAGES)
         """The newest steps on the budget's ladder, oldest first."""
 
@@ -127,12 +144,43 @@ class LiveLoop:
         """
         with self._turns_lock:
             limit = self._config.socket.max_waiting
-            if len(self._turns) >= limit:
+            if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
                 raise CapacityError(
                     "question", f"{limit} others are waiting already", "ask again later"
                 )
             self._turns.append(turn)
         self._wake.set()
+
+    def watch(self, deliver: Callable[[SpokenEvent], None]) -> Callable[[], None]:
+        """Hear of spoken turns from now on: called from the loop's thread.
+
+        Returns:
+            What ends it.
+        """
+        self._watchers = [*self._watchers, deliver]  # another list: the loop may be going through
+
+        def end() -> None:
+            self._watchers = [watcher for watcher in self._watchers if watcher is not deliver]
+
+        return end
+
+    def control(self, control: Control) -> None:
+        """Say something to the turn-taking of the first microphone, in order with its sound.
+
+        Raises:
+            ProtocolError: nothing takes turns, or not in this mode.
+        """
+        if self._microphone is None or self._config.perception.listen != "utterances":
+            raise ProtocolError(
+                "turns",
+                "are only typed: no microphone's sound is cut into utterances",
+                'run with a microphone and perception.listen = "utterances"',
+            )
+        if isinstance(control, Choose):
+            self._mode = control.mode
+        elif isinstance(control, Button) and self._mode != "push_to_talk":
+            raise ProtocolError(control.do, f"the mode is {self._mode}", "choose push_to_talk")
+        self._microphone.control(control)
 
     def status(self) -> Status:
         """The session as it stands."""
@@ -148,7 +196,8 @@ class LiveLoop:
             counters=counters,
             uptime_ns=self._clock.now_ns() - self._start_ns,
             start_ns=self._start_ns,
-            recent=tuple(self._recent),
+            recent=tuple(self._intake.recent),
+            mode=self._mode,
         )
 
     def stop(self) -> None:
@@ -186,10 +235,12 @@ class LiveLoop:
 
     def _refuse_waiting(self) -> None:
         """Tell those who still wait; nobody will answer them."""
+        error = CapacityError("service", "is stopping", "ask again later")
         with self._turns_lock:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
-            turn.deliver(Failed(CapacityError("service", "is stopping", "ask again later")))
+            turn.deliver(Failed(error))
+        self._answers.fail_all(error)
 
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""
@@ -205,17 +256,64 @@ class LiveLoop:
         if self._recorder is not None:
             self._recorder.saw(event)
 
+    def _outside(self, name: str, read: Callable[[], T]) -> T | None:
+        """What a step learns besides what it takes and what its clock says: recorded."""
+        return read() if self._recorder is None else self._recorder.outside(name, read)
+
     def _step(self) -> bool:
         self._look_at_the_load()
         self._notice_rebase()
+        if self._take_turn() or self._listen():
+            return True
+        self._notes.write_if_wanted()
+        if len(self._answers):
+            self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
+            return True
+        return self._perceive()
+
+    def _take_turn(self) -> bool:
         with self._turns_lock:
-            turn = self._turns.popleft() if self._turns else None
-        if turn is not None:
-            self._answer(turn)
+            if not self._turns:
+                return False
+            turn = self._turns.popleft()
+            if self._recorder is not None:
+                self._recorder.took(TURN, turn.question, turn.asked_ns)
+            self._conversation.give_up()
+            self._answers.open(replace(turn, deliver=partial(self._deliver, turn.deliver)))
+        return True
+
+    def _listen(self) -> bool:
+        """Take a chunk of sound, or a client's wish, and hear whose turn it is."""
+        for sense in self._senses:
+            if not sense.hears:
+                continue
+            try:
+                events = sense.take()
+            except (MediaError, ProtocolError) as error:
+                self._intake.refuse(error)
+                return True
+            if events is not None:
+                self._conversation.hear(sense, events)
+                return True
+        return False
+
+    def _perceive(self) -> bool:
+        """Encode or prefill something; False when there is nothing to do."""
+        if self._context.is_tentative:
+            return self._conversation.give_up_if_silent()
+        if self._intake.is_full:
+            self._intake.append()
             return True
         if self._context.owes_rebase:
             return self._context.rebase()
-        if any(map(self._perceive, self._senses)):
+        for sense in self._senses:
+            if sense.n_waiting:
+                self._intake.encode(sense)
+                return True
+            if not sense.hears and sense.take() is not None:
+                return True
+        if self._intake.n_pending:
+            self._intake.append()
             return True
         return self._context.rebase()
 
@@ -227,14 +325,20 @@ class LiveLoop:
             for sense in self._senses:
                 sense.start_again()
 
+    def _read_health(self) -> dict[str, Any] | None:
+        return None if self._health is None else asdict(self._health())
+
     def _look_at_the_load(self) -> None:
         """Once a second the budget sees what perception costs."""
         now_ns = self._clock.now_ns()
         since_ns = now_ns - self._looked_ns
         if since_ns < NS_PER_S:
             return
-        load = Load(self._lateness_ns / NS_PER_S, self._worked_ns / since_ns)
-        self._looked_ns, self._worked_ns, self._lateness_ns = now_ns, 0, 0
+        intake = self._intake
+        reading = self._outside("health", self._read_health)
+        health = BoardHealth(**reading) if reading else BoardHealth()
+        load = Load(intake.lateness_ns / NS_PER_S, intake.worked_ns / since_ns, health)
+        self._looked_ns, intake.worked_ns, intake.lateness_ns = now_ns, 0, 0
         step = self._budget.look(now_ns, load)
         if step is not None:
             self.degraded.append(step)
@@ -244,62 +348,6 @@ class LiveLoop:
             for sense in self._senses:
                 sense.stand_on(step.rung)
 
-    def _perceive(self, sense: Sense[Any]) -> bool:
-        """Take one item of a sense and what it completes into the state; False if none waits."""
-        try:
-            segments = sense.perceive()
-            for seen in segments or ():
-                self._append(seen)
-        except (MediaError, CapacityError) as error:
-            self._counters["segments_refused"] += 1
-            log.warning("segment=refused error=%s", error)
-            return True
-        return segments is not None
-
-    def _append(self, seen: Seen) -> None:
-        before, late_ns = self._context.n_tokens, seen.stages.taken_ns - seen.stages.captured_ns
-        self._lateness_ns = max(self._lateness_ns, late_ns)
-        self._context.append(seen.perceived)
-        stages = replace(
-            seen.stages,
-            prefilled_ns=self._clock.now_ns(),
-            n_tokens=len(seen.perceived.embeddings),
-        )
-        self._worked_ns += stages.prefilled_ns - stages.taken_ns
-        self._recent.append(stages)
-        self._saw(stages)
-        self._counters[f"{stages.modality}_segments"] += 1
-        if stages.modality == "video":
-            self._counters["video_tokens_kept"] += stages.n_kept
-            self._counters["video_tokens_pruned"] += stages.n_pruned
-        log.info(
-            "segment=%s tokens=%d pruned=%d context=%d->%d late_ms=%.1f features_ms=%.1f "
-            "encode_ms=%.1f prefill_ms=%.1f",
-            *(stages.modality, stages.n_tokens, stages.n_pruned),
-            *(before, self._context.n_tokens),
-            late_ns / NS_PER_MS,
-            (stages.features_ns - stages.taken_ns) / NS_PER_MS,
-            (stages.encoded_ns - stages.features_ns) / NS_PER_MS,
-            (stages.prefilled_ns - stages.encoded_ns) / NS_PER_MS,
-        )
-
-    def _answer(self, turn: Turn) -> None:
-        if self._recorder is not None:
-            self._recorder.took(TURN, turn.question, turn.asked_ns)
-        turn = replace(turn, deliver=partial(self._deliver, turn.deliver))
-        outcome: Done | Failed
-        try:
-            outcome = answer(self._context_of(turn), self._prompt, turn, self._clock)
-            self._counters["answers"] += 1
-        except (ProtocolError, CapacityError) as error:
-            outcome = Failed(error)
-            self._counters["answers_refused"] += 1
-        except EngineError as error:
-            turn.deliver(Failed(error))
-            raise
-        turn.deliver(outcome)
-        _log_turn(outcome)
-
     def _context_of(self, turn: Turn) -> LiveContext:
         """The live context, or the part of the past that the question is about."""
         if turn.question.recall_s is None:
@@ -308,8 +356,24 @@ class LiveLoop:
         return self._context.recall(start_ns, end_ns)
 
     def _deliver(self, deliver: Callable[[AnswerEvent], None], event: AnswerEvent) -> None:
+        self._count(event)
         self._saw(event)
         deliver(event)
+
+    def _tell(self, event: SpokenEvent) -> None:
+        self._count(event)
+        self._saw(event)
+        for watcher in self._watchers:
+            watcher(event)
+
+    def _count(self, event: object) -> None:
+        if isinstance(event, Done):
+            self._counters["answers"] += 1
+        elif isinstance(event, Failed):
+            self._counters["answers_refused"] += 1
+        else:
+            return
+        _log_turn(event)
 
 
 def _seeded(question: Question) -> Question:

@@ -1,9 +1,15 @@
-"""Frames and chunks become segments: collect, compute features, encode, put into the prompt."""
+"""Frames and chunks become segments: collect, compute features, encode, put into the prompt.
+
+Taking an item costs no work of the engine; encoding what the items make together does. So the loop
+may listen while it answers.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +22,8 @@ from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
 from edge.senses.sound import end_ns, goes_on, joined
-from edge.session.budget import LADDER
+from edge.senses.turn_events import Control, Cut, Overheard, TurnEvent
+from edge.session.budget import LADDER, Rung
 from edge.session.slot import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Stages
 
@@ -54,15 +61,22 @@ class Watcher:
         clock: Clock,
         start_ns: int,
         pruner: CausalPruner | None = None,
+        *,
+        name: str = "",
+        is_named: bool = False,
     ) -> None:
         """Watch from `start_ns` on: the prompt's times count from there.
 
         Args:
             pruner: chooses what is kept of each tubelet; None keeps everything.
+            name: the source in evidence; empty leaves it to the frames.
+            is_named: the prompt says it too, as the model was not trained to read: for several.
         """
+        self._name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._start_ns, self._pruner = start_ns, pruner
         self._frames: list[Frame] = []
+        self._whole: list[Frame] = []  # a tubelet that waits to be encoded
         self._n_frames = 0
         self.rung = LADDER[0]
 
@@ -75,23 +89,33 @@ class Watcher:
         """Whether the source's frame number `n` is taken on this rung."""
         return self.rung.one_frame_in > 0 and n % self.rung.one_frame_in == 0
 
-    def push(self, frame: Frame) -> list[Seen]:
-        """Take a frame; a segment when it completes a tubelet."""
+    @property
+    def n_waiting(self) -> int:
+        """Tubelets that are complete and not encoded: while there is one, take no frame."""
+        return int(bool(self._whole))
+
+    def take(self, frame: Frame) -> list[TurnEvent]:
+        """Take a frame, which may complete a tubelet."""
         self._frames.append(frame)
-        full = len(self._frames) == self.n_frames_of_a_tubelet
-        return self.flush() if full else []
+        return self.flush() if len(self._frames) == self.n_frames_of_a_tubelet else []
 
     def start_again(self) -> None:
         """Show the next tubelet whole: the context has forgotten pictures that it built on."""
         if self._pruner is not None:
             self._pruner.start_again()
 
-    def flush(self) -> list[Seen]:
-        """At the end of the source: the last odd frame as a tubelet of its own."""
-        frames, self._frames = self._frames, []
-        return [self._encode(frames)] if frames else []
+    def flush(self) -> list[TurnEvent]:
+        """At the end of the source: the last odd frame makes a tubelet of its own."""
+        self._whole, self._frames = self._frames, []
+        return []
 
-    def _encode(self, frames: list[Frame]) -> Seen:
+    def encode(self) -> Seen:
+        """The tubelet that waits, as a segment.
+
+        Raises:
+            MediaError: a frame cannot be used.
+        """
+        frames, self._whole = self._whole, []
         taken_ns = self._clock.now_ns()
         vision = self._engine.spec.vision
         height, width = frames[0].pixels.shape[:2]
@@ -107,11 +131,11 @@ class Watcher:
             keep = self._pruner.keep(shaped, frames[-1].capture_ns, self.rung.token_share)
             media = shaped[keep]
         times_s = [(frame.capture_ns - self._start_ns) / NS_PER_S for frame in frames]
-        text = tubelet_text(self._n_frames + 1, times_s, len(media))
+        text = self._prefix + tubelet_text(self._n_frames + 1, times_s, len(media))
         self._n_frames += len(frames)
         rows = embed_media(self._engine, self._tokenizer, text, media)
         evidence = Evidence(
-            source=frames[0].source,
+            source=self._name or frames[0].source,
             start_ns=frames[0].capture_ns,
             end_ns=frames[-1].capture_ns,
             frame_ids=tuple(frame.frame_id for frame in frames),
@@ -129,13 +153,20 @@ class Watcher:
 
 
 class Collector(Protocol):
-    """What makes clips of one source's chunks: windows, or utterances."""
+    """What makes clips of one source's chunks: windows, or utterances, or turns."""
 
-    def push(self, chunk: AudioChunk) -> list[AudioChunk]:
-        """Take the next chunk; the clips that it completes."""
+    def push(self, chunk: AudioChunk) -> Sequence[AudioChunk | TurnEvent]:
+        """Take the next chunk; the clips that it completes, and what happened in it."""
 
-    def flush(self) -> list[AudioChunk]:
+    def flush(self) -> Sequence[AudioChunk | TurnEvent]:
         """At the end of the source: what is left."""
+
+    def control(self, control: Control) -> Sequence[AudioChunk | TurnEvent]:
+        """Do what a client wants; likewise.
+
+        Raises:
+            ProtocolError: that cannot be done now.
+        """
 
 
 class WindowCollector:
@@ -159,16 +190,29 @@ class WindowCollector:
         chunks, self._chunks = self._chunks, []
         return [joined(chunks)] if chunks else []
 
+    def control(self, _control: Control) -> list[AudioChunk]:
+        """Nothing: windows take no turns."""
+        return []
+
 
 class Listener:
     """Encodes what a collector makes of one source's chunks, each of its clips as a segment."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, clock: Clock, collector: Collector
+        self,
+        engine: AnyEngine,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        collector: Collector,
+        *,
+        name: str = "",
+        is_named: bool = False,
     ) -> None:
-        """Listen to what `collector` gives."""
+        """Listen to what `collector` gives; names as in `Watcher`."""
+        self._name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._collector = collector
+        self._clips: deque[AudioChunk] = deque()
         self._mel = LogMelStream(engine.spec.audio.n_mels)
         self.rung = LADDER[0]
 
@@ -179,22 +223,53 @@ class Listener:
     def start_again(self) -> None:
         """Nothing: no clip builds on another."""
 
-    def push(self, chunk: AudioChunk) -> list[Seen]:
-        """Take a chunk; the segments that it completes."""
-        return [self._encode(clip) for clip in self._collector.push(chunk)]
+    @property
+    def n_waiting(self) -> int:
+        """Clips that are complete and not encoded."""
+        return len(self._clips)
 
-    def flush(self) -> list[Seen]:
+    def take(self, item: AudioChunk | Control) -> list[TurnEvent]:
+        """Take a chunk, or what a client wants; what that says about turns.
+
+        Raises:
+            MediaError: a sample is not a finite number.
+            ProtocolError: what the client wants cannot be done now.
+        """
+        if isinstance(item, AudioChunk):
+            return self._keep(self._collector.push(item))
+        return self._keep(self._collector.control(item))
+
+    def flush(self) -> list[TurnEvent]:
         """At the end of the source: what is left."""
-        return [self._encode(clip) for clip in self._collector.flush()]
+        return self._keep(self._collector.flush())
 
-    def _encode(self, clip: AudioChunk) -> Seen:
+    def wait(self, clip: AudioChunk) -> None:
+        """Let a clip wait behind the others."""
+        self._clips.append(clip)
+
+    def _keep(self, found: Sequence[AudioChunk | TurnEvent]) -> list[TurnEvent]:
+        """Clips that take no turn wait here; the rest is for the loop."""
+        events: list[TurnEvent] = []
+        for one in found:
+            if isinstance(one, AudioChunk):
+                self.wait(one)
+            elif isinstance(one, Cut | Overheard):
+                self.wait(one.utterance.clip)
+            else:
+                events.append(one)
+        return events
+
+    def encode(self) -> Seen:
+        """The clip that waits longest, as a segment."""
+        clip = self._clips.popleft()
         taken_ns = self._clock.now_ns()
         # more than one where a long chunk came at the end
         mels = self._mel.push(clip.samples) + self._mel.flush()
         features_ns = self._clock.now_ns()
         media = np.concatenate([self._engine.encode_audio(mel) for mel in mels])
-        rows = embed_media(self._engine, self._tokenizer, audio_text(len(media)), media)
-        evidence = Evidence(clip.source, clip.capture_ns, end_ns(clip))
+        text = self._prefix + audio_text(len(media))
+        rows = embed_media(self._engine, self._tokenizer, text, media)
+        evidence = Evidence(self._name or clip.source, clip.capture_ns, end_ns(clip))
         stages = Stages(
             modality="audio",
             captured_ns=evidence.end_ns,
@@ -203,3 +278,43 @@ class Listener:
             encoded_ns=self._clock.now_ns(),
         )
         return Seen(Perceived("audio", rows, evidence), stages)
+
+
+class Perceiver(Protocol):
+    """What makes segments of a source's items."""
+
+    rung: Rung
+    """How much of the source is perceived; the loop sets it."""
+
+    @property
+    def n_waiting(self) -> int:
+        """What is complete and not encoded."""
+
+    def wants(self, n: int) -> bool:
+        """Whether the source's item number `n` is taken at all."""
+
+    def start_again(self) -> None:
+        """The context has forgotten its older part: build on nothing that was said before."""
+
+    def take(self, item: Any) -> list[TurnEvent]:
+        """Take the next item; what it says about turns.
+
+        Raises:
+            EdgeError: the item cannot be used.
+        """
+
+    def flush(self) -> list[TurnEvent]:
+        """At the end of the source: what is left."""
+
+    def encode(self) -> Seen:
+        """What waits longest, as a segment.
+
+        Raises:
+            MediaError: it cannot be used.
+        """
+
+
+def encoded(perceiver: Perceiver) -> Iterator[Seen]:
+    """All that waits, as segments."""
+    while perceiver.n_waiting:
+        yield perceiver.encode()

@@ -1,8 +1,9 @@
 """Record and replay: what the loop took, when its clock said so, and what followed.
 
-A step of the loop depends on three things only: what it takes (a question, a frame, a chunk, the
-end of a source, or nothing), what its clock says, and what came before. So these are recorded, and
-a replay gives them to the same loop again: its events are then the same, to the nanosecond. The
+A step of the loop depends on four things only: what it takes (a question, a frame, a chunk, a
+client's wish, the end of a source, or nothing), what its clock says, what it learns from outside
+besides (which client has gone, how warm the board is), and what came before. So these are recorded,
+and a replay gives them to the same loop again: its events are then the same, to the nanosecond. The
 file is MCAP, the robotics log format; pictures are foxglove.RawImage, so that viewers show them.
 """
 
@@ -11,11 +12,11 @@ from __future__ import annotations
 import base64
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,15 +26,19 @@ from mcap.writer import Writer
 
 from edge.clock import NS_PER_S, Clock
 from edge.errors import MediaError
-from edge.session.turn import Done, Failed, Question
+from edge.senses.turn_events import Button, Choose, Control, Played
+from edge.session.turn import Failed, Question
 from edge.types import AudioChunk, Frame
 
-FORMAT = 1
+T = TypeVar("T")
+FORMAT = 2
 LIBRARY = "omni-edge"
 TOPICS = {
     "session": "omni_edge.Session",
     "camera": "foxglove.RawImage",
     "sound": "omni_edge.Sound",
+    "playback": "omni_edge.Sound",
+    "control": "omni_edge.Control",
     "question": "omni_edge.Question",
     "step": "omni_edge.Step",
     "event": "omni_edge.Event",
@@ -92,11 +97,11 @@ class Step:
 
     took: str
     """A sense's name, `turn`, or nothing."""
-    item: Frame | AudioChunk | Question | None
+    item: Frame | AudioChunk | Control | Question | None
     """None with a sense's name: its source has ended."""
     asked_ns: int
-    cancelled_after: int | None
-    """Tokens of the answer at which the client went away."""
+    outside: dict[str, Any]
+    """What it learned besides, by name."""
     clock: list[int]
     events: list[dict[str, Any]]
 
@@ -120,7 +125,7 @@ class Recorder:
     _took: str = ""
     _item: object = None
     _asked_ns: int = 0
-    _cancelled_after: int | None = None
+    _outside: dict[str, Any] = field(default_factory=dict)
     _events: list[dict[str, Any]] = field(default_factory=list)
 
     def __enter__(self) -> Recorder:
@@ -147,25 +152,44 @@ class Recorder:
         self._writer.finish()  # type: ignore[no-untyped-call]
         self._file.close()
 
-    def describe(self, model: str, start_ns: int, settings: dict[str, Any]) -> None:
+    def describe(
+        self,
+        model: str,
+        start_ns: int,
+        settings: dict[str, Any],
+        microphones: Sequence[str] = (),
+        cameras: Sequence[str] = (),
+    ) -> None:
         """What the session is; once, at its start."""
-        about = {"format": FORMAT, "model": model, "start_ns": start_ns, "settings": settings}
+        about = {
+            "format": FORMAT,
+            "model": model,
+            "start_ns": start_ns,
+            "settings": settings,
+            "microphones": list(microphones),
+            "cameras": list(cameras),
+        }
         self._write("session", start_ns, about)
 
     def begin(self) -> None:
         """A step begins."""
         self.clock.begin()
-        self._took, self._item, self._asked_ns, self._cancelled_after = "", None, 0, None
-        self._events = []
+        self._took, self._item, self._asked_ns = "", None, 0
+        self._outside, self._events = {}, []
 
     def took(self, name: str, item: object, asked_ns: int = 0) -> None:
         """The step takes an item of a sense (None: its end), or a question."""
         self._took, self._item, self._asked_ns = name, item, asked_ns
 
+    def outside(self, name: str, read: Callable[[], T]) -> T | None:
+        """What the step learns besides: a JSON value, or nothing."""
+        value = read()
+        if value:
+            self._outside[name] = value
+        return value
+
     def saw(self, event: object) -> None:
         """The step has led to an event."""
-        if isinstance(event, Done) and event.finish_reason == "cancelled":
-            self._cancelled_after = event.n_completion_tokens
         self._events.append(event_of(event))
 
     def end(self) -> None:
@@ -179,7 +203,7 @@ class Recorder:
             "took": self._took,
             "item": topic,
             "asked_ns": self._asked_ns,
-            "cancelled_after": self._cancelled_after,
+            "outside": self._outside,
             "clock": said,
         }
         self._write("step", at_ns, step)
@@ -214,19 +238,26 @@ def _content(item: object) -> tuple[str, dict[str, Any]]:
     if isinstance(item, AudioChunk):
         samples = np.ascontiguousarray(item.samples, np.float32).tobytes()
         return "sound", {"capture_ns": item.capture_ns, "source": item.source, "data": samples}
+    if isinstance(item, Played):
+        return "playback", _content(item.chunk)[1]
+    if isinstance(item, Choose | Button):
+        return "control", asdict(item)
     if isinstance(item, Question):
         return "question", asdict(item)
     return "", {}
 
 
-def _item(topic: str, content: dict[str, Any]) -> Frame | AudioChunk | Question:
+def _item(topic: str, content: dict[str, Any]) -> Frame | AudioChunk | Control | Question:
     """The inverse of `_content`."""
     if topic == "question":
         return msgspec.convert(content, Question)
+    if topic == "control":
+        return Choose(**content) if "mode" in content else Button(**content)
     data = base64.b64decode(content["data"])
-    if topic == "sound":
+    if topic in ("sound", "playback"):
         samples = np.frombuffer(data, np.float32)
-        return AudioChunk(samples, content["capture_ns"], content["source"])
+        chunk = AudioChunk(samples, content["capture_ns"], content["source"])
+        return chunk if topic == "sound" else Played(chunk)
     shape = (content["height"], content["width"], 3)
     capture_ns = content["timestamp"]["sec"] * NS_PER_S + content["timestamp"]["nsec"]
     pixels = np.frombuffer(data, np.uint8).reshape(shape)
@@ -256,7 +287,7 @@ def _messages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _steps(messages: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[Step]:
-    item: Frame | AudioChunk | Question | None = None
+    item: Frame | AudioChunk | Control | Question | None = None
     step: dict[str, Any] | None = None
     events: list[dict[str, Any]] = []
     for topic, content in messages:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge.session.loop import TURN, LiveLoop
 from edge.session.record import ReplayedClock, Step, event_of, read
 from edge.session.sense import Sense
 from edge.session.turn import Question, Turn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Observed:
     """Stands where a recorder stands, and keeps the events of the step."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
+    given: dict[str, Any] = field(default_factory=dict)
+    """What the step learned from outside when it was recorded."""
 
     def begin(self) -> None:
         self.events = []
@@ -40,23 +43,14 @@ class Observed:
     def took(self, name: str, item: object, asked_ns: int = 0) -> None:
         """The step takes what it was given."""
 
+    def outside(self, name: str, _read: Callable[[], T]) -> T | None:
+        return self.given.get(name)
+
     def saw(self, event: object) -> None:
         self.events.append(event_of(event))
 
     def end(self) -> None:
         """Nothing is written."""
-
-
-class CancelledAfter(threading.Event):
-    """Set when an answer has as many tokens as the recorded one, whose client went away then."""
-
-    def __init__(self, n_tokens: int) -> None:
-        super().__init__()
-        self._n_left = n_tokens
-
-    def is_set(self) -> bool:
-        self._n_left -= 1
-        return self._n_left < 0
 
 
 Build = Callable[[dict[str, Any], ReplayedClock, Observed], tuple[LiveLoop, Sequence[Sense[Any]]]]
@@ -75,12 +69,10 @@ def replay(path: Path, build: Build) -> Iterator[Replayed]:
     by_name = {sense.name: sense for sense in senses}
     for number, step in enumerate(steps):
         clock.give(step.clock)
+        observed.given = step.outside
         if step.took == TURN:
             assert isinstance(step.item, Question)
-            cancelled = threading.Event()
-            if step.cancelled_after is not None:
-                cancelled = CancelledAfter(step.cancelled_after)
-            loop.take(Turn(step.item, step.asked_ns, lambda _: None, cancelled))
+            loop.take(Turn(step.item, step.asked_ns, lambda _: None))
         elif step.took and step.item is None:
             by_name[step.took].end()
         elif step.took:

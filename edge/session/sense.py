@@ -1,44 +1,31 @@
-"""One sense on its way into the context: a thread fills its ring, the loop empties it."""
+"""One sense on its way into the context: a thread fills its ring, the loop empties it.
+
+Sound is taken as it comes, also while the loop answers: somebody may speak. A frame is taken when
+there is time to encode it, so that the newest wins.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from edge.errors import EdgeError
 from edge.senses.ring import Ring
 from edge.senses.source import AudioSource, FrameSource
+from edge.senses.turn_events import Control, TurnEvent
 from edge.session.budget import Rung
-from edge.session.perceive import Listener, Seen, Watcher
+from edge.session.perceive import Listener, Perceiver, Seen, Watcher
 from edge.types import AudioChunk, Frame
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-U = TypeVar("U", contravariant=True)
 AUDIO_RING_CHUNKS = 300
 """30 s of sound in chunks of 0.1 s may wait."""
-
-
-class Perceiver(Protocol[U]):
-    """What makes segments of a source's items."""
-
-    rung: Rung
-    """How much of the source is perceived; the loop sets it."""
-
-    def wants(self, n: int) -> bool:
-        """Whether the source's item number `n` is taken at all."""
-
-    def start_again(self) -> None:
-        """The context has forgotten its older part: build on nothing that was said before."""
-
-    def push(self, item: U) -> list[Seen]:
-        """Take the next item; the segments that it completes."""
-
-    def flush(self) -> list[Seen]:
-        """At the end of the source: what is left."""
+MAX_WAITING = 8
+"""Clips that may wait to be encoded; then the ring is left to fill, and drops its oldest."""
 
 
 class Sense(Generic[T]):
@@ -47,10 +34,12 @@ class Sense(Generic[T]):
     def __init__(
         self,
         name: str,
-        perceiver: Perceiver[T],
+        perceiver: Perceiver,
         capacity: int,
         items: Callable[[], Iterator[T]] | None = None,
         close: Callable[[], None] = lambda: None,
+        *,
+        hears: bool = False,
     ) -> None:
         """Join the parts; nothing plays before `start`.
 
@@ -59,8 +48,9 @@ class Sense(Generic[T]):
             capacity: items that may wait; one more drops the oldest.
             items: of the source, each given when it has been captured; None where others `put`.
             close: lets them end.
+            hears: its items are taken as they come.
         """
-        self.name, self.close = name, close
+        self.name, self.close, self.hears = name, close, hears
         self.woken: Callable[[], None] = lambda: None
         """Called from the source's thread when there is something to do."""
         self.taken: Callable[[str, object], None] = lambda _name, _item: None
@@ -69,7 +59,7 @@ class Sense(Generic[T]):
         """An error in the source's code, which must end the service."""
         self.n_received = self.n_skipped = self.n_failed = 0
         self._perceiver, self._items = perceiver, items
-        self._ring: Ring[T] = Ring(capacity, lambda: self.woken())
+        self._ring: Ring[T | Control] = Ring(capacity, lambda: self.woken())
         self._ended = False
 
     @property
@@ -105,7 +95,11 @@ class Sense(Generic[T]):
         """Perceive as much as the budget allows from now on."""
         self._perceiver.rung = rung
 
-    def put_again(self, item: T) -> None:
+    def control(self, control: Control) -> None:
+        """Let a client's wish wait, in order with the sound."""
+        self._ring.put(control)
+
+    def put_again(self, item: T | Control) -> None:
         """Let a recorded item wait: it was taken, whatever the budget says."""
         self._ring.put(item)
 
@@ -118,16 +112,37 @@ class Sense(Generic[T]):
         """The context was rebased."""
         self._perceiver.start_again()
 
-    def perceive(self) -> list[Seen] | None:
-        """Take one item and see what it completes; None when nothing waits.
+    @property
+    def n_waiting(self) -> int:
+        """What is complete and not encoded."""
+        return self._perceiver.n_waiting
+
+    def encode(self) -> Seen:
+        """What waits longest, as a segment.
+
+        Raises:
+            MediaError: it cannot be used.
+        """
+        return self._perceiver.encode()
+
+    def hear(self, clip: AudioChunk) -> None:
+        """Let a clip wait to be encoded, behind the others."""
+        assert isinstance(self._perceiver, Listener)
+        self._perceiver.wait(clip)
+
+    def take(self) -> list[TurnEvent] | None:
+        """Take one item; what it says about turns, None when there is none.
 
         Raises:
             MediaError: the item cannot be used.
+            ProtocolError: a client's wish cannot be done now.
         """
+        if self._perceiver.n_waiting >= MAX_WAITING:
+            return None
         item = self._ring.take()
         if item is not None:
             self.taken(self.name, item)
-            return self._perceiver.push(item)
+            return self._perceiver.take(item)
         if self._ended:
             self._ended = False
             self.taken(self.name, None)
@@ -147,23 +162,29 @@ class Sense(Generic[T]):
         self.end()
 
 
-def video_sense(watcher: Watcher, source: FrameSource | None = None) -> Sense[Frame]:
+def video_sense(
+    watcher: Watcher, source: FrameSource | None = None, name: str = "video"
+) -> Sense[Frame]:
     """Sight: the newest frames win.
 
     Args:
         source: None where others put the frames.
+        name: in counters and the log.
     """
-    if source is None:
-        return Sense("video", watcher, watcher.n_frames_of_a_tubelet)
-    return Sense("video", watcher, watcher.n_frames_of_a_tubelet, source.frames, source.close)
+    parts = (name, watcher, watcher.n_frames_of_a_tubelet)
+    return Sense(*parts) if source is None else Sense(*parts, source.frames, source.close)
 
 
-def audio_sense(listener: Listener, source: AudioSource | None = None) -> Sense[AudioChunk]:
+def audio_sense(
+    listener: Listener, source: AudioSource | None = None, name: str = "audio"
+) -> Sense[AudioChunk]:
     """Hearing: sound waits for up to 30 s.
 
     Args:
         source: None where others put the chunks.
+        name: in counters and the log.
     """
+    parts = (name, listener, AUDIO_RING_CHUNKS)
     if source is None:
-        return Sense("audio", listener, AUDIO_RING_CHUNKS)
-    return Sense("audio", listener, AUDIO_RING_CHUNKS, source.chunks, source.close)
+        return Sense(*parts, hears=True)
+    return Sense(*parts, source.chunks, source.close, hears=True)

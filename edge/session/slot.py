@@ -54,6 +54,10 @@ class Slot:
         self._waiting.append(rows)
         self.n_waiting += len(rows)
 
+    def forget_last(self) -> None:
+        """The newest segment is no longer in the state: take it from the ledger."""
+        del self.ledger[-1]
+
     def advance(self) -> None:
         """Prefill one chunk of what waits, across segments."""
         parts: list[Float32] = []

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from edge.clock import NS_PER_S
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
+from edge.senses.turn_events import Control, Mode, SpeechStarted
 from edge.types import Evidence, Stages
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+Priority = Literal["operator", "trigger", "notes"]
+"""The more urgent first: somebody asks · the session watches for something · it notes for itself
+what a rebase forgets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,9 @@ class Question:
     """Question and answer stay in the live context."""
     recall_s: tuple[float, float] | None = None
     """Answer only from what was perceived between so many seconds ago, the longer first."""
+    priority: Priority = "operator"
+    deadline_s: float | None = None
+    """Since it was asked: an answer that has not begun then is refused, one that has is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +111,30 @@ class Turn:
     """Called from the loop's thread, in order; the last event is Done or Failed."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def deadline_ns(self) -> int | None:
+        """When the answer must be complete, None if it may take its time."""
+        seconds = self.question.deadline_s
+        return None if seconds is None else self.asked_ns + int(seconds * NS_PER_S)
+
     def cancel(self) -> None:
         """End the answer at the next token."""
         self.cancelled.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Somebody has asked aloud: what is delivered next, up to Done or Failed, is the answer."""
+
+    asked_ns: int
+    """When the last word ended, estimated."""
+    evidence: Evidence
+    """Where the question is in the live context."""
+
+
+SpokenEvent = SpeechStarted | Spoken | AnswerEvent
+"""What those hear who watch spoken turns, in order. Speech that starts interrupts the answer to
+an earlier one: its Done says `cancelled`, and who plays it should stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +153,8 @@ class Status:
     """When the session began, on the clock of all its other times."""
     recent: tuple[Stages, ...] = ()
     """Stage times of the newest segments, oldest first."""
+    mode: Mode = "typed"
+    """Whose speech takes the turn."""
 
 
 class Asked(Protocol):
@@ -134,6 +165,13 @@ class Asked(Protocol):
 
         Raises:
             CapacityError: too many questions are waiting.
+        """
+
+    def control(self, control: Control) -> None:
+        """Say something to the turn-taking of the first microphone.
+
+        Raises:
+            ProtocolError: there is no microphone whose sound is cut into utterances.
         """
 
     def status(self) -> Status:

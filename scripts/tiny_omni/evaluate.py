@@ -41,7 +41,7 @@ from edge.model.tokenizer import Tokenizer
 from edge.senses.turns import UtteranceDetector
 from edge.session.answer import LivePrompt, answer
 from edge.session.context import LiveContext
-from edge.session.perceive import Listener, Watcher, embed_media
+from edge.session.perceive import Listener, Watcher, embed_media, encoded
 from edge.session.turn import Done, Message, Question, TextDelta, Turn
 from edge.types import AudioChunk, Frame
 
@@ -88,7 +88,8 @@ class Subject:
         listener = Listener(engine, self.tokenizer, clock, UtteranceDetector())
         for i, pixels in enumerate(case.frames):
             frame = Frame(pixels, int(i * FRAME_S * NS_PER_S), i, "camera")
-            for seen in watcher.push(frame):
+            watcher.take(frame)
+            for seen in encoded(watcher):
                 context.append(seen.perceived)
                 if pruner is not None:
                     self.n_kept += seen.stages.n_kept
@@ -98,9 +99,11 @@ class Subject:
             for at in range(0, len(case.sound), CHUNK):
                 since_ns = at * NS_PER_S // SAMPLE_RATE_HZ
                 chunk = AudioChunk(case.sound[at : at + CHUNK], start_ns + since_ns, "microphone")
-                for seen in listener.push(chunk):
+                listener.take(chunk)
+                for seen in encoded(listener):
                     context.append(seen.perceived)
-            for seen in listener.flush():
+            listener.flush()
+            for seen in encoded(listener):
                 context.append(seen.perceived)
         events: list[object] = []
         message = Message("user", case.asked.question)

@@ -12,6 +12,7 @@ from pathlib import Path
 from edge.config import Config
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
+from edge.senses.turn_events import Control
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.turn import AnswerEvent, Done, Question, Status, TextDelta, Timeline, Turn
@@ -53,6 +54,7 @@ class ScriptedSession:
 
     def __init__(self, play: Play, refusal: EdgeError | None = None, ready: bool = True) -> None:
         self.questions: list[Question] = []
+        self.controls: list[Control] = []
         self._play, self._refusal, self._ready = play, refusal, ready
         self._threads: list[threading.Thread] = []
 
@@ -64,6 +66,11 @@ class ScriptedSession:
         self._threads.append(threading.Thread(target=self._play, args=(turn,)))
         self._threads[-1].start()
         return turn
+
+    def control(self, control: Control) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        self.controls.append(control)
 
     def status(self) -> Status:
         return Status(self._ready, MODEL, 321, 8192, {"n_frames": 12})

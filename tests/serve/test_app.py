@@ -22,6 +22,7 @@ from serve.scripted import (
 )
 
 from edge.errors import CapacityError, EngineError
+from edge.senses.turn_events import Button, Choose
 from edge.serve.app import MAX_BODY_BYTES
 from edge.session.turn import Failed, TextDelta
 
@@ -146,6 +147,33 @@ def test_health_and_readiness(path):
         assert curl(path, "http://edge/readyz") == (503, b'{"ready":false}')
     with served(path, ScriptedSession(answer("x"))):
         assert curl(path, "http://edge/readyz") == (200, b'{"ready":true}')
+
+
+def test_the_mode_of_turns_and_the_button(path):
+    session = ScriptedSession(answer("x"))
+    where = "http://edge/v1/edge/turns"
+    with served(path, session):
+        assert curl(path, where, data=b'{"mode":"push_to_talk"}')[0] == 200
+        assert curl(path, where, data=b'{"button":"begin"}')[0] == 200
+        for wrong in (
+            b'{"mode":"loud"}',
+            b'{"button":"push"}',
+            b"{}",
+            b"[1",
+            b'{"mode":"open","x":1}',
+        ):
+            status, body = curl(path, where, data=wrong)
+            assert (status, b"is not understood" in body) == (400, True)
+    assert session.controls == [Choose("push_to_talk"), Button("begin")]
+
+
+def test_an_answer_cut_at_its_deadline_ends_by_length_for_openais_clients(path):
+    with served(path, ScriptedSession(answer("x", done=replace(DONE, finish_reason="deadline")))):
+        body = {**ASK, "edge": {"deadline_s": 0.5}}
+        status, found = curl(
+            path, "http://edge/v1/chat/completions", data=json.dumps(body).encode()
+        )
+    assert (status, json.loads(found)["choices"][0]["finish_reason"]) == (200, "length")
 
 
 @pytest.mark.parametrize(

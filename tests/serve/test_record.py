@@ -59,6 +59,41 @@ def test_a_replay_leads_to_the_same_events(recorded, bundle, tmp_path):
     assert "foxglove.RawImage" in {schema.name for schema in summary.schemas.values()}
 
 
+def test_two_cameras_and_a_microphone_replay_too(run, clips, speech, bundle, tmp_path):
+    settings, path = tmp_path / "edge.toml", tmp_path / "session.mcap"
+    film, sound = clips / "carphone_pristine.mp4", speech / "Front_Center.wav"
+    senses = "".join(
+        f'[[{kind}]]\nname = "{name}"\nsource = "{source}"\n'
+        for kind, name, source in (
+            *(("camera", "front", film), ("camera", "arm", film)),
+            *(("microphone", "mast", sound),),
+        )
+    )
+    settings.write_text(f'{senses}[perception]\nlisten = "utterances"\n[turns]\nmode = "open"\n')
+    service, _ = run("--config", settings, "--record", path)
+    for name in ("front", "arm", "mast"):
+        service.wait_for(f"sense={name} event=ended")
+    assert service.stop() == 0
+    result = edge("replay", bundle("base"), path, "--json")
+    assert result.returncode == 0, result.stderr
+    events = json.loads(result.stdout)["events"]
+    with path.open("rb") as file:
+        kinds, sources = [], set()
+        for _, channel, message in make_reader(file).iter_messages():
+            content = json.loads(message.data)
+            if channel.topic == "/event":
+                kinds.append(content["type"])
+                evidence = content.get("timeline", {}).get("evidence", [])
+                sources |= {found["source"] for found in evidence}
+            if channel.topic == "/session":
+                assert content["cameras"] == ["front", "arm"]
+    assert len(kinds) == events
+    # It was asked aloud, and answered.
+    assert {"SpeechStarted", "Spoken", "Done"} <= set(kinds)
+    assert "mast" in sources
+    assert sources <= {"front", "arm", "mast"}
+
+
 def test_another_model_leads_elsewhere_and_the_replay_says_where(recorded, bundle):
     result = edge("replay", bundle("wide"), recorded)
     assert result.returncode == 65

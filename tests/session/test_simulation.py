@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from simulate import DEADLINE_S, FAULTS, World, check, report
+from simulate import DEADLINE_S, FAULTS, TEXT_TOKENS, World, check, report
 
 from edge.clock import NS_PER_S
+from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.session.budget import LADDER, Budget, Load
+from edge.session.health import BoardHealth, linux_health
 
 
 @pytest.fixture(autouse=True)
@@ -34,15 +37,34 @@ def test_a_seed_gives_the_same_world_again():
 
 
 def test_a_turn_never_waits_for_a_rebase():
-    """Its first token waits at most for one step, and the question's own prefill."""
+    """Its first token waits at most for one segment, and the question's own prefill."""
     world = World("thor", 2.0, 3, faults=False)
     world.run(1800)
     assert world.n_rebases > 50
     costs = world.engine._costs
-    one_step = costs.see.ms(256) + 2 * costs.prefill.ms(256)
+    n_chunks = -(-(256 + TEXT_TOKENS + 1) // MAX_PREFILL_TOKENS)
+    one_step = max(costs.see.ms(256), n_chunks * costs.prefill.ms(256))
     own = costs.prefill.ms(30) + costs.snapshot.ms(0)
     assert max(s for _, s in world.first_token_s) <= (one_step + own) / 1000
     assert world.n_dropped == 0
+
+
+def test_turns_stay_in_time_under_overload_on_the_slower_board_too():
+    """An answer of another turn, 1.5 s long there, does not hold them up."""
+    world = World("agx-orin-64", 7.0, 0, faults=False)
+    for at_s in range(30, 600, 30):
+        for since_ms in (0, 300, 600):
+            world._schedule(at_s * NS_PER_S + since_ms * 1_000_000, asked(world))
+    world.run(620)
+    assert world.steps
+    assert len(world.first_token_s) > 57
+    assert max(s for _, s in world.first_token_s) < 0.6
+    assert world.n_refused == 0
+
+
+def asked(world):
+    world.ask(world.clock.now_ns(), 60)
+    yield 1 << 62
 
 
 def test_overload_is_answered_by_the_budget_and_turns_stay_in_time():
@@ -107,5 +129,68 @@ def test_a_rung_that_did_not_hold_waits_longer_the_next_time():
 def test_the_last_rung_is_the_last():
     budget = Budget(0)
     for at_s in range(4, 60, 4):
-        step(budget, at_s, memory_share=0.99)
+        step(budget, at_s, lateness_s=9)
     assert budget.rung is LADDER[-1]
+
+
+WELL = BoardHealth(60.0, 95.0, memory_share=0.5, power_w=20.0, max_power_w=40.0)
+
+
+@pytest.mark.parametrize(
+    ("unwell", "better", "cause"),
+    [
+        ({"temperature_c": 94.0}, {"temperature_c": 90.0}, "94 °C of 95 °C"),
+        (
+            {"temperature_c": 99.0, "is_throttled": True},
+            {"temperature_c": 90.0},
+            "the board throttles at 99 °C",
+        ),
+        ({"memory_share": 0.97}, {"memory_share": 0.92}, "97% of the memory in use"),
+        ({"power_w": 44.0}, {"power_w": 38.0}, "110% of the power that the board may take"),
+    ],
+    ids=["heat", "throttling", "memory", "power"],
+)
+def test_a_board_that_is_unwell_pushes_down_and_comes_back_only_when_it_is_clearly_better(
+    unwell, better, cause
+):
+    budget = Budget(0)
+    found = []
+    for at_s in range(1, 240):
+        state = unwell if at_s < 40 else better if at_s < 120 else {}
+        health = replace(WELL, **state)
+        degraded = budget.look(at_s * NS_PER_S, Load(0, 0, health))
+        if degraded:
+            found.append((at_s, degraded.cause, degraded.rung))
+    down = [(at_s, why) for at_s, why, _ in found if not why.startswith("calm")]
+    assert {why for _, why in down} == {cause}
+    assert [at_s for at_s, _ in down] == [3, 18, 33]  # its effect is awaited
+    up = [at_s for at_s, why, _ in found if why.startswith("calm")]
+    assert min(up) >= 120 + Budget.CALM_S - 1  # a little better is not well
+    assert budget.rung is LADDER[0]
+
+
+def test_heat_in_a_world_is_an_event_with_its_cause():
+    world = World("thor", 2.0, 1, faults=False)
+    world.run(30)
+    world._heat(5.0)
+    world.run(30)
+    assert "the board throttles at 97 °C" in {step.cause for step in world.steps}
+    assert world.sight._perceiver.rung != LADDER[0]
+
+
+def test_linux_says_how_warm_it_is_and_how_full(tmp_path):
+    assert linux_health(tmp_path) == BoardHealth()
+    (tmp_path / "proc").mkdir()
+    text = "MemTotal:  1000 kB\nMemFree: 10 kB\nMemAvailable:  250 kB\nHugePages_Total: 0\n"
+    (tmp_path / "proc/meminfo").write_text(text)
+    for n, (now, kind, limit) in enumerate(
+        [(50_000, "passive", 90_000), (80_000, "passive", 95_000), (99_000, "critical", 99_500)]
+    ):
+        zone = tmp_path / f"sys/class/thermal/thermal_zone{n}"
+        zone.mkdir(parents=True)
+        (zone / "temp").write_text(f"{now}\n")
+        (zone / "trip_point_0_type").write_text(f"{kind}\n")
+        (zone / "trip_point_0_temp").write_text(f"{limit}\n")
+    assert linux_health(tmp_path) == BoardHealth(80.0, 95.0, memory_share=0.75)
+    (tmp_path / "sys/class/thermal/thermal_zone1/temp").unlink()
+    assert linux_health(tmp_path).temperature_c == 50.0

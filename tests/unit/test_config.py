@@ -113,5 +113,46 @@ def test_a_wrong_configuration_ends_with_exit_code_78():
 
 def test_every_section_is_frozen_and_has_defaults():
     for field in msgspec.structs.fields(Config):
+        if field.name in ("camera", "microphone"):
+            assert field.default == ()
+            continue
         assert field.type.__struct_config__.frozen
         assert field.default == field.type()
+
+
+def test_several_cameras_and_microphones(tmp_path):
+    text = """
+    [[camera]]
+    name = "front"
+    source = "front.mp4"
+    [[camera]]
+    name = "arm"
+    source = "arm.mp4"
+    [[microphone]]
+    name = "mast"
+    source = "mast.wav"
+    """
+    config = load_config(written(tmp_path, text))
+    assert [camera.name for camera in config.camera] == ["front", "arm"]
+    assert config.microphone[0].source == "mast.wav"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[[camera]]\nname = "front"', "camera[0].source is missing"),
+        ('[[camera]]\nname = "Front!"\nsource = "a"', "camera[0].name is 'Front!'"),
+        ('[[camera]]\nname = "a"\nsource = "a"\nfps = 3', "unknown key 'fps' in [camera[0]]"),
+        ('[camera]\nname = "a"\nsource = "a"', "expected sections [[camera]]"),
+        (
+            '[[camera]]\nname = "a"\nsource = "a"\n[[microphone]]\nname = "a"\nsource = "b"',
+            "the name 'a' of a camera or microphone is taken",
+        ),
+        ('[[camera]]\nname = "turn"\nsource = "a"', "the name 'turn'"),
+        ('[turns]\nmode = "open"', "it needs perception.listen"),
+        ('[turns]\nmode = "loud"', "expected open or push_to_talk or typed"),
+        ("[answer]\ndeadline_s = 0", "answer.deadline_s is 0"),
+    ],
+)
+def test_what_is_wrong_with_senses_and_turns_is_told(tmp_path, text, problem):
+    assert problem in refusal(written(tmp_path, text))

@@ -1,0 +1,123 @@
+"""The turns that are open: the most urgent one is answered, token by token, the others wait.
+
+An operator's turn goes before a trigger's. Among equals one whose answer has not begun goes first,
+so that it does not wait for another's answer to end, and then the one that is being answered, so
+that the engine does not change between them without need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+from edge.clock import NS_PER_S, Clock
+from edge.errors import CapacityError, DeadlineError, EdgeError, EngineError, ProtocolError
+from edge.session.answer import Answering, LivePrompt
+from edge.session.context import LiveContext
+from edge.session.turn import Done, Failed, Priority, Turn
+
+PRIORITIES: tuple[str, ...] = get_args(Priority)
+
+
+class Answers:
+    """One engine's answers: at most one of them has its fork of the context open."""
+
+    def __init__(
+        self, prompt: LivePrompt, clock: Clock, context_of: Callable[[Turn], LiveContext]
+    ) -> None:
+        """Begin with no turn.
+
+        Args:
+            context_of: what a turn stands on; may raise CapacityError.
+        """
+        self._prompt, self._clock, self._context_of = prompt, clock, context_of
+        self._open: list[Answering] = []
+        self._current: Answering | None = None
+
+    def __len__(self) -> int:
+        """Turns that are open."""
+        return len(self._open)
+
+    def open(self, turn: Turn) -> None:
+        """Answer a turn as soon as nothing is more urgent."""
+        self._open.append(Answering(self._prompt, turn, self._clock))
+
+    def cancelled(self) -> list[int]:
+        """Which of the turns their clients have given up."""
+        return [i for i, answering in enumerate(self._open) if answering.turn.cancelled.is_set()]
+
+    def give_way(self) -> None:
+        """Leave the context as it was: it is to be changed."""
+        if self._current is not None:
+            self._current.give_way()
+            self._current = None
+
+    def drop(self, turn: Turn) -> None:
+        """Forget a turn, without a word."""
+        for answering in [a for a in self._open if a.turn is turn]:
+            self._remove(answering)
+
+    def fail_all(self, error: EdgeError) -> None:
+        """End all turns."""
+        for answering in list(self._open):
+            self._end(answering, Failed(error))
+
+    def step(self, cancelled: Sequence[int]) -> None:
+        """Bring the most urgent answer on by a token or a chunk of its prefill.
+
+        Args:
+            cancelled: as `cancelled` says.
+        Raises:
+            EngineError: the engine failed; who asked has been told.
+        """
+        for answering in [self._open[i] for i in cancelled]:
+            self._end(answering, answering.end("cancelled"))
+        self._end_late()
+        if not self._open:
+            return
+        chosen = min(self._open, key=self._urgency)
+        try:
+            if chosen is not self._current:
+                self.give_way()
+                chosen.begin(self._context_of(chosen.turn))
+                self._current = chosen
+            done = chosen.step()
+        except (ProtocolError, CapacityError) as error:
+            self._end(chosen, Failed(error))
+        except EngineError as error:
+            chosen.turn.deliver(Failed(error))
+            self._open.remove(chosen)
+            raise
+        else:
+            if done is not None:
+                self._end(chosen, done)
+
+    def _urgency(self, answering: Answering) -> tuple[int, bool, bool]:
+        rank = PRIORITIES.index(answering.turn.question.priority)
+        return rank, answering.has_begun, answering is not self._current
+
+    def _end_late(self) -> None:
+        limits = {a.turn.deadline_ns for a in self._open} - {None}
+        if not limits:
+            return
+        now_ns = self._clock.now_ns()
+        for answering in list(self._open):
+            deadline_ns, seconds = answering.turn.deadline_ns, answering.turn.question.deadline_s
+            if deadline_ns is None or now_ns <= deadline_ns:
+                continue
+            if answering.has_begun:
+                self._end(answering, answering.end("deadline"))
+                continue
+            late_s = (now_ns - deadline_ns) / NS_PER_S
+            problem = f"was not answered within {seconds:g} s (it is {late_s:.3f} s late)"
+            remedy = "ask for less, allow it more time, or lower what is perceived"
+            self._end(answering, Failed(DeadlineError("question", problem, remedy)))
+
+    def _end(self, answering: Answering, outcome: Done | Failed) -> None:
+        self._remove(answering)
+        answering.turn.deliver(outcome)
+
+    def _remove(self, answering: Answering) -> None:
+        if answering is self._current:
+            self.give_way()
+        self._open.remove(answering)

@@ -1,0 +1,215 @@
+"""Spoken turns: an answer is begun at a soft end, and told when the turn is over.
+
+At a pause the question may be complete: its clip enters the context tentatively and an answer is
+made, but held back. If speech is resumed both are undone, bit by bit; if the pause lasts, what has
+been said of the answer is delivered at once. Nothing else may stand behind a tentative clip, so
+any other turn undoes it too: the answer is then begun when the turn is over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edge.clock import NS_PER_S, Clock
+from edge.config import Config
+from edge.engines.engine import AnyEngine
+from edge.model.sampling import Sampling
+from edge.senses.turn_events import Ended, Resumed, SoftEnd, SpeechStarted, TurnEvent, Utterance
+from edge.session.answers import Answers
+from edge.session.context import LiveContext
+from edge.session.intake import Intake
+from edge.session.sense import Sense
+from edge.session.turn import (
+    AnswerEvent,
+    Done,
+    Message,
+    Question,
+    Spoken,
+    SpokenEvent,
+    Turn,
+)
+from edge.types import AudioChunk, Evidence
+
+MAX_SILENT_NS = NS_PER_S
+"""A tentative clip holds up what else is perceived: without sound for so long it is given up."""
+
+
+@dataclass
+class _Held:
+    """Delivers what it is given, but not before it is released."""
+
+    out: Callable[[AnswerEvent], None]
+    released_ns: int | None = None
+    events: list[AnswerEvent] = field(default_factory=list)
+
+    def deliver(self, event: AnswerEvent) -> None:
+        if self.released_ns is None:
+            self.events.append(event)
+            return
+        if isinstance(event, Done):  # nobody has seen a token before
+            timeline, ns = event.timeline, self.released_ns
+            timeline = replace(
+                timeline,
+                first_token_ns=max(timeline.first_token_ns, ns),
+                finished_ns=max(timeline.finished_ns, ns),
+            )
+            event = replace(event, timeline=timeline)
+        self.out(event)
+
+    def release(self, now_ns: int) -> None:
+        self.released_ns = now_ns
+        for event in self.events:
+            self.deliver(event)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Speculation:
+    """An answer that is made for a question which may go on."""
+
+    clip: AudioChunk
+    turn: Turn
+    held: _Held
+
+
+class Conversation:
+    """The spoken turns of one microphone."""
+
+    def __init__(
+        self,
+        context: LiveContext,
+        intake: Intake,
+        answers: Answers,
+        clock: Clock,
+        config: Config,
+        deliver: Callable[[SpokenEvent], None],
+        counters: Counter[str],
+    ) -> None:
+        """Wait for speech.
+
+        Args:
+            deliver: is told what happens.
+            counters: where to count.
+        """
+        self._context, self._intake, self._answers = context, intake, answers
+        self._clock, self._config, self._deliver = clock, config, deliver
+        self._counters = counters
+        self._speculation: _Speculation | None = None
+        self._answered: Turn | None = None
+        self._heard_ns = 0
+
+    def hear(self, sense: Sense[Any], events: list[TurnEvent]) -> None:
+        """Take what has happened in the microphone's newest sound."""
+        self._heard_ns = self._clock.now_ns()
+        for event in events:
+            if isinstance(event, SpeechStarted):
+                self.interrupt()
+                self._deliver(event)
+            elif isinstance(event, SoftEnd):
+                self._soft_end(sense, event.utterance)
+            elif isinstance(event, Resumed):
+                self.give_up()
+            elif isinstance(event, Ended):
+                self._end(sense, event.utterance)
+
+    def interrupt(self) -> None:
+        """Somebody speaks: the answer to the last spoken question ends."""
+        if self._answered is not None:
+            self._answered.cancel()
+
+    def give_up(self) -> None:
+        """Undo what was begun at the soft end."""
+        if self._speculation is not None:
+            self._answers.drop(self._speculation.turn)
+            self._context.reopen()
+            self._speculation = None
+            self._counters["speculations_given_up"] += 1
+
+    def give_up_if_silent(self) -> bool:
+        """Undo it if the microphone has gone; whether that was so."""
+        if self._clock.now_ns() - self._heard_ns <= MAX_SILENT_NS:
+            return False
+        self.give_up()
+        return True
+
+    def _soft_end(self, sense: Sense[Any], utterance: Utterance | None) -> None:
+        if utterance is None or len(self._answers) or self._config.answer.remember:
+            return
+        if not self._enter(sense, utterance.clip):
+            return
+        self._counters["speculations"] += 1
+        held = _Held(self._deliver)
+        turn = self._turn(utterance, held.deliver)
+        self._speculation = _Speculation(utterance.clip, turn, held)
+        self._answers.open(turn)
+
+    def _end(self, sense: Sense[Any], utterance: Utterance | None) -> None:
+        begun = self._speculation
+        if begun is not None and utterance is not None and _same(begun.clip, utterance.clip):
+            self._speculation = None
+            self._intake.settle()
+            self._begin(begun.turn)
+            begun.held.release(self._clock.now_ns())
+            return
+        self.give_up()
+        self._answers.give_way()
+        if utterance is None:  # cuts hold everything
+            self._encode(sense)
+            self._intake.append_all()
+        elif self._enter(sense, utterance.clip):
+            self._intake.settle()
+        else:
+            return
+        turn = self._turn(utterance, self._deliver)
+        self._begin(turn)
+        self._answers.open(turn)
+
+    def _begin(self, turn: Turn) -> None:
+        self._answered = turn
+        newest = self._context.evidence()[-1:]
+        where = newest[0] if newest else Evidence("", turn.asked_ns, turn.asked_ns)
+        self._deliver(Spoken(turn.asked_ns, where))
+
+    def _enter(self, sense: Sense[Any], clip: AudioChunk) -> bool:
+        """Bring a question into the context, behind what was heard before it."""
+        sense.hear(clip)
+        return self._encode(sense) and self._intake.append_tentatively()
+
+    def _encode(self, sense: Sense[Any]) -> bool:
+        """Encode all that waits; whether the last of it could be."""
+        is_encoded = False
+        while sense.n_waiting:
+            is_encoded = self._intake.encode(sense)
+        return is_encoded
+
+    def _turn(self, utterance: Utterance | None, deliver: Callable[[AnswerEvent], None]) -> Turn:
+        asked_ns = self._clock.now_ns() if utterance is None else utterance.end_ns
+        question = spoken_question(self._config, self._context.engine, asked_ns)
+        return Turn(question, asked_ns, deliver)
+
+
+def _same(first: AudioChunk, second: AudioChunk) -> bool:
+    """Whether two clips of one microphone hold the same sound."""
+    return (first.capture_ns, len(first.samples)) == (second.capture_ns, len(second.samples))
+
+
+def spoken_question(config: Config, engine: AnyEngine, seed: int) -> Question:
+    """What somebody asks who has spoken: the question itself is in the context.
+
+    Args:
+        seed: draws the answer, where it is not greedy.
+    """
+    answer, own = config.answer, engine.spec.sampling
+    default = Sampling(own.temperature, own.top_p) if answer.thinking else Sampling()
+    temperature = default.temperature if answer.temperature is None else answer.temperature
+    top_p = default.top_p if answer.top_p is None else answer.top_p
+    return Question(
+        (Message("user", config.turns.text),),
+        Sampling(temperature, top_p, seed=seed),
+        answer.max_tokens,
+        thinking=answer.thinking,
+        remember=answer.remember,
+        deadline_s=answer.deadline_s,
+    )

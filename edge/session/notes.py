@@ -1,0 +1,83 @@
+"""Notes: what the model writes down for itself before a rebase forgets it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge.clock import Clock
+from edge.errors import ProtocolError
+from edge.model.sampling import Sampling
+from edge.model.tokenizer import Tokenizer
+from edge.session.answers import Answers
+from edge.session.context import LiveContext
+from edge.session.slot import Perceived
+from edge.session.turn import AnswerEvent, Done, Message, Question, TextDelta, Turn
+from edge.types import Evidence
+
+log = logging.getLogger(__name__)
+
+ASKED = "Note in a few words what has happened so far."
+NOTES = "Earlier: {}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """The model has written what the next rebase will put behind the anchor."""
+
+    at_ns: int
+    text: str
+    n_tokens: int
+
+
+class Notes:
+    """Writes notes when the context wants some, as a turn that gives way to all others."""
+
+    def __init__(
+        self,
+        context: LiveContext,
+        answers: Answers,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        saw: Callable[[object], None],
+        counters: Counter[str],
+    ) -> None:
+        self._context, self._answers, self._tokenizer = context, answers, tokenizer
+        self._clock, self._saw, self._counters = clock, saw, counters
+        self._n_around = len(tokenizer.encode(NOTES.format("")))
+        self._text: list[str] = []
+
+    def write_if_wanted(self) -> None:
+        """Open the turn; once before each rebase."""
+        if not self._context.takes_notes():
+            return
+        n_tokens = max(1, self._context.notes_tokens - self._n_around)
+        question = Question((Message("user", ASKED),), Sampling(), n_tokens, priority="notes")
+        self._text = []
+        self._answers.open(Turn(question, self._clock.now_ns(), self._deliver))
+
+    def _deliver(self, event: AnswerEvent) -> None:
+        if isinstance(event, TextDelta):
+            self._text.append(event.text)
+        elif isinstance(event, Done):
+            self._keep(" ".join("".join(self._text).split()), event)
+        else:
+            self._counters["notes_refused"] += 1
+            log.warning("notes=refused error=%s", event.error)
+
+    def _keep(self, text: str, done: Done) -> None:
+        try:
+            self._tokenizer.refuse_special_tokens(text)
+        except ProtocolError as error:
+            self._counters["notes_refused"] += 1
+            log.warning("notes=refused error=%s", error)
+            return
+        ids = self._tokenizer.encode(NOTES.format(text))[: self._context.notes_tokens]
+        times = done.timeline
+        evidence = Evidence("notes", times.started_ns, times.captured_ns or times.started_ns)
+        self._context.note(Perceived("text", self._context.engine.embed(ids), evidence))
+        self._counters["notes"] += 1
+        self._saw(Noted(self._clock.now_ns(), text, len(ids)))
+        log.info("notes=%s tokens=%d", text, len(ids))

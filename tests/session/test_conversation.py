@@ -1,0 +1,396 @@
+"""Spoken turns in the loop: begun at a soft end, told at the end, undone when speech goes on."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from test_loop import chunk as noise
+from test_loop import drive, frame
+from turn_scenes import chunks, conversations
+
+from edge.clock import NS_PER_S, VirtualClock
+from edge.config import load_config
+from edge.errors import ProtocolError
+from edge.model.prompt import ChatTemplate
+from edge.model.sampling import Sampling
+from edge.model.tokenizer import Tokenizer
+from edge.senses.sound import BLOCK_NS, BLOCK_SAMPLES
+from edge.senses.turn_events import Button, Choose, Played, SpeechStarted
+from edge.senses.turns import MIN_SILENCE_BLOCKS, SOFT_END_BLOCKS, TurnDetector
+from edge.session.answer import LivePrompt
+from edge.session.loop import LiveLoop
+from edge.session.perceive import Listener, Watcher
+from edge.session.record import RecordedClock, Recorder
+from edge.session.replay import replay
+from edge.session.sense import audio_sense, video_sense
+from edge.session.turn import Done, Message, Question, Spoken, TextDelta
+from edge.types import AudioChunk
+
+pytest_plugins = ["media"]
+SPEECH, SILENCE = 0.9, 0.0
+
+
+class Robot:
+    """A loop with a microphone that hears what it is told, in blocks, and its own voice."""
+
+    def __init__(self, folder, engine, mode, recorder=None, clock=None, start_ns=0, **changes):
+        settings = {"turns": {"mode": mode}, "answer": {"max_tokens": 12}, **changes}
+        config = load_config(None, {"perception": {"listen": "utterances"}, **settings})
+        self.config, self.clock = config, clock or VirtualClock()
+        prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), "")
+        parts = (engine, prompt.tokenizer, self.clock)
+        # The sound is its own script: a block's first sample is its probability of speech.
+        detector = TurnDetector(mode, lambda samples: float(samples[0]))
+        self.senses = [
+            audio_sense(Listener(*parts, detector)),
+            video_sense(Watcher(*parts, start_ns)),
+        ]
+        self.loop = LiveLoop(
+            *(engine, prompt, config, self.clock, "base", self.senses),
+            start_ns=start_ns,
+            recorder=recorder,
+        )
+        self.events, self.n_blocks = [], 0
+        self.loop.watch(self.events.append)
+
+    def hears(self, n_blocks, probability, *, work=True):
+        """So many blocks, while the loop works on everything it can."""
+        for _ in range(n_blocks):
+            samples = 0.1 * np.random.default_rng(self.n_blocks).standard_normal(BLOCK_SAMPLES)
+            samples = samples.astype(np.float32)
+            samples[0] = probability
+            self.senses[0].put(AudioChunk(samples, self.n_blocks * BLOCK_NS, "microphone"))
+            self.n_blocks += 1
+            if isinstance(self.clock, VirtualClock):
+                self.clock.sleep_until(self.n_blocks * BLOCK_NS)
+            if work:
+                drive(self.loop)
+
+    def sees(self, index):
+        for i in (2 * index, 2 * index + 1):
+            self.senses[1].put(frame(i))
+
+    def kinds(self):
+        return [type(event) for event in self.events if not isinstance(event, TextDelta)]
+
+    def answers(self):
+        texts = [""]
+        for event in self.events:
+            if isinstance(event, TextDelta):
+                texts[-1] += event.text
+            elif isinstance(event, Done):
+                texts.append("")
+        return texts[:-1]
+
+    def decoded(self):
+        with self.loop._context.fork() as fork:
+            return self.loop._context.engine.decode(fork.state, 5)
+
+    def counts(self, name):
+        return self.loop.status().counters.get(name, 0)
+
+
+@pytest.fixture
+def robot(bundle, engine):
+    def make(mode="open", **settings):
+        return Robot(bundle("base"), engine("base"), mode, **settings)
+
+    return make
+
+
+def test_an_answer_is_begun_at_the_soft_end_and_told_at_the_end(robot):
+    robot = robot()
+    robot.sees(0)
+    robot.hears(10, SPEECH)
+    assert robot.kinds() == [SpeechStarted]
+    n_before = robot.loop._context.n_tokens
+    robot.hears(SOFT_END_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted]  # the answer is complete, and nobody has heard of it
+    assert robot.loop._context.is_tentative
+    assert robot.loop._context.n_tokens > n_before
+    assert not len(robot.loop._answers)
+    robot.hears(MIN_SILENCE_BLOCKS - SOFT_END_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert not robot.loop._context.is_tentative
+    spoken = next(event for event in robot.events if isinstance(event, Spoken))
+    assert spoken.evidence.source == "microphone"
+    assert robot.answers()[0]
+    # Nobody could have had its first token before the turn was over.
+    timeline = robot.events[-1].timeline
+    assert timeline.asked_ns == 10 * BLOCK_NS
+    assert timeline.first_token_ns == (10 + MIN_SILENCE_BLOCKS) * BLOCK_NS
+    assert [segment.modality for segment in robot.loop._context.ledger] == [
+        "text",
+        "video",
+        "audio",
+    ]
+    assert robot.counts("speculations") == robot.counts("answers") == 1
+
+
+def test_an_answer_is_the_same_whether_it_was_begun_early_or_not(robot):
+    early, late = robot(), robot()
+    for one in (early, late):
+        one.sees(0)
+        one.hears(10, SPEECH)
+    early.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    late.hears(MIN_SILENCE_BLOCKS, SILENCE, work=False)  # the loop sleeps over the pause
+    drive(late.loop)
+    assert early.answers() == late.answers() != [""]
+    np.testing.assert_array_equal(early.decoded(), late.decoded())
+
+
+def test_a_pause_that_was_not_the_end_leaves_no_trace(robot):
+    robot = robot()
+    robot.sees(0)
+    robot.hears(10, SPEECH)
+    before, ledger = robot.decoded(), list(robot.loop._context.ledger)
+    robot.hears(SOFT_END_BLOCKS + 3, SILENCE)
+    assert robot.loop._context.is_tentative
+    robot.hears(1, SPEECH)
+    np.testing.assert_array_equal(robot.decoded(), before)
+    assert robot.loop._context.ledger == ledger
+    assert robot.kinds() == [SpeechStarted]
+    robot.hears(6, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.counts("speculations") == 2
+    assert robot.counts("speculations_given_up") == 1
+    # The clip that stays is the whole question.
+    (heard,) = [e for e in robot.loop._context.evidence() if e.source == "microphone"]
+    assert heard.end_ns - heard.start_ns > (10 + SOFT_END_BLOCKS + 3 + 7) * BLOCK_NS
+
+
+def test_speech_that_resumes_while_the_answer_is_being_made_undoes_it(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    before = robot.decoded()
+    robot.hears(SOFT_END_BLOCKS, SILENCE, work=False)
+    for _ in range(SOFT_END_BLOCKS + 3):  # in the middle of the answer
+        assert robot.loop.step()
+    assert len(robot.loop._answers) == 1
+    robot.hears(1, SPEECH, work=False)
+    assert robot.loop.step()
+    assert not len(robot.loop._answers)
+    np.testing.assert_array_equal(robot.decoded(), before)
+
+
+def test_a_typed_question_in_the_pause_comes_first_and_both_are_answered(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS + 2, SILENCE)
+    typed = []
+    question = Question((Message("user", "Hello"),), Sampling(), 5)
+    robot.loop.ask(question, typed.append)
+    drive(robot.loop)
+    assert isinstance(typed[-1], Done)
+    assert not robot.loop._context.is_tentative
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert sum(s.n_tokens for s in robot.loop._context.ledger) == robot.loop._context.n_tokens
+
+
+def test_what_is_seen_in_the_pause_waits_and_enters_behind_the_question(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE)
+    robot.sees(0)
+    drive(robot.loop)
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio"]
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio", "video"]
+
+
+def test_a_microphone_that_goes_in_the_pause_does_not_blind_the_robot(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE)
+    robot.clock.sleep_until(robot.clock.now_ns() + 2 * NS_PER_S)
+    robot.sees(0)
+    drive(robot.loop)
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "video"]
+
+
+def test_speech_interrupts_the_answer_to_a_spoken_question(robot):
+    robot = robot(answer={"max_tokens": 200})
+    robot.hears(10, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE, work=False)
+    while TextDelta not in map(type, robot.events):
+        assert robot.loop.step()
+    robot.hears(10, SPEECH, work=False)
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted, Spoken, SpeechStarted, Done]
+    assert robot.events[-1].finish_reason == "cancelled"
+
+
+def test_typed_answers_are_not_interrupted_by_speech(robot):
+    robot = robot()
+    typed = []
+    robot.loop.ask(Question((Message("user", "Hello"),), Sampling(), 60), typed.append)
+    for _ in range(5):
+        robot.loop.step()
+    robot.hears(10, SPEECH, work=False)
+    drive(robot.loop)
+    assert typed[-1].finish_reason != "cancelled"
+
+
+def test_typed_only_hears_and_does_not_answer(robot):
+    robot = robot("typed")
+    robot.hears(10, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.events == []
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio"]
+
+
+def test_the_button_decides_what_is_for_the_robot(robot):
+    robot = robot("push_to_talk")
+    robot.hears(10, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == []  # overheard
+    robot.loop.control(Button("begin"))
+    robot.hears(10, SPEECH)
+    robot.hears(3 * MIN_SILENCE_BLOCKS, SILENCE)
+    assert Spoken not in robot.kinds()  # a pause ends nothing
+    robot.loop.control(Button("commit"))
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    robot.loop.control(Button("begin"))
+    robot.hears(10, SPEECH)
+    robot.loop.control(Button("cancel"))
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds().count(Spoken) == 1
+
+
+def test_the_mode_may_change_and_is_told(robot):
+    robot = robot("typed")
+    with pytest.raises(ProtocolError, match="the mode is typed"):
+        robot.loop.control(Button("begin"))
+    robot.loop.control(Choose("open"))
+    assert robot.loop.status().mode == "open"
+    robot.hears(10, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+
+
+def test_without_utterances_there_are_no_turns(robot):
+    robot = robot("typed", perception={"listen": "windows"})
+    with pytest.raises(ProtocolError, match="only typed"):
+        robot.loop.control(Choose("open"))
+
+
+def test_a_long_question_is_cut_and_answered_once(robot):
+    robot = robot(context={"max_tokens": 2000, "keep_tokens": 1500})
+    robot.hears(500, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio", "audio"]
+
+
+def test_a_spoken_question_may_be_remembered_and_thought_about(robot):
+    settings = {"answer": {"max_tokens": 8, "remember": True, "temperature": 0.7}}
+    first, second = robot(**settings), robot(**settings)
+    for one in (first, second):
+        one.hears(10, SPEECH)
+        one.hears(MIN_SILENCE_BLOCKS, SILENCE)
+        assert [s.modality for s in one.loop._context.ledger] == ["text", "audio", "text"]
+        assert one.counts("speculations") == 0
+    assert first.answers() == second.answers()
+
+
+def test_the_robots_own_voice_does_not_interrupt_it_and_a_person_does(sentences, bundle, engine):
+    """Real sound through the loop: what is played is given as a reference, before it is heard."""
+    (talk,) = conversations(sentences, 1, np.random.default_rng(3))
+
+    def started(person_db, reference):
+        folder, one = bundle("base"), engine("base")
+        config = load_config(
+            None, {"perception": {"listen": "utterances"}, "turns": {"mode": "open"}}
+        )
+        prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), "")
+        clock = VirtualClock()
+        sense = audio_sense(Listener(one, prompt.tokenizer, clock, TurnDetector("open")))
+        loop = LiveLoop(one, prompt, config, clock, "base", [sense], start_ns=0)
+        events = []
+        loop.watch(events.append)
+        voices, sounds = chunks(talk.played), chunks(talk.heard(person_db))
+        for voice, sound in zip(voices, sounds, strict=True):
+            if reference:
+                loop.control(Played(AudioChunk(voice.samples, voice.capture_ns, "loudspeaker")))
+            sense.put(sound)
+            while loop._listen():
+                pass
+        return sum(isinstance(event, SpeechStarted) for event in events)
+
+    assert started(None, reference=True) == 0
+    assert started(None, reference=False) > 0
+    assert started(5.0, reference=True) > 0
+
+
+def test_a_recorded_conversation_replays_to_the_same_events(bundle, engine, tmp_path):
+    """Modes, buttons, resumed speech, interruptions and clients that go, to the nanosecond."""
+    path = tmp_path / "talk.mcap"
+    clock = RecordedClock(Ticking())
+    with Recorder(path, clock) as recorder:
+        robot = Robot(
+            *(bundle("base"), engine("base"), "open"),
+            recorder=recorder,
+            clock=clock,
+            answer={"max_tokens": 30, "temperature": 0.8},
+        )
+        recorder.describe("base", 0, msgspec.to_builtins(robot.config))
+        for i in range(6):
+            robot.sees(i)
+            robot.hears(10, SPEECH, work=i % 2 == 0)
+            robot.hears(SOFT_END_BLOCKS + 2, SILENCE, work=i % 3 == 0)
+            if i == 2:
+                robot.hears(8, SPEECH)
+            if i == 3:
+                robot.loop.control(Choose("push_to_talk"))
+                robot.loop.control(Button("begin"))
+                robot.loop.control(Played(noise(0)))
+            if i == 4:
+                robot.loop.control(Button("commit"))
+                robot.loop.control(Choose("open"))
+            question = Question((Message("user", "Hello"),), Sampling(0.9, seed=i), 20)
+            turn = robot.loop.ask(question, lambda _: None)
+            for _ in range(12):
+                robot.loop.step()
+            if i % 2:
+                turn.cancel()
+            robot.hears(MIN_SILENCE_BLOCKS, SILENCE, work=i % 2 == 1)
+        drive(robot.loop)
+    assert robot.counts("speculations_given_up") > 0
+    ended = [event.finish_reason for event in robot.events if isinstance(event, Done)]
+    assert len(ended) > 2
+
+    def build(about, replayed, observed):
+        other = Robot(
+            *(bundle("base"), engine("base"), "open"),
+            recorder=observed,
+            clock=replayed,
+            start_ns=about["start_ns"],
+            answer={"max_tokens": 30, "temperature": 0.8},
+        )
+        return other.loop, other.senses
+
+    steps = list(replay(path, build))
+    assert sum(len(step.events) for step in steps) > 50
+    assert {event["type"] for step in steps for event in step.events} >= {
+        *("SpeechStarted", "Spoken", "TextDelta", "Done", "Stages")
+    }
+    for step in steps:
+        assert step.is_same, f"step {step.number}: {step.events} for {step.step.events}"
+
+
+class Ticking:
+    """A clock that goes on by a millisecond whenever it is read."""
+
+    def __init__(self):
+        self.at_ns = 0
+
+    def now_ns(self):
+        self.at_ns += 1_000_000
+        return self.at_ns
+
+    def sleep_until(self, deadline_ns):
+        self.at_ns = max(self.at_ns, deadline_ns)

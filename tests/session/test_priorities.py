@@ -1,0 +1,227 @@
+"""Who goes first, who gives way, and what happens to those who cannot be answered in time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_loop import drive, frame, make, modalities, put
+
+from edge.clock import NS_PER_S
+from edge.errors import DeadlineError
+from edge.model.sampling import Sampling
+from edge.session.turn import Done, Failed, Message, Question, TextDelta
+
+__all__ = ["make"]
+pytest_plugins = ["media"]
+
+
+class Journal:
+    """What is delivered to whom, in order."""
+
+    def __init__(self, loop):
+        self.loop, self.events = loop, []
+
+    def ask(self, name, max_tokens=12, text="Hello", **settings):
+        question = Question((Message("user", text),), Sampling(), max_tokens, **settings)
+        return self.loop.ask(question, lambda event: self.events.append((name, event)))
+
+    def of(self, name):
+        return [event for asked, event in self.events if asked == name]
+
+    def text(self, name):
+        return "".join(event.text for event in self.of(name) if isinstance(event, TextDelta))
+
+    def done(self, name):
+        return isinstance(self.of(name)[-1], Done) if self.of(name) else False
+
+    def order_of_ends(self):
+        return [name for name, event in self.events if isinstance(event, Done | Failed)]
+
+
+def until_begun(loop, journal, name, n=2):
+    while len(journal.of(name)) < n:
+        assert loop.step()
+
+
+def alone(make, text, max_tokens=12):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("alone", max_tokens, text)
+    drive(loop)
+    return journal.text("alone")
+
+
+def test_a_new_question_does_not_wait_for_another_answers_end(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("first", 30, "Hello")
+    until_begun(loop, journal, "first", 4)
+    journal.ask("second", 6, "And you?")
+    drive(loop)
+    assert journal.order_of_ends() == ["second", "first"]
+    names = [name for name, _ in journal.events]
+    at = names.index("second")
+    assert set(names[:at]) == {"first"}
+    # Both answers are what they would have been alone: the one that gave way was resumed exactly.
+    assert journal.text("first") == alone(make, "Hello", 30)
+    assert journal.text("second") == alone(make, "And you?", 6)
+    assert sum(s.n_tokens for s in loop._context.ledger) == loop._context.n_tokens
+
+
+def test_an_operator_goes_before_a_trigger_that_has_waited_longer(make):
+    loop = make()
+    journal = Journal(loop)
+    for name in ("watch", "watch too"):
+        journal.ask(name, 8, priority="trigger")
+    journal.ask("operator", 8)
+    drive(loop)
+    assert journal.order_of_ends()[0] == "operator"
+
+
+def test_a_triggers_answer_gives_way_to_an_operator_between_tokens(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("trigger", 30, priority="trigger")
+    until_begun(loop, journal, "trigger", 3)
+    n_before = len(journal.of("trigger"))
+    journal.ask("operator", 6)
+    while not journal.done("operator"):
+        loop.step()
+    assert len(journal.of("trigger")) == n_before
+    drive(loop)
+    assert journal.text("trigger") == alone(make, "Hello", 30)
+
+
+def test_a_trigger_waits_while_an_operator_is_answered(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("operator", 10)
+    until_begun(loop, journal, "operator")
+    journal.ask("trigger", 4, priority="trigger")
+    drive(loop)
+    assert journal.order_of_ends() == ["operator", "trigger"]
+
+
+def test_answers_go_before_perception_and_perception_enters_whole(make):
+    loop = make()
+    journal = Journal(loop)
+    put(loop, [frame(0), frame(1)])
+    for _ in range(3):  # two frames and their encoding
+        loop.step()
+    assert loop._intake.n_pending == 1
+    journal.ask("operator", 8)
+    while not journal.done("operator"):
+        loop.step()
+        assert modalities(loop) == []
+    drive(loop)
+    assert modalities(loop) == ["video"]
+
+
+def test_a_question_that_cannot_be_answered_in_time_is_refused_and_says_so(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("late", deadline_s=0.5)
+    loop._clock.sleep_until(NS_PER_S)
+    journal.ask("in time", deadline_s=0.5)
+    drive(loop)
+    (failed,) = journal.of("late")
+    assert isinstance(failed.error, DeadlineError)
+    assert "was not answered within 0.5 s (it is 0.500 s late)" in str(failed.error)
+    assert journal.done("in time")
+    assert loop.status().counters["answers_refused"] == 1
+
+
+def test_an_answer_that_has_begun_is_cut_at_its_deadline(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("slow", 100, deadline_s=1.0)
+    until_begun(loop, journal, "slow", 5)
+    loop._clock.sleep_until(2 * NS_PER_S)
+    drive(loop)
+    done = journal.of("slow")[-1]
+    assert done.finish_reason == "deadline"
+    assert 0 < done.n_completion_tokens < 100
+    assert not len(loop._answers)
+
+
+def test_a_client_that_goes_while_it_waits_is_not_answered(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("first", 20)
+    until_begun(loop, journal, "first")
+    waiting = journal.ask("second", 20, priority="trigger")
+    loop.step()
+    waiting.cancel()
+    while not journal.of("second"):
+        loop.step()
+    (done,) = journal.of("second")
+    assert (done.finish_reason, done.n_completion_tokens) == ("cancelled", 0)
+    assert not journal.done("first")
+    drive(loop)
+    assert journal.done("first")
+
+
+def test_a_recalled_part_of_the_past_is_kept_by_nobody_who_waits(make):
+    """An answer about the past that gives way gives its state back, and recalls it again."""
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    journal = Journal(loop)
+    ask = {"recall_s": (5.0, 0.0)}
+    journal.ask("past", 20, **ask)
+    until_begun(loop, journal, "past", 3)
+    journal.ask("now", 5)
+    while not journal.done("now"):
+        loop.step()
+    (waiting,) = loop._answers._open
+    assert waiting._context is None
+    drive(loop)
+    assert journal.done("past")
+
+
+@pytest.mark.parametrize("n_others", [0, 3])
+def test_a_live_state_is_bit_identical_after_answers_in_any_order(make, n_others):
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    context = loop._context
+
+    def decoded():
+        with context.fork() as fork:
+            return context.engine.decode(fork.state, 5)
+
+    before = decoded()
+    journal = Journal(loop)
+    for i in range(n_others + 1):
+        journal.ask(str(i), 20, priority="operator" if i % 2 else "trigger")
+        until_begun(loop, journal, str(i)) if i % 2 else loop.step()
+    drive(loop)
+    assert len(journal.order_of_ends()) == n_others + 1
+    np.testing.assert_array_equal(decoded(), before)
+
+
+def test_what_waits_is_bounded(make):
+    loop = make(socket={"max_waiting": 3})
+    journal = Journal(loop)
+    for i in range(4):
+        journal.ask(str(i), 30)
+        until_begun(loop, journal, str(i))  # each gives way to the next
+    with pytest.raises(Exception, match="3 others are waiting"):
+        journal.ask("one more")
+    drive(loop)
+    assert len(journal.order_of_ends()) == 4
+
+
+def test_the_end_of_the_service_is_told_to_all(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("begun", 30)
+    until_begun(loop, journal, "begun")
+    journal.ask("waits", 30)
+    loop.stop()
+    loop.run()
+    assert [type(journal.of(name)[-1]) for name in ("begun", "waits")] == [Failed, Failed]
+    turn = replace(journal.of("begun")[-1])
+    assert "is stopping" in str(turn.error)
