@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ def run(arguments: argparse.Namespace) -> None:
     for section, key, value in given:
         if value is not None:
             changes.setdefault(section, {})[key] = value
+    # While a session is recorded its settings stay: the recording has them once.
+    reload = None if arguments.record else partial(load_config, arguments.config, changes)
     config = load_config(arguments.config, changes)
     given_senses = (config, arguments.video, arguments.audio)
     senses = service.open_senses(
         *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
     )
-    service.run(arguments.bundle, config, senses, arguments.record)
+    service.run(arguments.bundle, config, senses, arguments.record, reload)
 
 
 def ask(arguments: argparse.Namespace) -> None:

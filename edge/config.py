@@ -178,6 +178,19 @@ def load_config(
     return config
 
 
+def without_restart(now: Config, wanted: Config) -> tuple[Config, list[str]]:
+    """What of new settings a running session can take up and keep its context.
+
+    Returns:
+        Settings with the new [answer], [turns] and socket.max_waiting; the sections that hold more
+        than that and wait for a restart.
+    """
+    socket = msgspec.structs.replace(now.socket, max_waiting=wanted.socket.max_waiting)
+    taken = msgspec.structs.replace(now, answer=wanted.answer, turns=wanted.turns, socket=socket)
+    sections = (*_SECTIONS, *_LISTS)
+    return taken, [name for name in sections if getattr(taken, name) != getattr(wanted, name)]
+
+
 def _read(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

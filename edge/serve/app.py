@@ -37,6 +37,8 @@ from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+CHANGE: web.AppKey[Callable[[Config], None]] = web.AppKey("change")
+"""An application's function that lets it go on with other settings."""
 
 
 class _Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +70,7 @@ def make_app(
     """
     api = _Api(session, config, model_name, thinking_sampling)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+    app[CHANGE] = api.change
     app.add_routes(
         [
             web.get("/v1/models", api.models),
@@ -110,6 +113,10 @@ class _Api:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling = thinking_sampling
         self._created_s = int(time.time())
+
+    def change(self, config: Config) -> None:
+        """Take what a request leaves open from other settings."""
+        self._config = config
 
     async def models(self, _: web.Request) -> web.Response:
         model = {

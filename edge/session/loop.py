@@ -45,6 +45,9 @@ T = TypeVar("T")
 TURN = "turn"
 """What a step takes when it takes a question."""
 
+IDLE_S = 1.0
+"""Without anything to do the loop says so often that it is alive."""
+_STOPPING = CapacityError("service", "is stopping", "ask again later")
 FEED_JOIN_S = 2.0
 """A source may sleep until its next frame; its thread does not outlive the process."""
 
@@ -72,6 +75,7 @@ class LiveLoop:
         start_ns: int,
         recorder: Recorder | Observed | None = None,
         health: Callable[[], BoardHealth] | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         """Prefill the anchor; nothing plays before `run`.
 
@@ -81,7 +85,10 @@ class LiveLoop:
             start_ns: the session's time 0, from which the prompt counts.
             recorder: is told what every step takes and what follows.
             health: what the board says of itself; read once a second.
+            alive: called from the loop's thread after each step, and while there is nothing to do;
+                not while the engine hangs.
         """
+        self._alive = alive
         self._recorder, self._health = recorder, health
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
         self._start_ns = start_ns
@@ -95,6 +102,7 @@ class LiveLoop:
         )
         self._n_rebases = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
+        self._draining = False
         self._senses = senses
         for sense in senses:
             sense.woken = self._wake.set
@@ -143,6 +151,8 @@ class LiveLoop:
             CapacityError: socket.max_waiting questions wait already.
         """
         with self._turns_lock:
+            if self._draining:
+                raise _STOPPING
             limit = self._config.socket.max_waiting
             if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
                 raise CapacityError(
@@ -200,6 +210,23 @@ class LiveLoop:
             mode=self._mode,
         )
 
+    def change(self, config: Config) -> None:
+        """Go on with other settings, as far as `config.without_restart` lets them differ."""
+        mode = config.turns.mode
+        if mode != self._config.turns.mode and self._microphone is not None:
+            self.control(Choose(mode))
+        self._config = self._conversation.config = config
+
+    def drain(self) -> None:
+        """Take no more questions; those that were asked are still answered."""
+        with self._turns_lock:
+            self._draining = True
+
+    @property
+    def n_turns(self) -> int:
+        """Questions that are not answered yet."""
+        return len(self._turns) + len(self._answers)
+
     def stop(self) -> None:
         """End `run` after the step it is in."""
         self._stopped.set()
@@ -222,8 +249,10 @@ class LiveLoop:
         try:
             while not self._stopped.is_set():
                 self._wake.clear()
-                if not self.step():
-                    self._wake.wait()
+                is_idle = not self.step()
+                self._alive()
+                while is_idle and not self._wake.wait(IDLE_S):
+                    self._alive()
                 for sense in self._senses:
                     if sense.defect is not None:
                         raise sense.defect
@@ -235,12 +264,11 @@ class LiveLoop:
 
     def _refuse_waiting(self) -> None:
         """Tell those who still wait; nobody will answer them."""
-        error = CapacityError("service", "is stopping", "ask again later")
         with self._turns_lock:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
-            turn.deliver(Failed(error))
-        self._answers.fail_all(error)
+            turn.deliver(Failed(_STOPPING))
+        self._answers.fail_all(_STOPPING)
 
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""
