@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import edge
+from edge import board_commands
 from edge.client import Client, Finished, Text
 from edge.config import load_config
 from edge.errors import ConfigurationError, EdgeError, ReplayError
@@ -205,8 +206,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=int, default=0, help="0: one a core (default)")
     command.add_argument("--rounds", type=int, default=9, help="medians are taken of (default 9)")
     command.set_defaults(call=bench)
+    board_commands.add(commands)
     for name, command in commands.choices.items():
-        if name not in ("bench", "replay"):
+        if name not in ("bench", "replay", "doctor", "devices"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
         if name != "run":
             command.add_argument("--json", action="store_true", help="one JSON line for machines")

@@ -35,12 +35,12 @@ from edge.senses.turns import TurnDetector
 from edge.serve import unix_socket
 from edge.serve.app import CHANGE, make_app, serving
 from edge.session.answer import LivePrompt
-from edge.session.health import linux_health
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
 from edge.session.sense import Sense, audio_sense, video_sense
 from edge.session.turn import Status
 from edge.startup import Startup
+from jetson.board import HealthReader
 
 if TYPE_CHECKING:
     from edge.session.record import Recorder, ReplayedClock
@@ -176,7 +176,7 @@ def _session(
         *(engine, prompt, config, clock, name, parts),
         start_ns=start_ns,
         recorder=recorder,
-        health=linux_health,
+        health=HealthReader(),
         alive=lambda: notifier.alive(lambda: status_line(loop.status(), loop.n_turns)),
     )
     return loop

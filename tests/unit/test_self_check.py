@@ -23,5 +23,5 @@ def test_a_wrong_one_does_not_start(engine, bundle, monkeypatch, call, factor):
     own = engine("base")
     right = getattr(own, call)
     monkeypatch.setattr(own, call, lambda *arguments: np.float32(factor) * right(*arguments))
-    with pytest.raises(EngineError, match=r"self-check of .*build-engine verify"):
+    with pytest.raises(EngineError, match="build-engine verify"):
         warm_up(own, Bundle(bundle("base")))
