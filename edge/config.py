@@ -33,7 +33,8 @@ class Camera(msgspec.Struct, frozen=True):
     name: Name
     """In evidence, counters and, where there are several, in the prompt: letters, digits and _."""
     source: Annotated[str, Meta(min_length=1)]
-    """A recording that stands for the camera."""
+    """A recording that stands for it, or `/dev/video0`, `rtsp://...`, `udp://...`, or a GStreamer
+    pipeline up to its pictures; see `edge.senses.camera`."""
 
 
 class Microphone(msgspec.Struct, frozen=True):
@@ -42,7 +43,8 @@ class Microphone(msgspec.Struct, frozen=True):
     name: Name
     """As a camera's."""
     source: Annotated[str, Meta(min_length=1)]
-    """A recording with sound."""
+    """`device:` and a part of a device's name, or a recording with sound; see
+    `edge.senses.microphone`."""
 
 
 class Perception(msgspec.Struct, frozen=True):

@@ -29,6 +29,8 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.notify import Notifier, given_socket
+from edge.senses.camera import Camera, is_live
+from edge.senses.microphone import DEVICE, Microphone
 from edge.senses.recording import Recording, Repeated
 from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turns import TurnDetector
@@ -56,22 +58,26 @@ VIDEO, AUDIO = "video", "audio"
 
 @dataclass(frozen=True, slots=True)
 class Senses:
-    """Which recordings stand for cameras and microphones, by name."""
+    """Cameras and microphones by name: what each one is, or the recording that stands for it."""
 
-    cameras: dict[str, Recording]
-    microphones: dict[str, Recording]
+    cameras: dict[str, Recording | str]
+    microphones: dict[str, Recording | str]
     repeat: bool = False
     """Play them again and again."""
 
     def sound(self, name: str, clock: Clock, start_ns: int) -> AudioSource | None:
         """What a microphone hears."""
         recording = self.microphones[name]
+        if isinstance(recording, str):
+            return Microphone(name, recording, clock)
         repeated = Repeated(recording, clock, start_ns)
         return repeated if self.repeat else recording.sound(clock, start_ns)
 
     def film(self, name: str, clock: Clock, start_ns: int, fps: float) -> FrameSource | None:
         """What a camera sees."""
         recording = self.cameras[name]
+        if isinstance(recording, str):
+            return Camera(name, recording, clock, fps)
         repeated = Repeated(recording, clock, start_ns, fps)
         return repeated if self.repeat else recording.video(clock, start_ns, fps)
 
@@ -91,10 +97,9 @@ def open_senses(
         MediaError: one of them cannot be played.
     """
     if video is None and audio is None:
-        cameras = {c.name: Recording.open(Path(c.source), need=["video"]) for c in config.camera}
+        cameras = {c.name: _camera(c.source) for c in config.camera}
         ears = config.microphone if sound else ()
-        microphones = {m.name: Recording.open(Path(m.source), need=["sound"]) for m in ears}
-        return Senses(cameras, microphones, repeat)
+        return Senses(cameras, {m.name: _microphone(m.source) for m in ears}, repeat)
     film = None if video is None else Recording.open(video, need=["video"])
     heard = film if audio is None and sound else None
     if audio is not None:
@@ -104,6 +109,14 @@ def open_senses(
         {} if heard is None or "sound" not in heard.tracks else {AUDIO: heard},
         repeat,
     )
+
+
+def _camera(source: str) -> Recording | str:
+    return source if is_live(source) else Recording.open(Path(source), need=["video"])
+
+
+def _microphone(source: str) -> Recording | str:
+    return source if source.startswith(DEVICE) else Recording.open(Path(source), need=["sound"])
 
 
 def run(

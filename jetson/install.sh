@@ -41,7 +41,7 @@ fi
 
 # 2. The new version, in a folder that nobody uses yet.
 if [ -n "${EXTRAS:-}" ]; then extras=$EXTRAS; else
-    extras=runtime,camera
+    extras=runtime
     [ ! -e /dev/nvmap ] || extras=$extras,device
     [ ! -e /usr/include/portaudio.h ] || extras=$extras,microphone
 fi
