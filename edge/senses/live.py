@@ -17,7 +17,7 @@ from edge.errors import MediaError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 8.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 4.0
 """Between two attempts; doubled after each one that gave nothing."""
 SAME_CLOCK_NS = NS_PER_S
 """A source's time that is so near to ours is on our clock."""

@@ -16,15 +16,15 @@ from edge.errors import ConfigurationError, MediaError
 from edge.features.resample import Resampler
 from edge.senses.live import again_and_again
 from edge.senses.sound import MAX_JITTER_NS, NS_PER_SAMPLE
-from edge.types import AudioChunk, Float32
+from edge.types import AudioChunk
 
 log = logging.getLogger(__name__)
 
 DEVICE = "device:"
 """How a microphone's source begins that is no recording."""
 BLOCK_S = 0.032
-SILENCE_S = 1.0
-"""A stream that says nothing for so long, not even silence, has gone."""
+FIRST_SILENCE_S, SILENCE_S = 4.0, 1.0
+"""A stream that gives nothing for so long, not even zeros, has gone; a new one may take longer."""
 MAX_BLOCKS = 300
 """About 10 s may wait for a reader that is held up."""
 _FULL_SCALE = 32768.0
@@ -129,10 +129,12 @@ class Microphone:
         """What the callback puts, resampled; times run on by the sample, and jump where sound was
         lost."""
         resampler = Resampler(rate_hz, n_channels)
-        n_given, first_ns = 0, 0
+        n_given = 0
+        first_ns: int | None = None
         while not self._closed.is_set():
             try:
-                data, heard_ns, flags = blocks.get(timeout=SILENCE_S)
+                patience_s = FIRST_SILENCE_S if first_ns is None else SILENCE_S
+                data, heard_ns, flags = blocks.get(timeout=patience_s)
             except queue.Empty:
                 raise MediaError(
                     f"microphone {self._device!r}", "has fallen silent", "plug it in again"
@@ -141,16 +143,12 @@ class Microphone:
             samples = resampler.push(stored.astype(np.float32) / np.float32(_FULL_SCALE))
             lost = bool(flags & self._audio.paInputOverflow)
             self.n_overruns += lost
-            due_ns = first_ns + n_given * NS_PER_SAMPLE
-            if not n_given or lost or abs(heard_ns - due_ns) > 2 * MAX_JITTER_NS:
+            due_ns = heard_ns if first_ns is None else first_ns + n_given * NS_PER_SAMPLE
+            if first_ns is None or lost or abs(heard_ns - due_ns) > 2 * MAX_JITTER_NS:
                 n_given, first_ns, due_ns = 0, heard_ns, heard_ns
             n_given += len(samples)
-            if len(samples):
-                yield AudioChunk(_owned(samples), due_ns, self._name)
-
-
-def _owned(samples: Float32) -> Float32:
-    return np.ascontiguousarray(samples, np.float32)
+            if len(samples):  # the resampler gives nothing of the first ones
+                yield AudioChunk(np.ascontiguousarray(samples, np.float32), due_ns, self._name)
 
 
 def input_devices(audio: Any) -> list[dict[str, Any]]:
