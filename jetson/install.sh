@@ -22,6 +22,7 @@ is_running() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 
 # 1. What is here.
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "needs root: sudo make install"
+[ -z "$root" ] || mkdir -p "$root"
 free_kb=$(df -Pk "${root:-/}" | awk 'NR == 2 { print $4 }')
 [ "$free_kb" -ge 2000000 ] || die "only $((free_kb / 1024)) MB are free, 2 GB are needed: make room"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||

@@ -78,13 +78,14 @@ class CaptureTimes:
         self._source_ns: int | None = None
         self._step_ns = 0.0
 
-    def of(self, source_ns: int | None) -> int:
-        """When an item that has just arrived was captured; never earlier than the one before.
+    def of(self, source_ns: int | None, arrived_ns: int | None = None) -> int:
+        """When an item was captured; never earlier than the one before.
 
         Args:
             source_ns: by the source's own clock; None if it does not say.
+            arrived_ns: when it came; None is now.
         """
-        now_ns = self._clock.now_ns()
+        now_ns = self._clock.now_ns() if arrived_ns is None else arrived_ns
         capture_ns = now_ns
         if source_ns is not None and abs(now_ns - source_ns) < SAME_CLOCK_NS:
             capture_ns = source_ns

@@ -14,8 +14,7 @@ import numpy as np
 from edge.clock import NS_PER_S, Clock
 from edge.errors import ConfigurationError, MediaError
 from edge.features.resample import Resampler
-from edge.senses.live import again_and_again
-from edge.senses.sound import MAX_JITTER_NS, NS_PER_SAMPLE
+from edge.senses.live import CaptureTimes, again_and_again
 from edge.types import AudioChunk
 
 log = logging.getLogger(__name__)
@@ -126,29 +125,27 @@ class Microphone:
     def _heard(
         self, blocks: queue.Queue[tuple[bytes, int, int]], rate_hz: int, n_channels: int
     ) -> Iterator[AudioChunk]:
-        """What the callback puts, resampled; times run on by the sample, and jump where sound was
-        lost."""
-        resampler = Resampler(rate_hz, n_channels)
-        n_given = 0
-        first_ns: int | None = None
+        """What the callback puts, resampled. A callback that comes late moves no time."""
+        resampler, times = Resampler(rate_hz, n_channels), CaptureTimes(self._clock)
+        n_heard = 0
         while not self._closed.is_set():
             try:
-                patience_s = FIRST_SILENCE_S if first_ns is None else SILENCE_S
+                patience_s = SILENCE_S if n_heard else FIRST_SILENCE_S
                 data, heard_ns, flags = blocks.get(timeout=patience_s)
             except queue.Empty:
                 raise MediaError(
                     f"microphone {self._device!r}", "has fallen silent", "plug it in again"
                 ) from None
             stored = np.frombuffer(data, np.int16).reshape(-1, n_channels)
+            if flags & self._audio.paInputOverflow:
+                self.n_overruns += 1
+                times = CaptureTimes(self._clock)  # sound is missing
+            capture_ns = times.of(round(n_heard * NS_PER_S / rate_hz), heard_ns)
+            n_heard += len(stored)
             samples = resampler.push(stored.astype(np.float32) / np.float32(_FULL_SCALE))
-            lost = bool(flags & self._audio.paInputOverflow)
-            self.n_overruns += lost
-            due_ns = heard_ns if first_ns is None else first_ns + n_given * NS_PER_SAMPLE
-            if first_ns is None or lost or abs(heard_ns - due_ns) > 2 * MAX_JITTER_NS:
-                n_given, first_ns, due_ns = 0, heard_ns, heard_ns
-            n_given += len(samples)
-            if len(samples):  # the resampler gives nothing of the first ones
-                yield AudioChunk(np.ascontiguousarray(samples, np.float32), due_ns, self._name)
+            if len(samples):  # the resampler holds some back
+                owned = np.ascontiguousarray(samples, np.float32)
+                yield AudioChunk(owned, capture_ns, self._name)
 
 
 def input_devices(audio: Any) -> list[dict[str, Any]]:

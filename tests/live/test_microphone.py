@@ -147,7 +147,7 @@ def test_a_microphone_that_comes_back_is_heard_again(pulse, caplog):
     gap_s = (after.capture_ns - before.capture_ns) / NS_PER_S
     print(f"away for 3 s: heard again after {gap_s:.1f} s")
     assert "event=lost" in caplog.text
-    assert 3 < gap_s < 15
+    assert 3 < gap_s < 60, "PortAudio looks for devices for seconds when there is no server"
 
 
 def test_a_device_that_is_not_there(pulse, caplog):
