@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edge.client import DEFAULT_SOCKET
 from edge.errors import ConfigurationError
 
 # Each command imports what it needs when it runs: a client works without the runtime's packages.
@@ -35,6 +37,29 @@ def doctor(arguments: argparse.Namespace) -> None:
         raise ConfigurationError("this machine", f"failed {what}", "do what it says above")
 
 
+def devices(arguments: argparse.Namespace) -> None:
+    """Cameras and microphones, and what each is called in a configuration."""
+    from edge.senses import devices
+
+    found = [*devices.cameras(), *devices.microphones()]
+    if arguments.json:
+        print(json.dumps([asdict(device) for device in found]))
+        return
+    for device in found:
+        print(f'{device.kind:10} source = "{device.source}"  # {device.description}')
+    if not found:
+        print("no camera and no microphone; microphones need PyAudio")
+
+
+def top(arguments: argparse.Namespace) -> None:
+    """Watch a running service and its board."""
+    try:
+        from edge import top
+    except ImportError:
+        raise ConfigurationError("edge top", "needs rich", "pip install 'omni-edge[top]'") from None
+    top.watch(arguments.socket or DEFAULT_SOCKET, once=arguments.once)
+
+
 def add(commands: Any) -> None:
     """Add them to the command line."""
     command = commands.add_parser(
@@ -48,3 +73,12 @@ def add(commands: Any) -> None:
         "--report", type=Path, metavar="FILE", help="write all of it, with nothing private in it"
     )
     command.set_defaults(call=doctor)
+
+    command = commands.add_parser(
+        "devices", help="list cameras and microphones", description=devices.__doc__
+    )
+    command.set_defaults(call=devices)
+
+    command = commands.add_parser("top", help="watch a service", description=top.__doc__)
+    command.add_argument("--once", action="store_true", help="one look, then end")
+    command.set_defaults(call=top)

@@ -14,12 +14,11 @@ from typing import Any
 
 import edge
 from edge import board_commands
-from edge.client import Client, Finished, Text
+from edge.client import DEFAULT_SOCKET, Client, Finished, Text
 from edge.config import load_config
 from edge.errors import ConfigurationError, EdgeError, ReplayError
 
 EXIT_IO_ERROR = 74
-DEFAULT_SOCKET = "/run/edge/edge.sock"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -210,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
     for name, command in commands.choices.items():
         if name not in ("bench", "replay", "doctor", "devices"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
-        if name != "run":
+        if name not in ("run", "top"):
             command.add_argument("--json", action="store_true", help="one JSON line for machines")
     return top
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from edge.errors import CapacityError, EdgeError, EngineError, ProtocolError, SocketError
 
+DEFAULT_SOCKET = "/run/edge/edge.sock"
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

@@ -42,7 +42,7 @@ fi
 
 # 2. The new version, in a folder that nobody uses yet.
 if [ -n "${EXTRAS:-}" ]; then extras=$EXTRAS; else
-    extras=runtime
+    extras=runtime,top
     [ ! -e /dev/nvmap ] || extras=$extras,device
     [ ! -e /usr/include/portaudio.h ] || extras=$extras,microphone
 fi
