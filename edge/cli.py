@@ -8,10 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import edge
+from edge import board_commands
 from edge.commands import DEFAULT_SOCKET, add_commands
 from edge.config import load_config
 from edge.errors import ConfigurationError, EdgeError, ReplayError
@@ -39,13 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
     for section, key, value in given:
         if value is not None:
             changes.setdefault(section, {})[key] = value
+    # While a session is recorded its settings stay: the recording has them once.
+    reload = None if arguments.record else partial(load_config, arguments.config, changes)
     config = load_config(arguments.config, changes)
     given_senses = (config, arguments.video, arguments.audio)
     senses = service.open_senses(
         *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
     )
     choice = Choice(arguments.engine, arguments.unverified)
-    service.run(arguments.bundle, config, senses, choice, arguments.record)
+    service.run(arguments.bundle, config, senses, choice, arguments.record, reload)
 
 
 def replay(arguments: argparse.Namespace) -> None:
@@ -150,10 +154,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=int, default=0, help="0: one a core (default)")
     command.add_argument("--rounds", type=int, default=9, help="medians are taken of (default 9)")
     command.set_defaults(call=bench)
+    board_commands.add(commands)
     for name, command in commands.choices.items():
-        if name not in ("bench", "replay"):
+        if name not in ("bench", "replay", "doctor", "devices"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
-        if name not in ("run", "mcp"):
+        if name not in ("run", "mcp", "top"):
             command.add_argument("--json", action="store_true", help="one JSON line for machines")
     return top
 

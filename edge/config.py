@@ -34,7 +34,8 @@ class Camera(msgspec.Struct, frozen=True):
     name: Name
     """In evidence, counters and, where there are several, in the prompt: letters, digits and _."""
     source: Annotated[str, Meta(min_length=1)]
-    """A recording that stands for the camera."""
+    """A recording that stands for it, or `/dev/video0`, `rtsp://...`, `udp://...`, or a GStreamer
+    pipeline up to its pictures; see `edge.senses.camera`."""
 
 
 class Microphone(msgspec.Struct, frozen=True):
@@ -43,7 +44,8 @@ class Microphone(msgspec.Struct, frozen=True):
     name: Name
     """As a camera's."""
     source: Annotated[str, Meta(min_length=1)]
-    """A recording with sound."""
+    """`device:` and a part of a device's name, or a recording with sound; see
+    `edge.senses.microphone`."""
 
 
 class Perception(msgspec.Struct, frozen=True):
@@ -213,6 +215,19 @@ def load_config(
             "correct it" if len(problems) == 1 else f"correct these {len(problems)} settings",
         )
     return config
+
+
+def without_restart(now: Config, wanted: Config) -> tuple[Config, list[str]]:
+    """What of new settings a running session can take up and keep its context.
+
+    Returns:
+        Settings with the new [answer], [turns] and socket.max_waiting; the sections that hold more
+        than that and wait for a restart.
+    """
+    socket = msgspec.structs.replace(now.socket, max_waiting=wanted.socket.max_waiting)
+    taken = msgspec.structs.replace(now, answer=wanted.answer, turns=wanted.turns, socket=socket)
+    sections = (*_SECTIONS, *_LISTS)
+    return taken, [name for name in sections if getattr(taken, name) != getattr(wanted, name)]
 
 
 def _read(path: Path) -> dict[str, object]:

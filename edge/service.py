@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,26 +20,32 @@ import msgspec
 from aiohttp import web
 
 from edge.clock import Clock, MonotonicClock
-from edge.config import Config, Perception
+from edge.config import Config, Perception, without_restart
 from edge.engines.bundle import Bundle
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
-from edge.errors import ConfigurationError
+from edge.engines.self_check import warm_up
+from edge.errors import ConfigurationError, ProtocolError
 from edge.features.evs import CausalPruner
 from edge.model.constrain import vocabulary
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
+from edge.notify import Notifier, given_socket
+from edge.senses.camera import Camera, is_live
+from edge.senses.microphone import DEVICE, Microphone
 from edge.senses.recording import Recording, Repeated
 from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turns import TurnDetector
 from edge.serve import tcp, unix_socket
-from edge.serve.app import make_app, serving
+from edge.serve.app import CHANGE, make_app, serving
 from edge.session.answer import LivePrompt
-from edge.session.health import linux_health
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
 from edge.session.sense import Sense, audio_sense, video_sense
+from edge.session.turn import Status
+from edge.startup import Startup
+from jetson.board import HealthReader
 
 if TYPE_CHECKING:
     from edge.session.record import Recorder, ReplayedClock
@@ -46,6 +53,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DRAIN_S, DRAIN_LOOK_S = 3.0, 0.02
+"""At the end the answers under way may take so long; how often to look whether they are done."""
 SWITCH_INTERVAL_S = 0.0002
 """A thread that computes in Python lets another in after so long: the socket's sends a token while
 the loop's goes on. Python's own 5 ms would be most of the time between two tokens."""
@@ -55,22 +64,26 @@ VIDEO, AUDIO = "video", "audio"
 
 @dataclass(frozen=True, slots=True)
 class Senses:
-    """Which recordings stand for cameras and microphones, by name."""
+    """Cameras and microphones by name: what each one is, or the recording that stands for it."""
 
-    cameras: dict[str, Recording]
-    microphones: dict[str, Recording]
+    cameras: dict[str, Recording | str]
+    microphones: dict[str, Recording | str]
     repeat: bool = False
     """Play them again and again."""
 
     def sound(self, name: str, clock: Clock, start_ns: int) -> AudioSource | None:
         """What a microphone hears."""
         recording = self.microphones[name]
+        if isinstance(recording, str):
+            return Microphone(name, recording, clock)
         repeated = Repeated(recording, clock, start_ns)
         return repeated if self.repeat else recording.sound(clock, start_ns)
 
     def film(self, name: str, clock: Clock, start_ns: int, fps: float) -> FrameSource | None:
         """What a camera sees."""
         recording = self.cameras[name]
+        if isinstance(recording, str):
+            return Camera(name, recording, clock, fps)
         repeated = Repeated(recording, clock, start_ns, fps)
         return repeated if self.repeat else recording.video(clock, start_ns, fps)
 
@@ -90,10 +103,9 @@ def open_senses(
         MediaError: one of them cannot be played.
     """
     if video is None and audio is None:
-        cameras = {c.name: Recording.open(Path(c.source), need=["video"]) for c in config.camera}
+        cameras = {c.name: _camera(c.source) for c in config.camera}
         ears = config.microphone if sound else ()
-        microphones = {m.name: Recording.open(Path(m.source), need=["sound"]) for m in ears}
-        return Senses(cameras, microphones, repeat)
+        return Senses(cameras, {m.name: _microphone(m.source) for m in ears}, repeat)
     film = None if video is None else Recording.open(video, need=["video"])
     heard = film if audio is None and sound else None
     if audio is not None:
@@ -105,24 +117,36 @@ def open_senses(
     )
 
 
+def _camera(source: str) -> Recording | str:
+    return source if is_live(source) else Recording.open(Path(source), need=["video"])
+
+
+def _microphone(source: str) -> Recording | str:
+    return source if source.startswith(DEVICE) else Recording.open(Path(source), need=["sound"])
+
+
 def run(
     bundle_path: Path,
     config: Config,
     senses: Senses,
     choice: Choice,
     record: Path | None = None,
+    reload: Callable[[], Config] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         choice: of the engine.
         record: file to write the session to.
+        reload: reads the settings again, at SIGHUP.
     Raises:
         EdgeError: the service cannot start, or its engine failed.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    notifier = Notifier.of(os.environ)
+    startup = Startup(notifier)
     path = Path(config.socket.path)
-    listener = unix_socket.bind(path)
+    listener = given_socket(os.environ) or unix_socket.bind(path)
     try:
         with contextlib.ExitStack() as stack:
             address = config.socket.tcp
@@ -134,15 +158,19 @@ def run(
 
                 clock = RecordedClock(clock)
                 recorder = stack.enter_context(Recorder(record, clock))
+            startup.stage("bundle", f"checking every byte of {bundle_path}")
             bundle = Bundle(bundle_path)
+            startup.stage("engine", f"loading {bundle.manifest.name}")
             engine = stack.enter_context(opened(bundle, choice))
-            loop = _session(engine, bundle, config, senses, clock, recorder)
+            loop = _session(engine, bundle, config, senses, clock, recorder, startup, notifier)
             own, model = bundle.manifest.spec.sampling, bundle.manifest.name
             app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
-            log.info("event=ready socket=%s model=%s", path, model)
-            asyncio.run(_serve(loop, app, listener, tcp_listener))
+            changes = None if reload is None else Reload(loop, app, config, reload, notifier)
+            startup.ready(str(path), model)
+            asyncio.run(_serve(loop, app, listener, tcp_listener, notifier, changes))
     finally:
-        unix_socket.release(path, listener)
+        if isinstance(listener, unix_socket.Listener):  # else it is the supervisor's
+            unix_socket.release(path, listener)
         listener.close()
     log.info("event=stopped")
 
@@ -154,9 +182,14 @@ def _session(
     senses: Senses,
     clock: Clock,
     recorder: Recorder | None,
+    startup: Startup,
+    notifier: Notifier,
 ) -> LiveLoop:
-    """Wire the session."""
+    """Try the engine and wire the session."""
     prompt = _prompt(engine, bundle, config)
+    startup.stage("self_check", "warming the engine and comparing it with its bundle")
+    warm_up(engine, bundle)
+    startup.stage("session", "reading the system prompt")
     start_ns, tokenizer = clock.now_ns(), prompt.tokenizer
     name = bundle.manifest.name
     if recorder is not None:
@@ -165,11 +198,24 @@ def _session(
     playing = {name: senses.sound(name, clock, start_ns) for name in senses.microphones}
     films = {n: senses.film(n, clock, start_ns, config.perception.fps) for n in senses.cameras}
     parts = _senses(engine, tokenizer, config, clock, start_ns, playing, films)
-    return LiveLoop(
+    loop = LiveLoop(
         *(engine, prompt, config, clock, name, parts),
         start_ns=start_ns,
         recorder=recorder,
-        health=linux_health,
+        health=HealthReader(),
+        alive=lambda: notifier.alive(lambda: status_line(loop.status(), loop.n_turns)),
+    )
+    return loop
+
+
+def status_line(status: Status, n_turns: int) -> str:
+    """What `systemctl status` shows of a running service."""
+    share = status.n_context_tokens / status.max_context_tokens
+    counters = status.counters
+    answering = f"answering {n_turns}, " if n_turns else ""
+    return (
+        f"{answering}context {share:.0%} full, {counters.get('answers', 0)} answers, "
+        f"{counters['rebases']} rebases, degraded {counters.get('degraded', 0)} times"
     )
 
 
@@ -273,14 +319,18 @@ def _check_room(config: Config, model_max_tokens: int) -> None:
 async def _serve(
     loop: LiveLoop,
     app: web.Application,
-    listener: unix_socket.Listener,
+    listener: socket.socket,
     tcp_listener: socket.socket | None,
+    notifier: Notifier,
+    changes: Reload | None,
 ) -> None:
     """Run the loop in its thread and the socket in this one, until either ends."""
     ended = asyncio.Event()
     events = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         events.add_signal_handler(number, ended.set)
+    if changes is not None:
+        events.add_signal_handler(signal.SIGHUP, changes.now)
     failures: list[BaseException] = []
 
     def run_loop() -> None:
@@ -295,9 +345,40 @@ async def _serve(
     try:
         async with serving(app, listener.dup(), tcp_listener):
             await ended.wait()
+            notifier.say("STOPPING=1", f"STATUS=stopping: {loop.n_turns} questions open")
+            loop.drain()
+            deadline_s = events.time() + DRAIN_S
+            while loop.n_turns and thread.is_alive() and events.time() < deadline_s:
+                await asyncio.sleep(DRAIN_LOOK_S)
             loop.stop()
     finally:
         loop.stop()
         await asyncio.to_thread(thread.join)
     for failure in failures:
         raise failure
+
+
+@dataclass
+class Reload:
+    """Takes up settings that were changed while the session runs."""
+
+    loop: LiveLoop
+    app: web.Application
+    config: Config
+    read: Callable[[], Config]
+    notifier: Notifier
+
+    def now(self) -> None:
+        """Read them; what needs a restart, and what is wrong, is said and left as it is."""
+        self.notifier.reloading()
+        try:
+            self.config, waiting = without_restart(self.config, self.read())
+            self.loop.change(self.config)
+            self.app[CHANGE](self.config)
+        except (ConfigurationError, ProtocolError) as error:
+            log.error("event=not_reloaded error=%s", error)
+            said = f"settings unchanged: {error}"
+        else:
+            log.info("event=reloaded restart_needed_for=%s", ",".join(waiting) or "nothing")
+            said = f"settings reloaded; restart for: {', '.join(waiting) or 'nothing'}"
+        self.notifier.say("READY=1", f"STATUS={said}")

@@ -1,11 +1,19 @@
 #!/bin/sh
 # Speech for the tests: Debian's alsa-utils ships recordings, flite speaks sentences in several
-# voices. Without root or apt the tests that need them are skipped, with this reason (and fail
+# voices; and what stands for cameras and microphones: PulseAudio, GStreamer with an RTSP server,
+# systemd's checker of units. Without root or apt the tests that need them are skipped, with this reason (and fail
 # where CI=true).
 set -eu
 missing=
 [ -e /usr/share/sounds/alsa/Front_Center.wav ] || missing="alsa-utils"
 command -v flite >/dev/null || missing="$missing flite"
+command -v pulseaudio >/dev/null ||
+    missing="$missing pulseaudio pulseaudio-utils libasound2-plugins portaudio19-dev"
+command -v systemd-analyze >/dev/null || missing="$missing systemd"
+[ -e /usr/lib/python3/dist-packages/gi ] && [ -e /usr/share/doc/gir1.2-gst-rtsp-server-1.0 ] ||
+    missing="$missing python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0
+        gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+        gstreamer1.0-plugins-ugly"
 if [ -z "$missing" ]; then exit 0; fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "install $missing to run the tests on recorded and synthesized speech" >&2

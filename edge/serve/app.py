@@ -43,6 +43,9 @@ from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolC
 
 log = logging.getLogger(__name__)
 
+CHANGE: web.AppKey[Callable[[Config], None]] = web.AppKey("change")
+"""An application's function that lets it go on with other settings."""
+
 
 class _Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whose speech takes the turn from now on."""
@@ -86,6 +89,7 @@ def make_app(
         ],
     )
     app[_DOOR] = (config, roles, metrics)
+    app[CHANGE] = api.change
     app.add_routes(
         [
             web.get("/v1/models", api.models),
@@ -149,6 +153,10 @@ class _Api:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
         self._created_s = int(time.time())
+
+    def change(self, config: Config) -> None:
+        """Take what a request leaves open from other settings."""
+        self._config = config
 
     async def models(self, _: web.Request) -> web.Response:
         model = {

@@ -95,7 +95,9 @@ class Conversation:
             counters: where to count.
         """
         self._context, self._intake, self._answers = context, intake, answers
-        self._clock, self._config, self._deliver = clock, config, deliver
+        self._clock, self._deliver = clock, deliver
+        self.config = config
+        """May be replaced at any time."""
         self._counters = counters
         self._speculation: _Speculation | None = None
         self._answered: Turn | None = None
@@ -136,7 +138,7 @@ class Conversation:
         return True
 
     def _soft_end(self, sense: Sense[Any], utterance: Utterance | None) -> None:
-        if utterance is None or len(self._answers) or self._config.answer.remember:
+        if utterance is None or len(self._answers) or self.config.answer.remember:
             return
         if not self._enter(sense, utterance.clip):
             return
@@ -192,7 +194,7 @@ class Conversation:
         channel: Channel,
     ) -> Turn:
         asked_ns = self._clock.now_ns() if utterance is None else utterance.end_ns
-        question = spoken_question(self._config, self._context.engine, asked_ns, channel)
+        question = spoken_question(self.config, self._context.engine, asked_ns, channel)
         return Turn(question, asked_ns, deliver)
 
 

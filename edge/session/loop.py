@@ -11,6 +11,7 @@ drops its oldest and counts it.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -55,6 +56,9 @@ T = TypeVar("T")
 TURN = "turn"
 """What a step takes when it takes a question."""
 
+IDLE_S = 1.0
+"""Without anything to do the loop says so often that it is alive."""
+_STOPPING = CapacityError("service", "is stopping", "ask again later")
 FEED_JOIN_S = 2.0
 """A source may sleep until its next frame; its thread does not outlive the process."""
 
@@ -82,6 +86,7 @@ class LiveLoop:
         start_ns: int,
         recorder: Recorder | Observed | None = None,
         health: Callable[[], BoardHealth] | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         """Prefill the anchor; nothing plays before `run`.
 
@@ -91,7 +96,10 @@ class LiveLoop:
             start_ns: the session's time 0, from which the prompt counts.
             recorder: is told what every step takes and what follows.
             health: what the board says of itself; read once a second.
+            alive: called from the loop's thread after each step, and while there is nothing to do;
+                not while the engine hangs.
         """
+        self._alive = alive
         self._recorder, self._health = recorder, health
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config
         self._start_ns = start_ns
@@ -105,6 +113,7 @@ class LiveLoop:
         )
         self._n_rebases = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
+        self._draining = False
         self._senses = senses
         for sense in senses:
             sense.woken = self._wake.set
@@ -156,6 +165,8 @@ class LiveLoop:
             CapacityError: socket.max_waiting questions wait already.
         """
         with self._turns_lock:
+            if self._draining:
+                raise _STOPPING
             limit = self._config.socket.max_waiting
             if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
                 raise CapacityError(
@@ -217,6 +228,23 @@ class LiveLoop:
             mode=self._mode,
         )
 
+    def change(self, config: Config) -> None:
+        """Go on with other settings, as far as `config.without_restart` lets them differ."""
+        mode = config.turns.mode
+        if mode != self._config.turns.mode and self._microphone is not None:
+            self.control(Choose(mode))
+        self._config = self._conversation.config = config
+
+    def drain(self) -> None:
+        """Take no more questions; those that were asked are still answered."""
+        with self._turns_lock:
+            self._draining = True
+
+    @property
+    def n_turns(self) -> int:
+        """Questions that are not answered yet."""
+        return len(self._turns) + len(self._answers)
+
     def stop(self) -> None:
         """End `run` after the step it is in."""
         self._stopped.set()
@@ -239,8 +267,13 @@ class LiveLoop:
         try:
             while not self._stopped.is_set():
                 self._wake.clear()
-                if not self.step():
-                    self._wake.wait(self._triggers.wait_s())
+                is_idle = not self.step()
+                self._alive()
+                due_s = self._triggers.wait_s()
+                left_s = math.inf if due_s is None else due_s
+                while is_idle and left_s > 0 and not self._wake.wait(min(IDLE_S, left_s)):
+                    self._alive()
+                    left_s -= IDLE_S
                 for sense in self._senses:
                     if sense.defect is not None:
                         raise sense.defect
@@ -252,12 +285,11 @@ class LiveLoop:
 
     def _refuse_waiting(self) -> None:
         """Tell those who still wait; nobody will answer them."""
-        error = CapacityError("service", "is stopping", "ask again later")
         with self._turns_lock:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
-            turn.deliver(Failed(error))
-        self._answers.fail_all(error)
+            turn.deliver(Failed(_STOPPING))
+        self._answers.fail_all(_STOPPING)
 
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""

@@ -1,0 +1,84 @@
+"""The commands about the machine: `edge doctor`, `edge devices`, `edge top`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edge.client import DEFAULT_SOCKET
+from edge.errors import ConfigurationError
+
+# Each command imports what it needs when it runs: a client works without the runtime's packages.
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    """Can this machine run this bundle now? Ends with 78 if it cannot."""
+    from jetson.doctor import examine, report
+
+    checks = []
+    for check in examine(arguments.bundle, try_it=arguments.try_it):
+        checks.append(check)
+        if not arguments.json:
+            print(f"{check.verdict:8} {check.name:11} {check.found}")
+            if check.remedy:
+                print(f"{'':20} -> {check.remedy}")
+    if arguments.json or arguments.report:
+        text = json.dumps(report(checks))
+        if arguments.report:
+            arguments.report.write_text(f"{text}\n")
+        if arguments.json:
+            print(text)
+    n_failed = sum(check.verdict == "failure" for check in checks)
+    if n_failed:
+        what = "1 check" if n_failed == 1 else f"{n_failed} checks"
+        raise ConfigurationError("this machine", f"failed {what}", "do what it says above")
+
+
+def devices(arguments: argparse.Namespace) -> None:
+    """Cameras and microphones, and what each is called in a configuration."""
+    from edge.senses import devices
+
+    found = [*devices.cameras(), *devices.microphones()]
+    if arguments.json:
+        print(json.dumps([asdict(device) for device in found]))
+        return
+    for device in found:
+        print(f'{device.kind:10} source = "{device.source}"  # {device.description}')
+    if not found:
+        print("no camera and no microphone; microphones need PyAudio")
+
+
+def top(arguments: argparse.Namespace) -> None:
+    """Watch a running service and its board."""
+    try:
+        from edge import top
+    except ImportError:
+        raise ConfigurationError("edge top", "needs rich", "pip install 'omni-edge[top]'") from None
+    top.watch(arguments.socket or DEFAULT_SOCKET, once=arguments.once)
+
+
+def add(commands: Any) -> None:
+    """Add them to the command line."""
+    command = commands.add_parser(
+        "doctor", help="can this machine run this bundle?", description=doctor.__doc__
+    )
+    command.add_argument("bundle", type=Path, nargs="?", help="else only the machine is examined")
+    command.add_argument(
+        "--try", dest="try_it", action="store_true", help="load the engine and try it"
+    )
+    command.add_argument(
+        "--report", type=Path, metavar="FILE", help="write all of it, with nothing private in it"
+    )
+    command.set_defaults(call=doctor)
+
+    command = commands.add_parser(
+        "devices", help="list cameras and microphones", description=devices.__doc__
+    )
+    command.set_defaults(call=devices)
+
+    command = commands.add_parser("top", help="watch a service", description=top.__doc__)
+    command.add_argument("--once", action="store_true", help="one look, then end")
+    command.set_defaults(call=top)

@@ -1,0 +1,1 @@
+"""The device: what board this is, how it is, and whether it can run a bundle now."""

@@ -1,0 +1,213 @@
+"""Can this board run this bundle now? Each check says what it found, and else cause and remedy."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import edge
+from edge.engines.bundle import Bundle
+from edge.errors import EdgeError
+from edge.session.health import SYSTEM
+from jetson.board import Board, HealthReader, rails_w, read_board
+
+Verdict = Literal["ok", "warning", "failure"]
+GB = 1_000_000_000
+NEEDED_BYTES = 3 * GB // 2
+"""ESTIMATE: the service beside its weights."""
+NEEDED_DISK_BYTES = GB
+MIN_JETPACK = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Verdict
+    """warning: it runs, but not as it could; failure: it does not."""
+    found: str
+    remedy: str = ""
+
+
+def examine(
+    bundle: Path | None = None, root: Path = SYSTEM, *, try_it: bool = False
+) -> Iterator[Check]:
+    """Look at everything, the machine first.
+
+    Args:
+        bundle: the one that it is about; None looks at the machine only.
+        root: of the file system that describes the board.
+        try_it: also load the engine and replay the bundle's self-check, which takes its memory.
+    """
+    board = read_board(root)
+    yield _machine(board)
+    yield _jetpack(board)
+    yield _cuda(root)
+    yield _tensorrt()
+    yield _power_mode(board)
+    yield _heat(root)
+    yield _power(board, root)
+    yield _disk(bundle)
+    yield _kernels()
+    if bundle is None:
+        yield Check("memory", "ok", f"{board.free_memory_bytes / GB:.1f} GB are free")
+        return
+    try:
+        opened = Bundle(bundle)
+    except EdgeError as error:
+        yield Check("bundle", "failure", f"{bundle.name} {error.problem}", error.remedy)
+        return
+    manifest = opened.manifest
+    yield Check("bundle", "ok", f"{manifest.name}: every byte as built")
+    yield _memory(board, sum(entry.n_bytes for entry in manifest.files.values()))
+    if try_it:
+        yield _self_check(opened)
+
+
+def report(checks: list[Check], root: Path = SYSTEM) -> dict[str, Any]:
+    """What may be shown to anybody: the board and the checks, no names of people, hosts or files
+    and no serial numbers."""
+    return {
+        "omni_edge": edge.__version__,
+        "python": platform.python_version(),
+        "architecture": platform.machine(),
+        "kernel": platform.release(),
+        "board": asdict(read_board(root)),
+        "rails_w": rails_w(root),
+        "health": asdict(HealthReader(root)()),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def _machine(board: Board) -> Check:
+    if board.family:
+        return Check(
+            "machine", "ok", f"{board.model}, compute capability {board.compute_capability}"
+        )
+    what = board.model or f"{platform.machine()} without a device tree"
+    return Check(
+        "machine", "warning", f"{what}: no Jetson Orin or Thor", "expect only the cpu engine here"
+    )
+
+
+def _jetpack(board: Board) -> Check:
+    if not board.l4t:
+        return Check(
+            "JetPack", "warning", "not found", "flash JetPack 6 or later to use the board's GPU"
+        )
+    found = f"JetPack {board.jetpack or '?'} (L4T {board.l4t})"
+    if not board.jetpack or int(board.jetpack) < MIN_JETPACK:
+        return Check("JetPack", "failure", found, f"flash JetPack {MIN_JETPACK} or later")
+    return Check("JetPack", "ok", found)
+
+
+def _cuda(root: Path) -> Check:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Check(
+            "CUDA", "warning", "no driver", "install JetPack's: apt install nvidia-jetpack"
+        )
+    closed = [
+        path.name
+        for path in (root / "dev/nvmap", *(root / "dev/dri").glob("renderD*"))
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK)
+    ]
+    if closed:
+        groups = "usermod -aG video,render USER, and log in again"
+        return Check("CUDA", "warning", f"{', '.join(closed)} closed to this user", groups)
+    return Check("CUDA", "ok", "driver found")
+
+
+def _tensorrt() -> Check:
+    try:
+        version = importlib.import_module("tensorrt").__version__
+    except ImportError:
+        return Check(
+            "TensorRT", "warning", "not found", "apt install python3-libnvinfer; then make install"
+        )
+    return Check("TensorRT", "ok", str(version))
+
+
+def _power_mode(board: Board) -> Check:
+    if not board.family:
+        return Check("power mode", "ok", "none on this machine")
+    if not board.power_mode:
+        return Check("power mode", "warning", "unknown", "look at it: sudo nvpmodel -q")
+    if not board.power_mode.startswith("MAXN"):
+        remedy = "for full speed: sudo nvpmodel -m 0"
+        return Check("power mode", "warning", f"{board.power_mode} caps the clocks", remedy)
+    return Check("power mode", "ok", board.power_mode)
+
+
+def _heat(root: Path) -> Check:
+    health = HealthReader(root)()
+    now_c, limit_c = health.temperature_c, health.max_temperature_c
+    if now_c is None or limit_c is None:
+        return Check("heat", "ok", "the machine does not say")
+    found = f"{now_c:.0f} °C, clocks are lowered at {limit_c:.0f} °C"
+    if health.is_throttled or now_c >= limit_c:
+        return Check("heat", "warning", f"{found}: lowered now", "check the fan and the heat sink")
+    return Check("heat", "ok", found)
+
+
+def _power(board: Board, root: Path) -> Check:
+    health = HealthReader(root)()
+    if health.power_w is None:
+        return Check("power", "ok", "the machine does not say")
+    if health.max_power_w is not None and health.power_w > health.max_power_w:
+        return Check(
+            "power",
+            "warning",
+            f"{health.power_w:.1f} W, {board.power_mode} allows {health.max_power_w:.0f} W",
+            "end what else runs, or choose a higher mode: sudo nvpmodel -m 0",
+        )
+    return Check("power", "ok", f"{health.power_w:.1f} W")
+
+
+def _disk(bundle: Path | None) -> Check:
+    place = bundle if bundle is not None and bundle.exists() else SYSTEM
+    free = shutil.disk_usage(place).free
+    if free < NEEDED_DISK_BYTES:
+        return Check("disk", "warning", f"{free / GB:.1f} GB are free", "make room: 1 GB is little")
+    return Check("disk", "ok", f"{free / GB:.1f} GB are free")
+
+
+def _kernels() -> Check:
+    try:
+        kernels = importlib.import_module("edge.engines.kernels")
+        kernels.choose_instruction_set()
+        return Check("kernels", "ok", f"{platform.machine()}: loaded")
+    except (ImportError, EdgeError) as error:
+        return Check("kernels", "failure", str(error), "install again: make install")
+
+
+def _memory(board: Board, weights_bytes: int) -> Check:
+    needed, free = weights_bytes + NEEDED_BYTES, board.free_memory_bytes
+    found = f"{needed / GB:.1f} GB needed, {free / GB:.1f} of {board.memory_bytes / GB:.1f} GB free"
+    if board.memory_bytes < needed:
+        return Check(
+            "memory", "failure", found, "choose a smaller recipe: build-engine plan --board ..."
+        )
+    if free < needed:
+        return Check("memory", "warning", found, "end what else runs, such as the desktop")
+    return Check("memory", "ok", found)
+
+
+def _self_check(bundle: Bundle) -> Check:
+    from edge.engines.cpu import CpuEngine
+    from edge.engines.self_check import warm_up
+
+    try:
+        distances = warm_up(CpuEngine(bundle), bundle)
+    except EdgeError as error:
+        return Check("self-check", "failure", f"{error.thing} {error.problem}", error.remedy)
+    return Check("self-check", "ok", f"within {max(distances.values()):.1e} of what was built")

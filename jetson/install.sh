@@ -1,0 +1,129 @@
+#!/bin/sh
+# Installs Omni Edge on this machine, or upgrades it: make install.
+#
+#   BUNDLE=dir    copied to /var/lib/edge/bundle; else put one there before the service can start
+#   EXTRAS=a,b    of pyproject.toml (default: what this machine can use)
+#   WHEELS=dir    take all Python packages from there: no network
+#   DESTDIR=dir   stage into a file system that is not running: no users, no services
+#
+# Each version has a folder of its own under /opt/edge/versions; `current` points to one. A version
+# that does not become ready is removed and the one before goes on.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+source=${SOURCE:-$(dirname "$here")}
+root=${DESTDIR:-}
+python=${PYTHON:-python3}
+versions=/opt/edge/versions
+bundle=/var/lib/edge/bundle
+
+say() { echo "install: $*"; }
+die() { echo "install: $*" >&2; exit 1; }
+is_running() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+
+# 1. What is here.
+[ -n "$root" ] || [ "$(id -u)" = 0 ] || die "needs root: sudo make install"
+[ -z "$root" ] || mkdir -p "$root"
+free_kb=$(df -Pk "${root:-/}" | awk 'NR == 2 { print $4 }')
+[ "$free_kb" -ge 2000000 ] || die "only $((free_kb / 1024)) MB are free, 2 GB are needed: make room"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    die "$python is older than 3.10: use JetPack 6 or later, or PYTHON=python3.10"
+if [ -z "$root" ]; then
+    model=$(tr -d '\0' 2>/dev/null </proc/device-tree/model || echo "no Jetson")
+    say "machine: $model, $(awk '/MemTotal/ { printf "%.0f GB", $2 / 1e6 }' /proc/meminfo)"
+    say "L4T: $(sed -n 's/^# \(R[0-9]*\).*REVISION: \([0-9.]*\).*/\1.\2/p' /etc/nv_tegra_release \
+        2>/dev/null || echo "none: only the cpu engine")"
+    ldconfig -p | grep -q 'libcuda\.so' && cuda=found || cuda="not found: only the cpu engine"
+    say "CUDA driver: $cuda"
+    say "TensorRT: $("$python" -c 'import tensorrt; print(tensorrt.__version__)' 2>/dev/null ||
+        echo "not found: only the cpu engine")"
+    say "power mode: $(nvpmodel -q 2>/dev/null | sed -n 's/^NV Power Mode: //p' | grep . ||
+        echo unknown)"
+fi
+
+# 2. The new version, in a folder that nobody uses yet.
+if [ -n "${EXTRAS:-}" ]; then extras=$EXTRAS; else
+    extras=runtime,top
+    [ ! -e /dev/nvmap ] || extras=$extras,device
+    [ ! -e /usr/include/portaudio.h ] || extras=$extras,microphone
+fi
+version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/edge/__init__.py")
+new=$versions/$version-$(date +%Y%m%d%H%M%S)
+link=$root/opt/edge/current
+old=$(readlink "$link" 2>/dev/null || true)
+give_up() { rm -rf "${root:?}${new:?}" 2>/dev/null || rm -rf "$new"; }
+trap give_up EXIT
+say "building $new with $extras"
+mkdir -p "$root$versions"
+# JetPack's TensorRT and Debian's PyGObject are the system's.
+"$python" -m venv --system-site-packages "$root$new" ||
+    die "cannot make a virtual environment: apt-get install python3-venv"
+if [ -n "${WHEELS:-}" ]; then from="--no-index --find-links $WHEELS omni-edge[$extras]"
+else from="$source[$extras]"; fi
+# shellcheck disable=SC2086  # several words
+"$root$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile $from
+if [ -n "$root" ]; then
+    grep -rlI --null "$root" "$root$new/bin" "$root$new/pyvenv.cfg" | xargs -0r sed -i "s#$root##g"
+fi
+
+# 3. What surrounds it. A configuration that is there stays as it is.
+mkdir -p "$root/etc/edge" "$root/usr/bin"
+units=$root/usr/lib/systemd/system
+install -Dm644 "$here/edge.service" "$units/edge.service"
+install -Dm644 "$here/edge.socket" "$units/edge.socket"
+install -Dm644 "$here/70-edge.rules" "$root/usr/lib/udev/rules.d/70-edge.rules"
+install -Dm644 "$here/sysusers.conf" "$root/usr/lib/sysusers.d/edge.conf"
+[ -e "$root/etc/edge/edge.toml" ] || install -m644 "$here/edge.toml" "$root/etc/edge/edge.toml"
+install -d -m750 "$root/var/lib/edge" "$root/var/cache/edge"
+ln -sfn /opt/edge/current/bin/edge "$root/usr/bin/edge"
+if [ -n "${BUNDLE:-}" ]; then
+    rm -rf "$root$bundle.new"
+    cp -r "$BUNDLE" "$root$bundle.new"
+    rm -rf "${root:?}$bundle"
+    mv "$root$bundle.new" "$root$bundle"
+fi
+point_to() { ln -sfn "$1" "$link.new" && mv -T "$link.new" "$link"; }
+
+if [ -n "$root" ]; then
+    point_to "$new"
+    trap - EXIT
+    say "staged in $root"
+    exit 0
+fi
+systemd-sysusers edge.conf
+chown -R edge:edge /var/lib/edge /var/cache/edge
+if is_running; then
+    systemctl daemon-reload
+    udevadm control --reload && udevadm trigger || true
+fi
+
+# 4. The new version must prove itself.
+if [ ! -e $bundle/manifest.json ]; then
+    point_to "$new"
+    ready="installed; put a bundle into $bundle, then: systemctl start edge"
+elif is_running; then
+    point_to "$new"
+    systemctl enable --quiet --now edge.socket
+    if systemctl enable --quiet edge.service && systemctl restart edge.service; then
+        ready="ready: edge ask \"What do you see?\""
+    elif [ -n "$old" ]; then
+        point_to "$old"
+        systemctl restart edge.service || true
+        die "$new did not become ready (journalctl -u edge); $old goes on"
+    else
+        trap - EXIT
+        die "$new did not become ready: journalctl -u edge, then edge doctor"
+    fi
+elif "$new/bin/edge" doctor $bundle --try; then
+    point_to "$new"
+    ready="installed; it starts with the machine"
+elif [ -n "$old" ]; then
+    die "$new did not pass its self-check; $old stays"
+else
+    die "$new did not pass its self-check: see above"
+fi
+is_running || systemctl --root=/ enable --quiet edge.socket edge.service
+trap - EXIT
+for unused in "$versions"/*; do  # the one before stays, to go back to
+    [ "$unused" = "$new" ] || [ "$unused" = "$old" ] || rm -rf "$unused"
+done
+say "$ready"

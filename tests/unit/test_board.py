@@ -1,0 +1,127 @@
+"""What boards say of themselves, and what the doctor makes of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from boards import AGX_ORIN, ORIN_NX, PC, THOR, laid_out
+
+from edge.cli import main
+from edge.session.budget import Budget, Load
+from jetson import doctor
+from jetson.board import HealthReader, rails_w, read_board
+
+GB = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("files", "family", "capability", "jetpack", "mode", "power_w", "max_power_w"),
+    [
+        (AGX_ORIN, "Orin", "8.7", "6", "MAXN", 11.542, None),
+        (ORIN_NX, "Orin", "8.7", "6", "15W", 17.0, 15.0),
+        (THOR, "Thor", "11.0", "7", "120W", 52.3, None),
+        (PC, "", "", "", "", None, None),
+    ],
+    ids=["agx-orin", "orin-nx", "thor", "pc"],
+)
+def test_boards(tmp_path, files, family, capability, jetpack, mode, power_w, max_power_w):
+    root = laid_out(tmp_path, files)
+    board, health = read_board(root), HealthReader(root)()
+    assert (board.family, board.compute_capability) == (family, capability)
+    assert (board.jetpack, board.power_mode) == (jetpack, mode)
+    assert health.power_w == (None if power_w is None else pytest.approx(power_w, abs=0.01))
+    assert health.max_power_w == max_power_w
+    assert not health.is_throttled
+    assert board.free_memory_bytes < board.memory_bytes
+    assert "NC" not in rails_w(root)
+
+
+def test_the_hottest_zone_counts(tmp_path):
+    health = HealthReader(laid_out(tmp_path, ORIN_NX))()
+    assert (health.temperature_c, health.max_temperature_c) == (62.0, 99.0)
+
+
+def test_a_lowered_clock_is_throttling_and_a_fan_is_not(tmp_path):
+    root = laid_out(tmp_path, AGX_ORIN)
+    (root / "sys/class/thermal/cooling_device2/cur_state").write_text("2\n")
+    assert HealthReader(root)().is_throttled
+
+
+def test_a_rising_count_of_overcurrents_is_throttling(tmp_path):
+    root = laid_out(tmp_path, THOR)
+    read = HealthReader(root)
+    assert not read().is_throttled  # 17 of them, from before
+    (root / "sys/class/hwmon/hwmon9/oc3_event_cnt").write_text("18\n")
+    assert read().is_throttled
+    assert not read().is_throttled
+
+
+def test_heat_and_power_move_the_budget(tmp_path):
+    read = HealthReader(laid_out(tmp_path / "nx", ORIN_NX))
+    s = 1_000_000_000
+    step = Budget(0).look(10 * s, Load(0.0, 0.0, read()))
+    assert step is not None
+    assert step.cause == "113% of the power that the board may take"
+    hot = laid_out(tmp_path / "agx", AGX_ORIN)
+    (hot / "sys/class/thermal/thermal_zone1/temp").write_text("98500\n")
+    step = Budget(0).look(10 * s, Load(0.0, 0.0, HealthReader(hot)()))
+    assert step is not None
+    assert step.cause.endswith("°C of 99 °C")
+
+
+def test_a_rail_that_cannot_be_read_does_not_count(tmp_path):
+    root = laid_out(tmp_path, ORIN_NX)
+    (root / "sys/class/hwmon/hwmon1/curr1_input").write_text("nothing\n")
+    assert rails_w(root) == {"VDD_CPU_GPU_CV": 7.5, "VDD_SOC": 3.5}
+
+
+def verdicts(root, bundle=None, **words):
+    return {check.name: check for check in doctor.examine(bundle, root, **words)}
+
+
+def test_verdicts_on_boards(tmp_path):
+    agx = verdicts(laid_out(tmp_path / "agx", AGX_ORIN))
+    assert agx["machine"].verdict == agx["JetPack"].verdict == agx["power mode"].verdict == "ok"
+    nx = verdicts(laid_out(tmp_path / "nx", ORIN_NX))
+    assert nx["power mode"].remedy == "for full speed: sudo nvpmodel -m 0"
+    assert nx["power"].found == "17.0 W, 15W allows 15 W"
+    old = AGX_ORIN | {"etc/nv_tegra_release": "# R35 (release), REVISION: 5.0, GCID: 1\n"}
+    assert verdicts(laid_out(tmp_path / "old", old))["JetPack"].verdict == "failure"
+    pc = verdicts(laid_out(tmp_path / "pc", PC))
+    for name in ("machine", "JetPack", "CUDA", "TensorRT"):
+        assert pc[name].verdict == "warning", name
+    for checks in (agx, nx, pc):
+        assert all(bool(check.remedy) == (check.verdict != "ok") for check in checks.values())
+
+
+@pytest.mark.parametrize(("weights", "verdict"), [(8, "ok"), (13, "warning"), (15, "failure")])
+def test_memory_for_a_bundle(tmp_path, weights, verdict):
+    board = read_board(laid_out(tmp_path, ORIN_NX))
+    assert doctor._memory(board, weights * GB).verdict == verdict
+
+
+def test_a_bundle_is_opened_and_tried(tmp_path, bundle):
+    root = laid_out(tmp_path, THOR)
+    checks = verdicts(root, bundle("base"), try_it=True)
+    assert checks["bundle"].verdict == checks["memory"].verdict == "ok"
+    assert checks["self-check"].verdict == "ok"
+    assert verdicts(root, tmp_path / "none")["bundle"].verdict == "failure"
+
+
+def test_the_command(tmp_path, bundle, capsys):
+    assert main(["doctor", str(bundle("base")), "--json", "--report", str(tmp_path / "r")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {check["name"] for check in printed["checks"]} >= {"machine", "bundle", "memory"}
+    assert json.loads((tmp_path / "r").read_text())["checks"] == printed["checks"]
+    assert main(["doctor", str(tmp_path / "none")]) == 78
+    shown = capsys.readouterr()
+    assert "failure" in shown.out
+    assert shown.err == "edge: this machine: failed 1 check; do what it says above\n"
+
+
+def test_a_report_holds_nothing_private(tmp_path, bundle):
+    root = laid_out(tmp_path, THOR)
+    text = json.dumps(doctor.report(list(doctor.examine(bundle("base"), root)), root))
+    for private in ("kitchen-robot", "1424021000000", str(tmp_path), str(bundle("base").parent)):
+        assert private not in text
