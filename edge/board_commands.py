@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge.client import DEFAULT_SOCKET
 from edge.errors import ConfigurationError
+from edge.wire import DEFAULT_SOCKET
 
 # Each command imports what it needs when it runs: a client works without the runtime's packages.
 

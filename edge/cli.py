@@ -14,9 +14,10 @@ from typing import Any
 
 import edge
 from edge import board_commands
-from edge.commands import DEFAULT_SOCKET, add_commands
+from edge.commands import add_commands
 from edge.config import load_config
 from edge.errors import ConfigurationError, EdgeError, ReplayError
+from edge.wire import DEFAULT_SOCKET
 
 EXIT_IO_ERROR = 74
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge.client import Client, Event, Finished, Text
 from edge.errors import ConfigurationError
+from edge.wire import DEFAULT_SOCKET
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DEFAULT_SOCKET = "/run/edge/edge.sock"
 RECALLED = "What happened?"
 
 

@@ -19,6 +19,7 @@ from edge.errors import (
     SocketError,
 )
 
+DEFAULT_SOCKET = "/run/edge/edge.sock"
 SEE_LOG = "see the service's log (journalctl -u edge)"
 DONE: dict[str, Any] = {}
 """The end of an answer's stream."""

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
 import msgspec
@@ -89,7 +89,12 @@ def make_app(
         ],
     )
     app[_DOOR] = (config, roles, metrics)
-    app[CHANGE] = api.change
+
+    def change(config: Config) -> None:
+        api.change(config)
+        realtime.change(config)
+
+    app[CHANGE] = change
     app.add_routes(
         [
             web.get("/v1/models", api.models),

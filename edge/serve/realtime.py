@@ -111,6 +111,10 @@ class Realtime:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
 
+    def change(self, config: Config) -> None:
+        """Take what the next clients leave open from other settings."""
+        self._config = config
+
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Talk with one client until it goes."""
         model = request.query.get("model") or self._model_name
