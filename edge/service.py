@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DRAIN_S, DRAIN_LOOK_S = 3.0, 0.02
+DRAIN_S, DRAIN_LOOK_S = 2.5, 0.02
 """At the end the answers under way may take so long; how often to look whether they are done."""
 SWITCH_INTERVAL_S = 0.0002
 """A thread that computes in Python lets another in after so long: the socket's sends a token while
