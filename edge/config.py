@@ -21,6 +21,7 @@ else:
 
 MIN_EVS_TOKENS_PER_FRAME = 4
 """Fewer would hardly show a change: each tubelet keeps one token whatever has changed."""
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
@@ -113,6 +114,12 @@ class Socket(msgspec.Struct, frozen=True):
 
     path: Annotated[str, Meta(min_length=1)] = "/run/edge/edge.sock"
     """The Unix socket's path, at most 107 bytes."""
+    tcp: Annotated[str, Meta(pattern="^([^:]+|\\[[0-9a-f:]+\\]):[0-9]{1,5}$")] | None = None
+    """HOST:PORT of a TCP listener beside it, such as 127.0.0.1:8321. Unset: there is none. Any
+    program of this machine may then operate the robot, unless token_file is set."""
+    token_file: Annotated[str, Meta(min_length=1)] | None = None
+    """A file with the secret that TCP clients send as their API key. Needed for other hosts than
+    127.0.0.1, ::1 and localhost."""
     max_waiting: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Questions that may wait; one more is refused with HTTP 503."""
     max_connections: Annotated[int, Meta(ge=1, le=4096)] = 128
@@ -282,6 +289,10 @@ def _contradictions(config: Config) -> Iterable[str]:
             f'turns.mode is "{config.turns.mode}": it needs perception.listen = "utterances", '
             f'not "{perception.listen}"'
         )
+    if config.socket.tcp and not config.socket.token_file:
+        host = config.socket.tcp.rpartition(":")[0]
+        if host not in LOOPBACK:
+            yield f'socket.tcp is "{config.socket.tcp}": beyond this machine it needs token_file'
     names = [*(c.name for c in config.camera), *(m.name for m in config.microphone)]
     for name in sorted({name for name in names if names.count(name) > 1 or name == "turn"}):
         yield f"the name {_shown(name)} of a camera or microphone is taken: choose another"

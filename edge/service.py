@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,13 +24,14 @@ from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.errors import ConfigurationError
 from edge.features.evs import CausalPruner
+from edge.model.constrain import vocabulary
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording, Repeated
 from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turns import TurnDetector
-from edge.serve import unix_socket
+from edge.serve import tcp, unix_socket
 from edge.serve.app import make_app, serving
 from edge.session.answer import LivePrompt
 from edge.session.health import linux_health
@@ -115,6 +117,8 @@ def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None =
     listener = unix_socket.bind(path)
     try:
         with contextlib.ExitStack() as stack:
+            address = config.socket.tcp
+            tcp_listener = stack.enter_context(tcp.bind(address)) if address else None
             clock: Clock = MonotonicClock()
             recorder: Recorder | None = None
             if record is not None:
@@ -127,7 +131,7 @@ def run(bundle_path: Path, config: Config, senses: Senses, record: Path | None =
             own, model = bundle.manifest.spec.sampling, bundle.manifest.name
             app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
             log.info("event=ready socket=%s model=%s", path, model)
-            asyncio.run(_serve(loop, app, listener))
+            asyncio.run(_serve(loop, app, listener, tcp_listener))
     finally:
         unix_socket.release(path, listener)
         listener.close()
@@ -189,7 +193,10 @@ def _parts(bundle: Bundle, config: Config) -> tuple[CpuEngine, LivePrompt]:
     engine.load_encoders()
     _check_room(config, engine.spec.decoder.max_tokens)
     template = ChatTemplate(bundle.path)
-    return engine, LivePrompt(Tokenizer(bundle.path), template, config.context.system)
+    tokenizer = Tokenizer(bundle.path)
+    # Slow the first time: not to be waited for in the first turn that asks for a format.
+    vocabulary(tokenizer, engine.spec.decoder.vocab_size, (tokenizer.special.turn_end,))
+    return engine, LivePrompt(tokenizer, template, config.context.system)
 
 
 def _senses(
@@ -250,7 +257,12 @@ def _check_room(config: Config, model_max_tokens: int) -> None:
         )
 
 
-async def _serve(loop: LiveLoop, app: web.Application, listener: unix_socket.Listener) -> None:
+async def _serve(
+    loop: LiveLoop,
+    app: web.Application,
+    listener: unix_socket.Listener,
+    tcp_listener: socket.socket | None,
+) -> None:
     """Run the loop in its thread and the socket in this one, until either ends."""
     ended = asyncio.Event()
     events = asyncio.get_running_loop()
@@ -268,7 +280,7 @@ async def _serve(loop: LiveLoop, app: web.Application, listener: unix_socket.Lis
     thread = threading.Thread(target=run_loop, name="loop")
     thread.start()
     try:
-        async with serving(app, listener.dup()):
+        async with serving(app, listener.dup(), tcp_listener):
             await ended.wait()
             loop.stop()
     finally:

@@ -2,7 +2,8 @@
 
 The loop, its thread and the application run in this process; the client is another process and
 talks plain WebSocket. Times are the client's, on the clock that both share, so they hold the
-client's own part too. Prints a table; the last line is JSON.
+client's own part too. A session of zero cost never leaves the interpreter, so it is measured once
+more with calls that do. Prints a table; the last line is JSON.
 
     python scripts/bench_socket.py [--rounds 2000] [--idle 16]
 """
@@ -35,7 +36,7 @@ from simulate import CONFIG, GENERATION_CONFIG, TOKENIZER  # what the simulator 
 
 from edge.clock import MonotonicClock, VirtualClock
 from edge.config import Config, Context
-from edge.engines.simulated import Cost, Costs, SimulatedEngine
+from edge.engines.simulated import Cost, Costs, SimulatedEngine, SimulatedState
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.spec import model_spec
@@ -46,9 +47,12 @@ from edge.service import SWITCH_INTERVAL_S
 from edge.session.answer import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.turn import AnswerEvent, Done, Question, Turn
+from edge.types import Float32
 
 MODEL = "zero-cost"
 N_TOKENS = 8
+CALL_S = 0.005
+"""As a device's: meanwhile the interpreter is free. Without cost it never is."""
 NOTHING = Cost(0.0, 0.0, "none")
 
 
@@ -87,23 +91,34 @@ class TimedLoop(LiveLoop):
 
 
 class LetterEngine(SimulatedEngine):
-    """Costs nothing and always says the same letter."""
+    """Always says the same letter; a call takes no time, or leaves the interpreter for some."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, call_s: float) -> None:
+        self._call_s = call_s
         spec = model_spec(CONFIG, GENERATION_CONFIG)
         super().__init__(Costs(*[NOTHING] * 5), VirtualClock(), spec)
         letter = int(tokenizer.encode("a")[0])
         self._logits = np.zeros(letter + 1, np.float32)
         self._logits[letter] = 1.0
 
+    def prefill(self, state: SimulatedState, embeddings: Float32) -> Float32:
+        if self._call_s:
+            time.sleep(self._call_s)
+        return super().prefill(state, embeddings)
 
-def make_loop() -> TimedLoop:
+    def decode(self, state: SimulatedState, token: int) -> Float32:
+        if self._call_s:
+            time.sleep(self._call_s)
+        return super().decode(state, token)
+
+
+def make_loop(call_s: float) -> TimedLoop:
     """The real loop without senses."""
     tokenizer, clock = Tokenizer(TOKENIZER), MonotonicClock()
     prompt = LivePrompt(tokenizer, ChatTemplate(TOKENIZER), "")
     config = Config(context=Context(max_tokens=8192, keep_tokens=2048))
     loop = TimedLoop(
-        LetterEngine(tokenizer), prompt, config, clock, MODEL, [], start_ns=clock.now_ns()
+        LetterEngine(tokenizer, call_s), prompt, config, clock, MODEL, [], start_ns=clock.now_ns()
     )
     loop.sampled_ns = []
     return loop
@@ -165,9 +180,9 @@ def client(path: Path, n_rounds: int, n_idle: int, results: Connection) -> None:
     assert len(idle) == n_idle  # they were there all the time
 
 
-def measure(n_rounds: int, n_idle: int) -> dict[str, float]:
+def measure(n_rounds: int, n_idle: int, call_s: float) -> dict[str, float]:
     """One run: ms."""
-    loop = make_loop()
+    loop = make_loop(call_s)
     thread = threading.Thread(target=loop.run)
     thread.start()
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
@@ -193,6 +208,7 @@ def measure(n_rounds: int, n_idle: int) -> dict[str, float]:
     after_sampled_ns = [a - b for a, b in zip(first_ns, loop.sampled_ns, strict=True)]
     after_asked_ns = [a - b for a, b in zip(first_ns, asked_ns, strict=True)]
     return {
+        "engine_call_ms": call_s * 1e3,
         "idle_clients": n_idle,
         **_summary("event_to_event", turnaround_ns),
         **_summary("asked_to_first_token", after_asked_ns),
@@ -216,7 +232,8 @@ def main() -> None:
     words = parser.parse_args()
     web.WebSocketResponse = TimedResponse  # type: ignore[misc]
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    runs = [measure(words.rounds, n_idle) for n_idle in (0, words.idle)]
+    runs = [measure(words.rounds, n_idle, 0.0) for n_idle in (0, words.idle)]
+    runs += [measure(words.rounds // 10, n_idle, CALL_S) for n_idle in (0, words.idle)]
     for run in runs:
         print("  ".join(f"{name}={value}" for name, value in run.items()))
     print(json.dumps({"benchmark": "socket", "rounds": words.rounds, "runs": runs}))

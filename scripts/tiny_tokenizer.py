@@ -68,7 +68,17 @@ You can call these functions:
     {%- elif "<think>" not in message.content -%}
       {{- "<think></think>" -}}
     {%- endif -%}
-    {{- message.content + "<|im_end|>\\n" -}}
+    {{- message.content -}}
+    {%- for call in message.tool_calls or [] -%}
+      {{- "<tool_call>\\n<function=" + call.function.name + ">\\n" -}}
+      {%- for name, value in call.function.arguments.items() -%}
+        {{- "<parameter=" + name + ">\\n" -}}
+        {{- value if value is string else value | tojson -}}
+        {{- "\\n</parameter>\\n" -}}
+      {%- endfor -%}
+      {{- "</function>\\n</tool_call>\\n" -}}
+    {%- endfor -%}
+    {{- "<|im_end|>\\n" -}}
   {%- elif message.role == "tool" -%}
     {{- "<|im_start|>user\\n<tool_response>\\n" + message.content -}}
     {{- "\\n</tool_response>\\n<|im_end|>\\n" -}}

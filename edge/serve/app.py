@@ -37,6 +37,7 @@ from edge.serve.replies import (
     open_stream,
     send,
 )
+from edge.serve.tcp import read_token
 from edge.serve.watching import Watching
 from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
 
@@ -78,7 +79,11 @@ def make_app(
     realtime = Realtime(session, config, model_name, thinking_sampling, metrics)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
-        middlewares=[counted(metrics), errors_as_json, admitted(roles, config.socket.idle_s)],
+        middlewares=[
+            counted(metrics),
+            errors_as_json,
+            admitted(roles, config.socket.idle_s, read_token(config.socket)),
+        ],
     )
     app[_DOOR] = (config, roles, metrics)
     app.add_routes(
@@ -97,12 +102,15 @@ def make_app(
 
 
 @contextlib.asynccontextmanager
-async def serving(app: web.Application, listener: socket.socket) -> AsyncIterator[None]:
+async def serving(
+    app: web.Application, listener: socket.socket, tcp_listener: socket.socket | None = None
+) -> AsyncIterator[None]:
     """Serve an application on a listening socket for as long as the block runs.
 
     Args:
         app: what `make_app` made.
         listener: what `unix_socket.bind` made or systemd handed over; closed at the end.
+        tcp_listener: what `tcp.bind` made, if one is configured; likewise.
     """
     config, roles, metrics = app[_DOOR]
     # Without handler_cancellation aiohttp lets a handler run on after its client has gone, and the
@@ -119,6 +127,8 @@ async def serving(app: web.Application, listener: socket.socket) -> AsyncIterato
     await runner.setup()
     assert runner.server is not None
     try:
+        if tcp_listener is not None:
+            await web.SockSite(runner, tcp_listener).start()
         async with Door(runner.server, listener, config.socket, roles, metrics).open():
             yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -16,6 +17,7 @@ from edge.errors import CapacityError, EdgeError, ProtocolError
 from edge.serve.access import Role, Roles, peer_of, require
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, TooLateError, error_body, json_reply, status_of
+from edge.serve.tcp import tcp_role
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +76,28 @@ class _Reading:
             self._n_bytes -= n_bytes
 
 
-def admitted(roles: Roles, idle_s: float) -> Middleware:
-    """Reads the request when its client may make it: observers only read."""
+def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
+    """Reads the request when its client may make it: observers only read.
+
+    Args:
+        token: of clients over TCP.
+    """
     reading = _Reading()
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
-        role: Role = roles.admit(peer_of(request.transport.get_extra_info("socket")))
-        request[ROLE] = role
         for name, value in request.headers.items():
             if not value.isascii():  # not everything behind this can read others
                 raise ProtocolError(f"header {name}", "is not ASCII", "encode it")
+        connection = request.transport.get_extra_info("socket")
+        role: Role
+        if connection.family == socket.AF_UNIX:
+            role = roles.admit(peer_of(connection))
+        else:
+            role = tcp_role(request, token)
+        request[ROLE] = role
         if request.method not in ("GET", "HEAD"):
             require(role, "operator", f"{request.method} {request.path}")
         try:

@@ -1,0 +1,28 @@
+"""Write docs/schema/: the JSON Schema of all events, generated from the types.
+
+python scripts/write_schemas.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edge.serve.schema import event_schemas
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs/schema"
+
+
+def schema_text(schema: object) -> str:
+    """As it stands in a file."""
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, schema in event_schemas().items():
+        (FOLDER / f"{name}.json").write_text(schema_text(schema))
+
+
+if __name__ == "__main__":
+    main()
