@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import edge
-from edge.client import Client, Finished, Text
+from edge.commands import DEFAULT_SOCKET, add_commands
 from edge.config import load_config
 from edge.errors import ConfigurationError, EdgeError, ReplayError
 
 EXIT_IO_ERROR = 74
-DEFAULT_SOCKET = "/run/edge/edge.sock"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,50 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
         *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
     )
     service.run(arguments.bundle, config, senses, arguments.record)
-
-
-def ask(arguments: argparse.Namespace) -> None:
-    """Ask a running service; the answer appears as it is made."""
-    events = Client(arguments.socket or DEFAULT_SOCKET).ask(
-        arguments.question,
-        thinking=arguments.thinking or None,
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-        remember=arguments.remember or None,
-        recall_s=arguments.recall and tuple(arguments.recall),
-    )
-    content: list[str] = []
-    reasoning: list[str] = []
-    for event in events:
-        if isinstance(event, Text):
-            (reasoning if event.reasoning else content).append(event.text)
-            if not arguments.json:
-                print(event.text, end="", flush=True)
-        elif isinstance(event, Finished) and arguments.json:
-            report = {
-                "content": "".join(content),
-                "reasoning_content": "".join(reasoning),
-                "finish_reason": event.finish_reason,
-                "usage": event.usage,
-                "edge": event.timeline,
-            }
-            print(json.dumps(report))
-    if not arguments.json:
-        print()
-
-
-def status(arguments: argparse.Namespace) -> None:
-    """Show what a running service is doing."""
-    health = Client(arguments.socket or DEFAULT_SOCKET).health()
-    if arguments.json:
-        print(json.dumps(health))
-        return
-    for key, value in health.items():
-        if key == "counters":
-            print("  ".join(f"{name} {count}" for name, count in value.items()))
-        elif not isinstance(value, list):
-            print(f"{key:20} {value}")
 
 
 def replay(arguments: argparse.Namespace) -> None:
@@ -175,26 +130,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, help="made by `edge run --record`")
     command.set_defaults(call=replay)
 
-    command = commands.add_parser("ask", help="ask a running service", description=ask.__doc__)
-    command.add_argument("question")
-    command.add_argument("--thinking", action="store_true", help="reason before answering")
-    command.add_argument("--max-tokens", type=int, help="longest answer")
-    command.add_argument("--temperature", type=float, help="0 is greedy")
-    command.add_argument("--seed", type=int, help="makes sampling repeatable")
-    command.add_argument(
-        "--remember", action="store_true", help="question and answer stay in the live context"
-    )
-    command.add_argument(
-        "--recall",
-        type=float,
-        nargs=2,
-        metavar=("FROM", "TO"),
-        help="only from what was perceived between so many seconds ago, such as 30 10",
-    )
-    command.set_defaults(call=ask)
-
-    command = commands.add_parser("status", help="what a service is doing")
-    command.set_defaults(call=status)
+    add_commands(commands)
 
     command = commands.add_parser("bench", help="measure this machine", description=bench.__doc__)
     command.add_argument("what", choices=("bandwidth", "decode", "prefill", "features", "load"))
@@ -205,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     for name, command in commands.choices.items():
         if name not in ("bench", "replay"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
-        if name != "run":
+        if name not in ("run", "mcp"):
             command.add_argument("--json", action="store_true", help="one JSON line for machines")
     return top
 

@@ -1,4 +1,7 @@
-"""A small synchronous client of a running service; needs the standard library only."""
+"""Clients of a running service: this one is synchronous and needs the standard library only.
+
+`edge.async_client` has the same calls for asyncio. What both send and read is in `edge.wire`.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,36 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.errors import (
-    AccessError,
-    CapacityError,
-    EdgeError,
-    EngineError,
-    ProtocolError,
-    SocketError,
+from edge.errors import SocketError
+from edge.wire import (
+    DONE,
+    SEE_LOG,
+    Answer,
+    Ask,
+    Event,
+    Finished,
+    Text,
+    Triggered,
+    Watch,
+    events_target,
+    payload_of,
+    refusal,
+    unreachable,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """More text of the answer."""
-
-    text: str
-    reasoning: bool = False
-    """Part of the thinking, not of the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The answer is complete."""
-
-    finish_reason: str
-    """`stop` or `length`."""
-    usage: dict[str, int]
-    """prompt_tokens, completion_tokens, total_tokens."""
-    timeline: dict[str, Any]
-    """The response's key `edge`: see `edge.serve.chat.timing_of`."""
-
-
-Event = Text | Finished
-
-_SEE_LOG = "see the service's log (journalctl -u edge)"
+__all__ = ["Ask", "Client", "Event", "Finished", "Text", "Triggered", "Watch"]
 
 
 class Client:
     """Asks the service that listens on a Unix socket.
+
+    Every call raises SocketError where nobody serves or the service dies, AccessError where this
+    user may not do that, ProtocolError where the request is wrong, CapacityError where there is no
+    room for it now, and EngineError where the service failed.
 
     Args:
         path: the service's socket.
@@ -59,22 +49,17 @@ class Client:
         self._path, self._timeout_s = Path(path), timeout_s
 
     def models(self) -> list[str]:
-        """The names of the served models.
-
-        Raises:
-            SocketError: nobody serves there.
-            ProtocolError: the service refuses.
-        """
+        """The names of the served models."""
         return [model["id"] for model in self._get("/v1/models")["data"]]
 
     def health(self) -> dict[str, Any]:
-        """What the service tells of itself: ready, context tokens, counters.
-
-        Raises:
-            SocketError: nobody serves there.
-            ProtocolError: the service refuses.
-        """
+        """What the service tells of itself: ready, context tokens, counters."""
         return self._get("/healthz")
+
+    def metrics(self) -> str:
+        """The same for Prometheus."""
+        with self._answer("GET", "/metrics") as response:
+            return response.read().decode()
 
     def ask(
         self,
@@ -86,40 +71,81 @@ class Client:
         seed: int | None = None,
         remember: bool | None = None,
         recall_s: tuple[float, float] | None = None,
+        deadline_s: float | None = None,
+        sound: bytes | None = None,
     ) -> Iterator[Event]:
         """Ask about what the service sees and hears; closing the iterator cancels the turn.
 
         Args:
-            text: the question.
-            thinking: reason first; None as the service is configured, as are all below.
-            max_tokens: tokens of the answer, its reasoning included.
-            temperature: 0 is greedy, at most 2.
-            seed: same seed, state and question: same answer.
-            remember: question and answer stay in the live context.
-            recall_s: answer only from what was perceived between so many seconds ago, the longer
-                first; of the past that the service keeps.
+            text: the question; may be empty where `sound` asks it.
+            sound: a WAV or MP3 file's bytes that the question brings along, at most 30 s.
+            thinking: see `edge.wire.Ask` for this one and the others.
 
         Returns:
             Text as it is generated, then one Finished.
-
-        Raises:
-            SocketError: nobody serves there, or the service dies in mid-answer.
-            ProtocolError: the request is wrong.
-            CapacityError: too many questions are waiting.
-            EngineError: the service failed.
         """
-        body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": text}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "chat_template_kwargs": {"enable_thinking": thinking},
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "edge": {"remember": remember, "recall_s": recall_s},
-        }
-        with self._answer("POST", "/v1/chat/completions", json.dumps(body).encode()) as response:
-            yield from _events(self._payloads(response))
+        asked = Ask(
+            *(text, thinking, max_tokens, temperature, seed),
+            *(remember, recall_s, deadline_s, sound),
+        )
+        answer = Answer()
+        with self._answer("POST", "/v1/chat/completions", asked.body()) as response:
+            for payload in self._payloads(response, ends=True):
+                yield from answer.push(payload)
+        yield answer.finished()
+
+    def say(self, path: Path, text: str = "", **settings: Any) -> Iterator[Event]:
+        """Ask with a recording: what it says is the question.
+
+        Args:
+            path: a WAV file of at most 30 s.
+            text: in writing behind it, such as "Answer the question."
+            settings: as `ask`.
+        """
+        return self.ask(text, sound=path.read_bytes(), **settings)
+
+    def watch(self, condition: str, **settings: Any) -> Iterator[Triggered]:
+        """Hear when something begins and ends to be so; closing the iterator ends the watch.
+
+        Args:
+            condition: in plain language.
+            settings: of `edge.wire.Watch`.
+        """
+        body = Watch(condition, **settings).body(stream=True)
+        with self._answer("POST", "/v1/edge/triggers", body) as response:
+            for payload in self._payloads(response):
+                if (triggered := Triggered.of(payload)) is not None:
+                    yield triggered
+
+    def events(self, types: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """What happens in the service from now on, by the key `type`.
+
+        Args:
+            types: only those that begin so, such as "edge.trigger".
+        """
+        with self._answer("GET", events_target(types)) as response:
+            yield from self._payloads(response)
+
+    def triggers(self) -> list[dict[str, Any]]:
+        """All triggers, and how each stands."""
+        found: list[dict[str, Any]] = self._get("/v1/edge/triggers")["data"]
+        return found
+
+    def create_trigger(self, condition: str, **settings: Any) -> str:
+        """Let the service watch for something until `delete_trigger`; the trigger's id.
+
+        Args:
+            condition: in plain language.
+            settings: of `edge.wire.Watch`.
+        """
+        body = Watch(condition, **settings).body()
+        with self._answer("POST", "/v1/edge/triggers", body) as response:
+            return str(json.loads(response.read())["id"])
+
+    def delete_trigger(self, trigger_id: str) -> None:
+        """Watch for it no longer."""
+        with self._answer("DELETE", f"/v1/edge/triggers/{trigger_id}") as response:
+            response.read()
 
     def _get(self, target: str) -> dict[str, Any]:
         with self._answer("GET", target) as response:
@@ -132,46 +158,38 @@ class Client:
     ) -> Iterator[http.client.HTTPResponse]:
         """A response with status 200; everything else is raised."""
         with contextlib.closing(_UnixConnection(self._path, self._timeout_s)) as connection:
-            self._connect(connection)
             try:
-                connection.request(method, target, body, {"Content-Type": "application/json"})
+                connection.connect()
+            except OSError as error:
+                raise unreachable(self._path, error) from error
+            try:
+                # A service that refuses us says why before it reads what we send.
+                with contextlib.suppress(BrokenPipeError):
+                    connection.request(method, target, body, {"Content-Type": "application/json"})
                 with connection.getresponse() as response:
                     if response.status != 200:
-                        raise _refusal(response.status, response.read())
+                        raise refusal(response.status, response.read())
                     yield response
             except TimeoutError as error:
                 problem = f"was silent for {self._timeout_s:g} s"
-                raise SocketError(self._path, problem, _SEE_LOG) from error
+                raise SocketError(self._path, problem, SEE_LOG) from error
             except (OSError, http.client.HTTPException) as error:
                 raise self._died() from error
 
-    def _connect(self, connection: http.client.HTTPConnection) -> None:
-        try:
-            connection.connect()
-        except FileNotFoundError as error:
-            raise SocketError(self._path, "is not there", "start `edge run`") from error
-        except ConnectionRefusedError as error:
-            raise SocketError(self._path, "nobody listens there", "start `edge run`") from error
-        except PermissionError as error:
-            raise SocketError(
-                self._path, "is closed to this user", "join the group that owns it"
-            ) from error
-        except OSError as error:
-            raise SocketError(
-                self._path, f"cannot be reached ({error})", "give the path of the service's socket"
-            ) from error
-
-    def _payloads(self, response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-        """The objects of a stream of server-sent events."""
+    def _payloads(
+        self, response: http.client.HTTPResponse, ends: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """The objects of a stream of server-sent events, which `ends` with [DONE] or never."""
         while line := response.readline():
-            if line == b"data: [DONE]\n":
+            payload = payload_of(line)
+            if payload is DONE and ends:
                 return
-            if line.startswith(b"data: ") and line.endswith(b"\n"):
-                yield json.loads(line.removeprefix(b"data: "))
+            if payload:
+                yield payload
         raise self._died()
 
     def _died(self) -> SocketError:
-        return SocketError(self._path, "the service ended before its answer did", _SEE_LOG)
+        return SocketError(self._path, "the service ended before its answer did", SEE_LOG)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -185,36 +203,3 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
-
-
-def _events(payloads: Iterator[dict[str, Any]]) -> Iterator[Event]:
-    finish_reason = ""
-    usage: dict[str, int] = {}
-    timeline: dict[str, Any] = {}
-    for payload in payloads:
-        if "error" in payload:
-            status = 503 if payload["error"]["code"] == "over_capacity" else 500
-            raise _refusal(status, json.dumps(payload).encode())
-        usage = payload.get("usage") or usage
-        for choice in payload["choices"]:
-            for key, reasoning in (("reasoning_content", True), ("content", False)):
-                if text := choice["delta"].get(key):
-                    yield Text(text, reasoning)
-            if choice["finish_reason"]:
-                finish_reason, timeline = choice["finish_reason"], payload["edge"]
-    yield Finished(finish_reason, usage, timeline)
-
-
-def _refusal(status: int, body: bytes) -> EdgeError:
-    """The service's own error again, as it raised it."""
-    kind: type[EdgeError] = EngineError if status >= 500 else ProtocolError
-    kind = {403: AccessError, 503: CapacityError}.get(status, kind)
-    try:
-        message = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return kind("service", f"answered with HTTP {status}", _SEE_LOG)
-    thing, _, rest = message.partition(": ")
-    problem, _, remedy = rest.rpartition("; ")
-    if not problem:
-        return kind("service", message, _SEE_LOG)
-    return kind(thing, problem, remedy)

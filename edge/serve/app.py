@@ -27,7 +27,7 @@ from edge.serve.access import Roles, require
 from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, health_of
 from edge.serve.door import Door, drop
-from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json
+from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json, http_log
 from edge.serve.metrics import CONTENT_TYPE, Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime import Realtime
@@ -119,6 +119,7 @@ async def serving(
         app,
         handler_cancellation=True,
         access_log=None,
+        logger=http_log(metrics),
         shutdown_timeout=_SHUTDOWN_S,
         keepalive_timeout=config.socket.idle_s,
         lingering_time=_LINGERING_S,
@@ -179,7 +180,7 @@ class _Api:
                 control = Button(msgspec.json.decode(body, type=_Button).button)
             else:
                 control = Choose(msgspec.json.decode(body, type=_Mode).mode)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             remedy = 'send {"mode": "open" | "push_to_talk" | "typed"} or {"button": "begin" | ...}'
             raise ProtocolError("body", f"is not understood ({error})", remedy) from None
         if isinstance(control, Choose):

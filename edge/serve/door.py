@@ -1,7 +1,7 @@
 """The door: who is let in, how many at a time, and who has to leave for not reading.
 
-A refused client is told why in HTTP and the connection is closed, before a byte of what it sends
-is looked at.
+A refused client is told why in HTTP and the connection is closed, whatever it sends: that is
+thrown away.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ LOOK_S = 1.0
 """How often it is looked whether clients read."""
 LINGER_S = 1.0
 """A refused client has so long to read why: closing at once could cut its own request off."""
+LISTEN_S = 0.2
+"""Of that it may take so long to begin its request."""
 MAX_LINGERING = 16
 _RETRY_S = 0.1
 _DISCARD_BYTES = 1 << 16
@@ -156,6 +158,9 @@ async def _tell(connection: socket.socket, error: EdgeError) -> None:
 
 async def _say_and_wait(connection: socket.socket, said: bytes) -> None:
     loop = asyncio.get_running_loop()
+    # Some clients take an answer that is there before their request for a broken connection.
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(loop.sock_recv(connection, _DISCARD_BYTES), LISTEN_S)
     await loop.sock_sendall(connection, said)
     connection.shutdown(socket.SHUT_WR)
     while await loop.sock_recv(connection, _DISCARD_BYTES):

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
-from edge.errors import EdgeError, ProtocolError
+from edge.errors import CapacityError, EdgeError, ProtocolError
 from edge.serve.access import Role, Roles, peer_of, require
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, TooLateError, error_body, json_reply, status_of
 from edge.serve.tcp import tcp_role
 
+log = logging.getLogger(__name__)
+
 MAX_BODY_BYTES = 16 << 20
 """A picture of some megapixels in base64, and a conversation around it."""
+MAX_READING_BYTES = 64 << 20
+"""Of all bodies that are arriving."""
 CLIENT_GONE = 499
 """Counted where a client did not wait for its answer; as nginx has it."""
 ROLE: web.RequestKey[Role] = web.RequestKey("role")
@@ -44,17 +51,46 @@ def counted(metrics: Metrics) -> Middleware:
     return count
 
 
+class _Reading:
+    """The bodies that are just arriving: what they may grow to is bounded together."""
+
+    def __init__(self) -> None:
+        self._n_bytes = 0
+
+    @contextlib.contextmanager
+    def body(self, request: web.Request) -> Iterator[None]:
+        """Let one arrive.
+
+        Raises:
+            CapacityError: there is no room for it now.
+        """
+        n_bytes = MAX_BODY_BYTES if request.content_length is None else request.content_length
+        n_bytes = min(n_bytes, MAX_BODY_BYTES) if request.body_exists else 0
+        if self._n_bytes + n_bytes > MAX_READING_BYTES:
+            problem = f"of {n_bytes} bytes: {self._n_bytes} are arriving already"
+            raise CapacityError("body", problem, "send it again later")
+        self._n_bytes += n_bytes
+        try:
+            yield
+        finally:
+            self._n_bytes -= n_bytes
+
+
 def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
     """Reads the request when its client may make it: observers only read.
 
     Args:
         token: of clients over TCP.
     """
+    reading = _Reading()
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
+        for name, value in request.headers.items():
+            if not value.isascii():  # not everything behind this can read others
+                raise ProtocolError(f"header {name}", "is not ASCII", "encode it")
         connection = request.transport.get_extra_info("socket")
         role: Role
         if connection.family == socket.AF_UNIX:
@@ -65,7 +101,8 @@ def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
         if request.method not in ("GET", "HEAD"):
             require(role, "operator", f"{request.method} {request.path}")
         try:
-            await asyncio.wait_for(request.read(), idle_s)  # kept for the handler
+            with reading.body(request):
+                await asyncio.wait_for(request.read(), idle_s)  # kept for the handler
         except asyncio.TimeoutError:
             raise TooLateError(
                 "body", f"did not arrive within {idle_s:g} s", "send all of it at once"
@@ -73,6 +110,24 @@ def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
         return await handler(request)
 
     return admit
+
+
+def http_log(metrics: Metrics) -> logging.Logger:
+    """aiohttp's log, without a traceback for whatever a client does wrong."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            metrics.malformed()
+        if isinstance(error, HttpProcessingError | ConnectionError):  # or the client has gone
+            return False
+        return record.levelno >= logging.WARNING
+
+    logger = logging.Logger("edge.serve.http")
+    logger.parent = log
+    logger.setLevel(logging.DEBUG)  # one kind of such errors is logged so
+    logger.addFilter(keep)
+    return logger
 
 
 @web.middleware

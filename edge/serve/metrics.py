@@ -47,6 +47,9 @@ class Metrics:
         self._requests = Counter(
             "edge_requests", "Requests that were answered.", ["route", "status"], **where
         )
+        self._malformed = Counter(
+            "edge_requests_malformed", "What clients sent that is no HTTP.", **where
+        )
         self._request_s = Histogram(
             *("edge_request_seconds", "From a request to the end of its answer.", ["route"]),
             buckets=BUCKETS_S,
@@ -69,6 +72,10 @@ class Metrics:
     def dropped(self, reason: str) -> None:
         """Count a client that had to go."""
         self._dropped.labels(reason).inc()
+
+    def malformed(self) -> None:
+        """Count something that is no HTTP request."""
+        self._malformed.inc()
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request.

@@ -410,5 +410,5 @@ def _event_id(message: str) -> str | None:
     """The event's own id, if that at least can be read."""
     try:
         return msgspec.json.decode(message, type=_Named).event_id
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeError, RecursionError):  # the decoder stopped before that
         return None

@@ -105,7 +105,7 @@ def _texts(question: Question) -> Iterator[str]:
         yield message.content
         for call in message.calls:
             yield f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}"
-    for tool in question.tools:
+    for tool in question.callable_tools:
         yield json.dumps(tool, ensure_ascii=False)
 
 

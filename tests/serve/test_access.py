@@ -6,15 +6,15 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
 
-from edge.client import Client
 from edge.config import Access, Config, load_config
-from edge.errors import AccessError, ConfigurationError
+from edge.errors import ConfigurationError
 from edge.serve.access import Peer, Roles
 
 STRANGER, WATCHER, ROBOT, CHIEF = 60001, 60002, 60003, 60004
@@ -101,18 +101,62 @@ def test_an_admin_reconfigures(path, uid):
     assert asks(path, uid, "/v1/edge/turns", b'{"mode": "open"}')[0] == 200
 
 
+# Starts as root, for other users may not be able to read the interpreter.
+AS_USER = """
+import json, os, sys
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import unix_connect
+from edge.client import Client
+from edge.errors import AccessError
+
+uid, path, events = json.loads(sys.argv[1])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+try:
+    told = [Client(path).health()["ready"]]
+except AccessError as error:
+    told = [error.thing]
+for event in events:
+    try:
+        with unix_connect(path, "ws://edge/v1/realtime") as socket:
+            socket.recv(20)  # session.created
+            socket.send(json.dumps(event))
+            told.append(json.loads(socket.recv(20)))
+    except InvalidStatus as error:
+        told.append(error.response.status_code)
+print(json.dumps(told))
+"""
+
+
+def as_user(uid, path, events=()):
+    """What our client's health and each event on the Realtime socket lead to."""
+    command = [sys.executable, "-c", AS_USER, json.dumps([uid, str(path), list(events)])]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
 def test_our_own_client_says_why_it_was_refused(path):
-    pid = os.fork()
-    if pid == 0:  # a new interpreter might not be readable to other users
-        os.setgroups([])
-        os.setgid(STRANGER)
-        os.setuid(STRANGER)
-        try:
-            Client(path).health()
-        except AccessError as error:
-            os._exit(7 if error.thing == f"user {STRANGER}" else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert as_user(STRANGER, path) == [f"user {STRANGER}"]
+    assert as_user(WATCHER, path) == [True]
+
+
+def test_on_the_realtime_socket_an_observer_hears_and_cannot_talk(path):
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "?"}]}
+    talk = (
+        {"type": "response.create"},
+        {"type": "conversation.item.create", "item": item},
+        {"type": "input_audio_buffer.append", "audio": "AAAA"},
+        {"type": "edge.trigger.create", "trigger": {"condition": "?"}},
+    )
+    update = {"type": "session.update", "session": {"type": "realtime", "edge": {}}}
+    _, *refused, updated = as_user(WATCHER, path, (*talk, update))
+    for answered in refused:
+        assert answered["type"] == "error"
+        assert "is for the role operator, yours is observer" in answered["error"]["message"]
+    assert updated["type"] == "session.updated"
+    _, *served_, _ = as_user(CHIEF, path, (talk[0], talk[1], talk[3], update))
+    assert all("role" not in answered.get("error", {}).get("message", "") for answered in served_)
+    assert as_user(STRANGER, path, [update]) == [f"user {STRANGER}", 403]
 
 
 def test_roles_by_name_and_number():

@@ -1,0 +1,212 @@
+"""What clients send and read: requests as bytes, answers and events as values."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edge.errors import (
+    AccessError,
+    CapacityError,
+    EdgeError,
+    EngineError,
+    ProtocolError,
+    SocketError,
+)
+
+SEE_LOG = "see the service's log (journalctl -u edge)"
+DONE: dict[str, Any] = {}
+"""The end of an answer's stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """More text of the answer."""
+
+    text: str
+    reasoning: bool = False
+    """Part of the thinking, not of the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete."""
+
+    finish_reason: str
+    """`stop` or `length`."""
+    usage: dict[str, int]
+    """prompt_tokens, completion_tokens, total_tokens."""
+    timeline: dict[str, Any]
+    """The response's key `edge`: timing in ms and evidence, relative to the question."""
+
+
+Event = Text | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Triggered:
+    """What a trigger watches for has begun or ended to be so."""
+
+    id: str
+    condition: str
+    began: bool
+    """False: it ended."""
+    at_s: float
+    """Since the session's start, as are all other times."""
+    began_s: float
+    confidence: float
+    """How likely the condition is met, 0..1."""
+    evidence: list[dict[str, Any]]
+    """source, start_s, end_s and frame_ids of what shows it."""
+
+    @classmethod
+    def of(cls, payload: dict[str, Any]) -> Triggered | None:
+        """From an event of the service; None if it is another."""
+        kind = payload.get("type")
+        if kind not in ("edge.trigger.began", "edge.trigger.ended"):
+            return None
+        began = kind == "edge.trigger.began"
+        names = ("id", "condition", "at_s", "began_s", "confidence", "evidence")
+        return cls(**{name: payload[name] for name in names}, began=began)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question. What is None is as the service is configured."""
+
+    text: str
+    thinking: bool | None = None
+    """Reason first."""
+    max_tokens: int | None = None
+    """Of the answer, its reasoning included."""
+    temperature: float | None = None
+    """0 is greedy, at most 2."""
+    seed: int | None = None
+    """Same seed, state and question: same answer."""
+    remember: bool | None = None
+    """Question and answer stay in the live context."""
+    recall_s: tuple[float, float] | None = None
+    """Answer only from what was perceived between so many seconds ago, the longer first; of the
+    past that the service keeps."""
+    deadline_s: float | None = None
+    """An answer that has not begun by then is refused, one that has is cut."""
+    sound: bytes | None = None
+    """A WAV or MP3 file that is part of the question."""
+
+    def body(self) -> bytes:
+        """Of POST /v1/chat/completions."""
+        content: str | list[dict[str, Any]] = self.text
+        if self.sound is not None:
+            kind = "wav" if self.sound.startswith(b"RIFF") else "mp3"
+            heard = {"data": base64.b64encode(self.sound).decode(), "format": kind}
+            content = [{"type": "input_audio", "input_audio": heard}]
+            content += [{"type": "text", "text": self.text}] if self.text else []
+        body = {
+            "messages": [{"role": "user", "content": content}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "chat_template_kwargs": {"enable_thinking": self.thinking},
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "edge": {
+                "remember": self.remember,
+                "recall_s": self.recall_s,
+                "deadline_s": self.deadline_s,
+            },
+        }
+        return json.dumps(body).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Something to be told of; see `edge.session.triggers.Trigger`."""
+
+    condition: str
+    modality: Literal["video", "audio", "any"] = "any"
+    period_s: float = 1.0
+    debounce_s: float = 0.0
+    cooldown_s: float = 5.0
+    priority: Literal["high", "normal", "low"] = "normal"
+
+    def body(self, *, stream: bool = False) -> bytes:
+        """Of POST /v1/edge/triggers."""
+        return json.dumps({**asdict(self), "stream": stream}).encode()
+
+
+@dataclass
+class Answer:
+    """Reads the objects of one streamed answer."""
+
+    finish_reason: str = ""
+    usage: dict[str, int] = field(default_factory=dict)
+    timeline: dict[str, Any] = field(default_factory=dict)
+
+    def push(self, payload: dict[str, Any]) -> Iterator[Text]:
+        """What one object says.
+
+        Raises:
+            EdgeError: the answer failed in the middle.
+        """
+        if "error" in payload:
+            status = 503 if payload["error"]["code"] == "over_capacity" else 500
+            raise refusal(status, json.dumps(payload).encode())
+        self.usage = payload.get("usage") or self.usage
+        for choice in payload["choices"]:
+            for key, reasoning in (("reasoning_content", True), ("content", False)):
+                if text := choice["delta"].get(key):
+                    yield Text(text, reasoning)
+            if choice["finish_reason"]:
+                self.finish_reason, self.timeline = choice["finish_reason"], payload["edge"]
+
+    def finished(self) -> Finished:
+        """Its end."""
+        return Finished(self.finish_reason, self.usage, self.timeline)
+
+
+def payload_of(line: bytes) -> dict[str, Any] | None:
+    """The object of one line of server-sent events; None where it has none."""
+    if not line.startswith(b"data: ") or not line.endswith(b"\n"):
+        return None
+    if line == b"data: [DONE]\n":
+        return DONE
+    payload: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+    return payload
+
+
+def events_target(types: Sequence[str]) -> str:
+    """Where those events are streamed."""
+    query = urllib.parse.urlencode({"types": ",".join(types)}) if types else ""
+    return f"/v1/edge/events?{query}" if query else "/v1/edge/events"
+
+
+def unreachable(path: Path, error: OSError) -> SocketError:
+    """Nobody can be connected to."""
+    if isinstance(error, FileNotFoundError):
+        return SocketError(path, "is not there", "start `edge run`")
+    if isinstance(error, ConnectionRefusedError):
+        return SocketError(path, "nobody listens there", "start `edge run`")
+    if isinstance(error, PermissionError):
+        return SocketError(path, "is closed to this user", "join the group that owns it")
+    problem = f"cannot be reached ({error})"
+    return SocketError(path, problem, "give the path of the service's socket")
+
+
+def refusal(status: int, body: bytes) -> EdgeError:
+    """The service's own error again, as it raised it."""
+    kind: type[EdgeError] = EngineError if status >= 500 else ProtocolError
+    kind = {403: AccessError, 503: CapacityError}.get(status, kind)
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return kind("service", f"answered with HTTP {status}", SEE_LOG)
+    thing, _, rest = message.partition(": ")
+    problem, _, remedy = rest.rpartition("; ")
+    if not problem:
+        return kind("service", message, SEE_LOG)
+    return kind(thing, problem, remedy)

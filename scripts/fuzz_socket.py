@@ -1,0 +1,304 @@
+"""Send a running service a million broken messages while it perceives, and watch what that does.
+
+The service perceives a recording without end. Some clients send what scripts/fuzz_messages.py makes
+and vanish in mid-message; a well-behaved neighbour asks all the time and hears of every segment.
+Ends with 1 if the service ends, if the neighbour sees anything of it, if a segment is in the state
+later than a second after its capture, if a frame is dropped, or if memory grows.
+
+Usage:
+    python scripts/fuzz_socket.py BUNDLE FILM
+    python scripts/fuzz_socket.py BUNDLE FILM --messages 50000 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import fuzz_messages as fuzz
+
+from edge.client import Client
+from edge.errors import CapacityError, EdgeError
+
+N_CLIENTS = 8
+BURST = 40
+"""Messages on one connection at most; then it is closed, however far it is."""
+READ_S = 0.02
+"""So long a client waits for what is said to it before it goes on."""
+MAX_LATE_MS = 1000.0
+"""From capture to the state: the next two frames of a recording at 2 a second."""
+MAX_SLOPE_MB_MIN = 5.0
+"""Over the second half; a leak of 100 bytes a message would be far more."""
+SAMPLE_S = 1.0
+SETTINGS = """
+[answer]
+max_tokens = 2
+[context]
+max_tokens = 1024
+keep_tokens = 400
+"""
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def n_descriptors(pid: int) -> int:
+    """Its open files."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+class Sender:
+    """Broken clients of one service."""
+
+    def __init__(self, path: Path, n_messages: int, seed: int) -> None:
+        self._path, self._rng = path, random.Random(seed)
+        self.n_left = n_messages
+        self.kinds: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """All of them, until every message is sent."""
+        await asyncio.gather(*(self._client() for _ in range(N_CLIENTS)))
+
+    async def _client(self) -> None:
+        while self.n_left > 0:
+            # A refused or broken connection is what is to be expected here.
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                reader, writer = await asyncio.open_unix_connection(self._path)
+                try:
+                    await self._burst(reader, writer)
+                finally:
+                    writer.transport.abort()
+
+    async def _burst(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rng = self._rng
+        frames = rng.random() < 0.6
+        if frames:
+            writer.write(fuzz.HANDSHAKE)
+            await reader.readuntil(b"\r\n\r\n")
+        for _ in range(min(rng.randrange(1, BURST + 1), self.n_left)):
+            ends = rng.random() < 0.02
+            make = (
+                (fuzz.broken_frame if ends else fuzz.event)
+                if frames
+                else rng.choice((fuzz.request, fuzz.look))
+                if not ends
+                else fuzz.broken_request
+            )
+            self.n_left -= 1
+            self.kinds[make.__name__] += 1
+            message = make(rng)
+            writer.write(message)
+            if rng.random() < 0.05:  # answers are read now and then
+                await writer.drain()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(reader.read(1 << 16), READ_S)
+            if reader.at_eof() or writer.is_closing():
+                return
+        await writer.drain()
+        with contextlib.suppress(asyncio.TimeoutError):
+            while await asyncio.wait_for(reader.read(1 << 16), READ_S):
+                pass
+
+
+class Neighbour:
+    """Asks all the time, and hears of every segment."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._stop = path, threading.Event()
+        self.ready_ms: list[float] = []
+        self.answer_ms: list[float] = []
+        self.late_ms: list[float] = []
+        self.troubles: list[str] = []
+        self.n_full = 0
+        self._threads = [threading.Thread(target=self._ask), threading.Thread(target=self._hear)]
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    def _ask(self) -> None:
+        client, expected = Client(self._path, 30.0), ""
+        while not self._stop.is_set():
+            try:
+                began_s = time.monotonic()
+                client.models()
+                self.ready_ms.append(1e3 * (time.monotonic() - began_s))
+                began_s = time.monotonic()
+                events = list(client.ask("Say red.", max_tokens=2, temperature=0.0, recall_s=None))
+                self.answer_ms.append(1e3 * (time.monotonic() - began_s))
+                expected = expected or type(events[-1]).__name__
+            except CapacityError:
+                self.n_full += 1  # eight others ask: said so, at once
+            except EdgeError as error:
+                self.troubles.append(str(error))
+            self._stop.wait(0.1)
+
+    def _hear(self) -> None:
+        try:
+            for event in Client(self._path, 30.0).events(["edge.perceived"]):
+                stages = event["segment"]
+                parts = ("late_ms", "features_ms", "encode_ms", "prefill_ms")
+                self.late_ms.append(sum(stages[part] for part in parts))
+                if self._stop.is_set():
+                    return
+        except EdgeError as error:
+            if not self._stop.is_set():
+                self.troubles.append(f"events: {error}")
+
+    def stop(self) -> None:
+        """Wait for the last answer."""
+        self._stop.set()
+        self._threads[0].join(30)
+
+
+def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """One service, all messages; what was seen, and what is wrong with it."""
+    with tempfile.TemporaryDirectory(prefix="edge-fuzz-") as folder:
+        path, log = Path(folder) / "edge.sock", Path(folder) / "log"
+        command = [sys.executable, "-m", "edge.cli", "run", str(arguments.bundle), "--repeat"]
+        command += ["--video", str(arguments.film), "--socket", str(path), "--quiet"]
+        settings = Path(folder) / "edge.toml"
+        settings.write_text(SETTINGS)
+        command += ["--config", str(settings)]
+        with log.open("wb") as stderr:
+            service = subprocess.Popen(command, stderr=stderr)
+        wait_until_ready(service, Client(path))
+        neighbour = Neighbour(path)
+        time.sleep(5.0)
+        quiet_ms, quiet_late_ms = list(neighbour.ready_ms), list(neighbour.late_ms)
+        sender = Sender(path, arguments.messages, arguments.seed)
+        samples: list[tuple[float, float]] = []
+        n_before = n_descriptors(service.pid)
+        thread = threading.Thread(target=lambda: asyncio.run(sender.run()))
+        began_s = time.monotonic()
+        thread.start()
+        with tqdm(total=arguments.messages, unit="messages", disable=None) as bar:
+            while thread.is_alive():
+                thread.join(SAMPLE_S)
+                bar.update(arguments.messages - sender.n_left - bar.n)
+                if service.poll() is not None:
+                    break
+                samples.append((time.monotonic() - began_s, resident_mb(service.pid)))
+        took_s = time.monotonic() - began_s
+        time.sleep(3.0)  # connections that were left open are noticed
+        neighbour.stop()
+        ended = service.poll()
+        health: dict[str, Any] = {} if ended is not None else Client(path).health()
+        metrics = "" if ended is not None else Client(path).metrics()
+        n_after = 0 if ended is not None else n_descriptors(service.pid)
+        if ended is None:
+            service.send_signal(signal.SIGTERM)
+            ended = service.wait(timeout=30)
+        said = log.read_text(errors="replace")
+    half = np.array(samples[len(samples) // 2 :] or [(0.0, 0.0)])
+    slope = float(np.polyfit(half[:, 0] / 60, half[:, 1], 1)[0]) if len(half) > 2 else 0.0
+    counters = health.get("counters", {})
+    late = neighbour.late_ms or [0.0]
+    report = {
+        "messages": sum(sender.kinds.values()),
+        "by_kind": dict(sender.kinds),
+        "seconds": round(took_s, 1),
+        "messages_per_s": round(sum(sender.kinds.values()) / took_s),
+        "memory_mb": [round(samples[0][1], 1), round(samples[-1][1], 1)] if samples else [],
+        "slope_mb_min": round(slope, 2),
+        "descriptors": [n_before, n_after],
+        "segments": len(neighbour.late_ms),
+        "late_ms_max": round(max(late), 1),
+        "late_ms_max_before": round(max(quiet_late_ms or [0.0]), 1),
+        "n_late": sum(ms > MAX_LATE_MS for ms in late),
+        "frames_dropped": counters.get("video_dropped", -1),
+        "degraded": counters.get("degraded", 0),
+        "neighbour_answers": len(neighbour.answer_ms),
+        "neighbour_full": neighbour.n_full,
+        "neighbour_ready_ms_p99": round(float(np.percentile(neighbour.ready_ms, 99)), 2),
+        "neighbour_ready_ms_p99_before": round(float(np.percentile(quiet_ms, 99)), 2),
+        "neighbour_troubles": neighbour.troubles[:5],
+        "malformed": _metric(metrics, "edge_requests_malformed_total"),
+        "exit": ended,
+        "tracebacks": said.count("Traceback"),
+    }
+    wrong = [
+        text
+        for is_wrong, text in (
+            (ended != 0, f"the service ended with {ended}"),
+            (report["tracebacks"], f"tracebacks in the log, ending with {last_lines(said)}"),
+            (neighbour.troubles, "the neighbour was troubled"),
+            (report["n_late"], "segments were late"),
+            (report["frames_dropped"] != 0, "frames were dropped"),
+            (slope > MAX_SLOPE_MB_MIN, "memory grows"),
+            (n_after > n_before + 2, "descriptors are left open"),
+        )
+        if is_wrong
+    ]
+    return report, wrong
+
+
+def last_lines(log: str) -> dict[str, int]:
+    """What the tracebacks of a log end with."""
+    ends: Counter[str] = Counter()
+    is_in = False
+    for line in log.splitlines():
+        if line.startswith("Traceback"):
+            is_in = True
+        elif is_in and line and not line.startswith(" "):
+            ends[line[:200]] += 1
+            is_in = False
+    return dict(ends)
+
+
+def _metric(text: str, name: str) -> float:
+    found = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
+    return float(found[0]) if found else 0.0
+
+
+def wait_until_ready(service: subprocess.Popen[bytes], client: Client) -> None:
+    """Return when it answers."""
+    while True:
+        with contextlib.suppress(EdgeError):
+            if client.health()["ready"]:
+                return
+        if service.poll() is not None:
+            sys.exit(f"the service ended with {service.returncode}")
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Fuzz, print, judge."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("film", type=Path)
+    parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    report, wrong = run(parser.parse_args())
+    for name, value in report.items():
+        print(f"{name:28} {value}")
+    print(json.dumps(report))
+    if wrong:
+        sys.exit("fuzz: " + "; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

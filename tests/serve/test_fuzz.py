@@ -1,0 +1,138 @@
+"""Broken and hostile clients, quickly; scripts/fuzz_socket.py sends a million against a service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import tempfile
+import threading
+from pathlib import Path
+
+import fuzz_messages as fuzz
+import pytest
+from fuzz_socket import Sender
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from serve.scripted import MODEL, TIMEOUT_S, ScriptedSession, answer, served
+from websockets.sync.client import unix_connect
+
+from edge.client import Client
+
+N_MESSAGES = 2000
+
+
+@pytest.fixture
+def calm_log(caplog):
+    """What is dropped and refused is warned of: not what is looked for here."""
+    caplog.set_level(logging.ERROR)
+    return caplog
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_broken_clients_end_nobody_and_a_neighbour_sees_nothing_of_them(tmp_path, calm_log, seed):
+    path, session = tmp_path / "edge.sock", ScriptedSession(answer("red"))
+    answers, stop = [], threading.Event()
+
+    def neighbour():
+        while not stop.is_set():
+            events = list(Client(path, TIMEOUT_S).ask("What is it?"))
+            answers.append("".join(event.text for event in events[:-1]))
+
+    with served(path, session):
+        thread = threading.Thread(target=neighbour)
+        thread.start()
+        sender = Sender(path, N_MESSAGES, seed)
+        asyncio.run(sender.run())
+        stop.set()
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+        assert Client(path).models() == [MODEL]
+    assert sum(sender.kinds.values()) >= N_MESSAGES
+    assert len(sender.kinds) == 5
+    assert answers
+    assert set(answers) == {"red"}
+    assert [r for r in calm_log.records if r.levelno >= logging.ERROR] == []
+
+
+def test_half_written_requests_of_one_client_do_not_mix_with_anothers(tmp_path, calm_log):
+    path = tmp_path / "edge.sock"
+    rng = random.Random(5)
+
+    async def main():
+        halves = []
+        for _ in range(16):
+            reader, writer = await asyncio.open_unix_connection(path)
+            whole = json.dumps({"messages": [{"role": "user", "content": "?"}]}).encode()
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: %d\r\n\r\n"
+            data = head % len(whole) + whole
+            cuts = sorted(rng.randrange(len(data)) for _ in range(3))
+            halves.append((reader, writer, data, [0, *cuts, len(data)]))
+        for part in range(4):
+            for _, writer, data, cuts in rng.sample(halves, len(halves)):
+                writer.write(data[cuts[part] : cuts[part + 1]])
+                await asyncio.sleep(0)
+        for reader, writer, _, _ in halves:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
+            assert head.startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    with served(path, ScriptedSession(answer("x"))):
+        asyncio.run(main())
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Good events of the Realtime socket in any order, some of them broken; it always answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = contextlib.ExitStack()
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        self.session = ScriptedSession(answer("red"))
+        self.stack.enter_context(served(folder / "edge.sock", self.session))
+        self.socket = self.stack.enter_context(
+            unix_connect(str(folder / "edge.sock"), "ws://edge/v1/realtime")
+        )
+        self.n_responses = 0
+
+    @initialize()
+    def created(self):
+        assert self._next()["type"] == "session.created"
+
+    @rule(event=st.sampled_from(fuzz.EVENTS))
+    def good(self, event):
+        self.socket.send(json.dumps(event))
+
+    @rule(seed=st.integers(0, 1 << 30))
+    def altered(self, seed):
+        rng = random.Random(seed)
+        event = fuzz.altered(rng, rng.choice(fuzz.EVENTS))
+        self.socket.send(json.dumps(event))
+
+    @rule()
+    def respond(self):
+        self.socket.send('{"type": "response.create"}')
+        self.n_responses += 1
+
+    @invariant()
+    def lives(self):
+        """What is asked for last is answered, behind all the rest, once each."""
+        self.socket.send('{"type": "input_audio_buffer.clear", "event_id": "mark"}')
+        self.socket.send('{"type": "no.such.event", "event_id": "mark"}')
+        while True:
+            event = self._next()
+            if event["type"] == "error" and event["error"]["event_id"] == "mark":
+                return
+
+    def _next(self):
+        return json.loads(self.socket.recv(timeout=TIMEOUT_S))
+
+    def teardown(self):
+        self.stack.close()
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)

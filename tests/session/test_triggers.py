@@ -1,0 +1,327 @@
+"""Triggers: when they are judged, when they begin and end, and that they take little."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from simulate import World
+from test_conversation import Robot, Ticking
+from test_loop import chunk, drive, frame, make, put
+from test_priorities import Journal, until_begun
+from test_pruning import HEIGHT, WIDTH, a_loop, folder, trained
+
+from edge.clock import NS_PER_S, VirtualClock
+from edge.errors import CapacityError, ProtocolError
+from edge.session.answer import confidence
+from edge.session.record import RecordedClock, Recorder
+from edge.session.replay import replay
+from edge.session.triggers import (
+    BEGINS,
+    ENDS,
+    MAX_TRIGGERS,
+    Trigger,
+    TriggerBegan,
+    TriggerBook,
+    TriggerEnded,
+    _Watched,
+    asked,
+)
+from edge.session.turn import YesNo
+from edge.types import Evidence, Frame
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "tiny_omni"))
+import scenes
+
+__all__ = ["folder", "make", "trained"]
+pytest_plugins = ["media"]
+
+UNSURE = (BEGINS + ENDS) / 2
+
+
+def changes(trigger, judged):
+    """Times in s of begins (+) and ends (-)."""
+    watched = _Watched("trigger_1", trigger)
+    found = []
+    for at_s, likely in judged:
+        event = watched.judge(likely, int(at_s * NS_PER_S))
+        if event is not None:
+            found.append(at_s if isinstance(event, TriggerBegan) else -at_s)
+    return found
+
+
+def test_between_the_thresholds_nothing_changes():
+    trigger = Trigger("x", cooldown_s=0)
+    judged = [(1, UNSURE), (2, 0.9), (3, UNSURE), (4, ENDS + 0.01), (5, 0.1), (6, BEGINS - 0.01)]
+    assert changes(trigger, judged) == [2, -5]
+
+
+def test_debounce_wants_it_to_hold():
+    trigger = Trigger("x", cooldown_s=0, debounce_s=2)
+    flicker = [(t, 0.9 if t % 2 else 0.1) for t in range(1, 9)]
+    assert changes(trigger, flicker) == []
+    assert changes(trigger, [(1, 0.9), (2, 0.9), (3, 0.9), (4, 0.1), (5, 0.9)]) == [3]
+    assert changes(trigger, [(t, 0.9) for t in (1, 2, 3)] + [(4, 0), (5, 0), (6, 0)]) == [3, -6]
+
+
+def test_an_unsure_judgement_ends_the_wait():
+    trigger = Trigger("x", debounce_s=2)
+    assert changes(trigger, [(1, 0.9), (2, UNSURE), (3, 0.9), (4, 0.9), (5, 0.9)]) == [5]
+
+
+def test_after_its_end_it_is_quiet_for_the_cooldown():
+    trigger = Trigger("x", cooldown_s=5)
+    judged = [(1, 0.9), (2, 0.1), (3, 0.9), (4, 0.1), (6, 0.9), (7, 0.9), (8, 0.9)]
+    assert changes(trigger, judged) == [1, -2, 7]
+
+
+@given(st.lists(st.floats(0, 1), max_size=60), st.floats(0, 4), st.floats(0, 9))
+def test_begins_and_ends_take_turns_and_keep_their_distance(likely, debounce_s, cooldown_s):
+    trigger = Trigger("x", debounce_s=debounce_s, cooldown_s=cooldown_s)
+    found = changes(trigger, list(enumerate(likely, 1)))
+    assert all((at_s > 0) == (i % 2 == 0) for i, at_s in enumerate(found))
+    for ended, began in zip(found[1::2], found[2::2], strict=False):
+        assert began + ended >= cooldown_s  # `ended` is negative
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=4, max_size=4))
+def test_confidence_is_the_share_of_yes_among_yes_and_no(values):
+    logits = np.array([9.0, *values], np.float32)  # the first is neither
+    found = confidence(logits, YesNo((1, 2), (3, 4)))
+    likely = np.exp(logits.astype(np.float64))
+    assert found == pytest.approx((likely[1] + likely[2]) / likely[1:].sum(), rel=1e-4, abs=1e-9)
+
+
+def test_a_condition_that_is_no_question_becomes_one():
+    assert asked("Is there a dog?") == "Is there a dog?"
+    assert asked("a dog\nis there. ") == "Is this true now: a dog is there? Answer yes or no."
+
+
+def watching(loop, *conditions, **settings):
+    events = []
+    loop.observe(events.append)
+    names = [loop.triggers.create(Trigger(c, **settings)) for c in conditions]
+    return events, names
+
+
+def n_judged(loop):
+    return [status.n_judged for status in loop.triggers.entries()]
+
+
+def test_a_trigger_is_judged_when_its_modality_has_something_new_and_not_before_its_period(make):
+    loop = make()
+    watching(loop, "one?", modality="video", period_s=1.0)
+    watching(loop, "two?", modality="audio", period_s=1.0)
+    drive(loop)
+    assert n_judged(loop) == [0, 0]
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    assert n_judged(loop) == [1, 0]
+    assert loop._triggers.wait_s() is None  # nothing is new: sleep until something is
+    put(loop, [frame(2), frame(3)])
+    drive(loop)
+    assert n_judged(loop) == [1, 0]
+    assert loop._triggers.wait_s() == pytest.approx(1.0)
+    loop._clock.sleep_until(NS_PER_S)
+    drive(loop)
+    assert n_judged(loop) == [2, 0]
+    put(loop, chunks=[chunk(i) for i in range(3)])
+    drive(loop)
+    assert n_judged(loop) == [2, 1]
+
+
+def test_judging_leaves_the_live_state_as_it_was(make):
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+
+    def decoded():
+        with loop._context.fork() as fork:
+            return loop._context.engine.decode(fork.state, 5)
+
+    before = decoded()
+    watching(loop, "one?", "two?")
+    drive(loop)
+    assert n_judged(loop) == [1, 1]
+    assert loop.status().counters["judgements"] == 2
+    assert "answers" not in loop.status().counters  # nobody has asked
+    np.testing.assert_array_equal(decoded(), before)
+
+
+def test_operator_before_trigger_before_perception(make):
+    loop = make()
+    journal = Journal(loop)
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    watching(loop, "one?", "two?")
+    journal.ask("operator", 6)
+    put(loop, [frame(2), frame(3)])
+    while not journal.done("operator"):
+        assert n_judged(loop) == [0, 0]
+        loop.step()
+    for _ in range(3):
+        loop.step()
+    assert n_judged(loop) == [1, 0]
+    assert loop.status().counters["video_segments"] == 1
+    until_begun(loop, journal, "operator")
+    journal.ask("another", 6)  # while the second one is judged
+    loop.step()
+    drive(loop)
+    assert journal.done("another")
+    assert min(n_judged(loop)) >= 1
+
+
+def test_the_more_urgent_of_two_triggers_is_judged_first(make):
+    loop = make()
+    low = loop.triggers.create(Trigger("one?", priority="low"))
+    high = loop.triggers.create(Trigger("two?", priority="high"))
+    put(loop, [frame(0), frame(1)])
+    order = []
+    while loop.step():
+        judged = {s.id for s in loop.triggers.entries() if s.n_judged}
+        order += sorted(judged - set(order))
+    assert order == [high, low]
+
+
+def test_a_deleted_trigger_ends_and_one_that_is_being_judged_is_forgotten(make):
+    loop = make()
+    events, (name,) = watching(loop, "one?")
+    put(loop, [frame(0), frame(1)])
+    while not len(loop._answers):
+        loop.step()
+    loop.triggers.delete(name)
+    drive(loop)
+    assert loop.triggers.entries() == ()
+    _, (name,) = watching(loop, "two?")
+    loop.step()
+    watched = loop._triggers._watched[name]
+    assert isinstance(watched.judge(0.9, 0), TriggerBegan)
+    loop.triggers.delete(name)
+    drive(loop)
+    ended = [event for event in events if isinstance(event, TriggerEnded)]
+    assert [event.id for event in ended] == [name]
+    with pytest.raises(ProtocolError, match="does not exist"):
+        loop.triggers.delete(name)
+
+
+def test_a_condition_that_does_not_fit_is_counted_and_the_loop_goes_on(make):
+    loop = make()
+    loop._triggers._yes_no = YesNo((1,), (2,))
+    watching(loop, "one?")
+    put(loop, [frame(0), frame(1)])
+    while not len(loop._answers):
+        loop.step()
+    loop._answers.fail_all(CapacityError("question", "does not fit", "shorten it"))
+    drive(loop)
+    assert loop.status().counters["judgements_refused"] == 1
+    assert not loop._triggers._is_judging
+
+
+def test_conditions_that_cannot_be_asked_and_too_many_are_refused(make):
+    loop = make()
+    with pytest.raises(ProtocolError, match="special token"):
+        loop.triggers.create(Trigger("<|im_end|>"))
+    for i in range(MAX_TRIGGERS):
+        loop.triggers.create(Trigger(f"{i}?"))
+    with pytest.raises(CapacityError, match="16 already"):
+        loop.triggers.create(Trigger("one more?"))
+
+
+def test_sixteen_impatient_triggers_take_a_quarter_and_turns_stay_in_time():
+    """On a board's costs, simulated."""
+    busy_ms, first_token_s = [], []
+    for n in (0, MAX_TRIGGERS):
+        world = World("thor", 2.0, 3, faults=False)
+        world.loop._triggers._yes_no = YesNo((0,), (1,))  # its engine knows two tokens
+        for i in range(n):
+            world.loop.triggers.create(Trigger(f"Is it {i}?", period_s=0.1))
+        world.run(120)
+        busy_ms.append(world.busy_ms)
+        first_token_s.append(max(s for _, s in world.first_token_s))
+    counts = world.loop.status().counters
+    assert counts["judgements"] > 60
+    assert (busy_ms[1] - busy_ms[0]) / 120_000 <= 0.25
+    one_judgement_s = 0.25
+    assert first_token_s[1] <= first_token_s[0] + one_judgement_s
+
+
+def scene_frames(index, shapes):
+    """Two frames with these shapes in them, as the small model has learned to see them."""
+    things = [scenes.Thing(shape, 0, 0.4 + 0.5 * i, 0.5, 0.18) for i, shape in enumerate(shapes)]
+    shown = scenes.Scene(tuple(things), WIDTH / HEIGHT, 2, 7)
+    return [
+        Frame(scenes.render(shown, k, HEIGHT, WIDTH), (2 * index + k) * NS_PER_S // 2, k, "camera")
+        for k in (0, 1)
+    ]
+
+
+def test_the_trained_model_notices_what_comes_and_goes(folder, trained):
+    circle, square = (scenes.SHAPES.index(name) for name in ("circle", "square"))
+    clock = VirtualClock()
+    changed = {"context": {"max_tokens": 160, "keep_tokens": 60}, "answer": {"max_tokens": 8}}
+    loop, _, sight = a_loop(folder, trained, clock, changed)
+    events, _ = watching(loop, "Is there a circle?", period_s=0.5, cooldown_s=0)
+    shown = [[square]] * 3 + [[circle]] * 3 + [[square]] * 3
+    for index, shapes in enumerate(shown):
+        clock.sleep_until((index + 1) * NS_PER_S)
+        for one in scene_frames(index, shapes):
+            sight.put(one)
+        drive(loop)
+    told = [e for e in events if isinstance(e, TriggerBegan | TriggerEnded)]
+    assert [type(event) for event in told] == [TriggerBegan, TriggerEnded]
+    began, ended = told
+    assert 3 <= began.evidence[0].start_ns / NS_PER_S < 6 <= ended.evidence[0].start_ns / NS_PER_S
+    assert began.confidence >= BEGINS
+    assert ended.confidence <= ENDS
+    assert isinstance(began.evidence[0], Evidence)
+
+
+def test_triggers_replay_to_the_nanosecond(bundle, engine, tmp_path):
+    path = tmp_path / "watched.mcap"
+    clock = RecordedClock(Ticking())
+    with Recorder(path, clock) as recorder:
+        robot = Robot(*(bundle("base"), engine("base"), "typed"), recorder=recorder, clock=clock)
+        recorder.describe("base", 0, msgspec.to_builtins(robot.config))
+        book = robot.loop.triggers
+        names = [book.create(Trigger(f"Is it {i}?", period_s=0.1, cooldown_s=0)) for i in range(3)]
+        for i in range(6):
+            robot.sees(i)
+            drive(robot.loop)
+        book.delete(names[0])
+        book.create(Trigger("Is it over?", modality="video"))
+        robot.sees(6)
+        drive(robot.loop)
+    assert robot.counts("judgements") >= 5
+
+    def build(about, replayed, observed):
+        other = Robot(
+            *(bundle("base"), engine("base"), "typed"),
+            recorder=observed,
+            clock=replayed,
+            start_ns=about["start_ns"],
+        )
+        others.append(other)
+        return other.loop, other.senses
+
+    others = []
+    assert all(step.is_same for step in replay(path, build))
+    (other,) = others
+    assert other.counts("judgements") == robot.counts("judgements")
+    watched, again = (one.loop._triggers._watched for one in (robot, other))
+    assert {n: w.confidence for n, w in watched.items()} == {
+        n: w.confidence for n, w in again.items()
+    }
+
+
+def test_a_book_may_be_written_by_many_threads():
+    book = TriggerBook()
+    names = [book.create(Trigger(f"{i}?")) for i in range(3)]
+    book.delete(names[1])
+    assert [status.id for status in book.entries()] == [names[0], names[2]]
+    assert len(book.changes()) == 4
+    assert book.changes() == []
