@@ -70,9 +70,9 @@ def ask(parts, messages, **settings):
 @pytest.fixture
 def media():
     rng = np.random.default_rng(3)
-    pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (48, 96, 3), dtype=np.uint8)
     samples = rng.normal(size=16_000).astype(np.float32) / 10
-    return Picture(pixels.tobytes(), 64, 48), Sound(samples.tobytes()), pixels, samples
+    return Picture(pixels.tobytes(), 96, 48), Sound(samples.tobytes()), pixels, samples
 
 
 def test_what_a_message_brings_along_is_prefilled_as_the_template_has_it(parts, media):
@@ -89,7 +89,7 @@ def test_what_a_message_brings_along_is_prefilled_as_the_template_has_it(parts, 
     answering.give_way()
 
     room = spec.decoder.max_tokens - 400 - 8
-    (grid,) = image_grids([(64, 48)], spec.vision, room, 0)
+    (grid,) = image_grids([(96, 48)], spec.vision, room, 0)
     rows = [
         engine.encode_image(image_patches(pixels, grid, spec.vision), grid),
         engine.encode_audio(log_mel(samples, spec.audio.n_mels)),
