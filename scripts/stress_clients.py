@@ -39,6 +39,8 @@ from edge.wire import Ask, Finished, Watch
 
 N_PROCESSES, N_CLIENTS = 8, 8
 KILL_EVERY_S = 4.0
+PAUSE_S = 1.0
+"""Between two things that a client does, on average."""
 ANSWER_S = 60.0
 """An answer that takes longer is lost."""
 WARM_UP_SHARE = 0.4
@@ -66,7 +68,7 @@ async def client(path: Path, rng: random.Random, told: Counter[str]) -> None:
             told["full"] += 1
         except EdgeError as error:
             told[f"lost {what}: {error}"[:150]] += 1
-        await asyncio.sleep(rng.expovariate(4.0))
+        await asyncio.sleep(rng.expovariate(1.0 / PAUSE_S))
 
 
 async def _do(what: str, one: AsyncClient, rng: random.Random) -> None:
@@ -185,7 +187,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         "done": {what: n for what, n in told.items() if what not in lost},
         "lost": lost,
         "processes_killed": crowd.n_killed,
-        "memory_mb": [round(later[0, 1], 1), round(later[-1, 1], 1)],
+        "memory_mb": [round(float(later[at, 1]), 1) for at in (0, -1)],
         "slope_mb_min": round(slope, 2),
         "most_descriptors": int(max(s[2] for s in samples)),
         "exit": code,

@@ -33,6 +33,13 @@ LIVE = "\u27e6live\u27e7"
 """Stands for the live context while the template runs; occurs in no chat."""
 
 
+_TEMPLATE_ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
+"""What a template may raise: clients' tools are in it, which can be of any form."""
+
+
 class ChatTemplate:
     """The checkpoint's chat_template.jinja, run in jinja2's sandbox."""
 
@@ -81,7 +88,7 @@ class ChatTemplate:
                 add_generation_prompt=generate,
                 enable_thinking=thinking,
             )
-        except jinja2.TemplateError as error:
+        except _TEMPLATE_ERRORS as error:
             raise CheckpointError(
                 self._path, f"failed on these messages ({error})", "change the messages"
             ) from None

@@ -51,28 +51,28 @@ def parse_tool_call(
     return found[1], arguments
 
 
-def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parameter -> its schema."""
-    properties = (tool["function"].get("parameters") or {}).get("properties", {})
-    return properties if isinstance(properties, Mapping) else {}
+def _parameters(tool: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Parameter -> its schema; what is no schema says nothing. Clients write anything here."""
+    properties = (tool["function"].get("parameters") or {}).get("properties")
+    found = properties if isinstance(properties, Mapping) else {}
+    return {key: one if isinstance(one, Mapping) else {} for key, one in found.items()}
 
 
-def _value(text: str, schema: Any) -> Any:
+def _value(text: str, schema: Mapping[str, Any]) -> Any:
     """Only a parameter that may be a string is taken as it is written."""
     written = text.removeprefix("\n").removesuffix("\n")
     if _is_text(schema):
         return written
     try:
         return json.loads(written)
-    except ValueError:
+    except (ValueError, RecursionError):
         return written
 
 
-def _is_text(schema: Any) -> bool:
-    if not isinstance(schema, Mapping):
-        return False
-    if "enum" in schema:
-        return all(isinstance(value, str) for value in schema["enum"])
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    choices = schema.get("enum")
+    if isinstance(choices, list):
+        return all(isinstance(value, str) for value in choices)
     kind = schema.get("type")
     return kind == "string" or (isinstance(kind, list) and "string" in kind)
 
@@ -86,7 +86,8 @@ def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
     calls = []
     for n, tool in enumerate(tools):
         name, schema = tool["function"]["name"], tool["function"].get("parameters") or {}
-        required = schema.get("required", [])
+        required = schema.get("required")
+        required = required if isinstance(required, list) else []
         parts = [_literal(f"\n<function={name}>\n")]
         for k, (key, value) in enumerate(_parameters(tool).items()):
             rules.append(f"p{n}_{k}: {_parameter(key, value)}")
@@ -98,11 +99,11 @@ def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rules)
 
 
-def _parameter(key: str, schema: Any) -> str:
+def _parameter(key: str, schema: Mapping[str, Any]) -> str:
     if not _is_text(schema):
         compact = {**schema, "x-guidance": {"whitespace_flexible": False}}
         value = f"%json {json.dumps(compact)}"
-    elif "enum" in schema:
+    elif isinstance(schema.get("enum"), list):
         value = "(" + " | ".join(_literal(choice) for choice in schema["enum"]) + ")"
     else:
         value = "TEXT"

@@ -270,14 +270,14 @@ def _sound_blocks(path: Path) -> Iterator[_Block]:
         try:
             for frame in container.decode(container.streams.audio[0]):
                 time_s = _time_s(frame, time_s)
-                block = _Block(_float_samples(frame), frame.sample_rate, time_s)
+                block = _Block(float_samples(frame), frame.sample_rate, time_s)
                 time_s += Fraction(len(block.samples), block.rate_hz)
                 yield block
         except av.FFmpegError as error:
             raise _broken(path, time_s, error) from None
 
 
-def _float_samples(frame: av.AudioFrame) -> Float32:
+def float_samples(frame: av.AudioFrame) -> Float32:
     """[n, channels], full scale is -1..1."""
     stored = frame.to_ndarray()  # [channels, n], or [1, n * channels] where interleaved
     stored = stored.T if frame.format.is_planar else stored.reshape(-1, frame.layout.nb_channels)

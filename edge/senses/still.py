@@ -17,6 +17,7 @@ from edge.errors import MediaError, ProtocolError
 from edge.features.pixels import check_size
 from edge.features.resample import resample
 from edge.model.spec import SAMPLE_RATE_HZ
+from edge.senses.media import float_samples
 from edge.types import Float32, Picture, Sound
 
 MAX_SOUND_S = 30
@@ -79,18 +80,16 @@ def decode_sound(data: bytes) -> Sound:
     n_samples, rate_hz = 0, SAMPLE_RATE_HZ
     with _opened("sound", data, _SOUNDS, "WAV or MP3") as container:
         try:
-            resampler = av.AudioResampler(format="flt", layout="mono")
             for frame in container.decode(container.streams.audio[0]):
                 rate_hz = frame.sample_rate
-                for mono in resampler.resample(frame):
-                    blocks.append(mono.to_ndarray().reshape(-1).astype(np.float32))
-                    n_samples += len(blocks[-1])
+                blocks.append(float_samples(frame))
+                n_samples += len(blocks[-1])
                 check_length(n_samples, rate_hz)
         except (av.FFmpegError, IndexError, ValueError) as error:
             raise _damaged("sound", error) from None
     if not n_samples:
         raise MediaError("sound", "is empty", "send one with samples")
-    return sound_of(resample(np.concatenate(blocks)[:, None], rate_hz))
+    return sound_of(resample(np.concatenate(blocks), rate_hz))
 
 
 def pcm_samples(data: bytes) -> Float32:

@@ -88,6 +88,9 @@ def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
+        for name, value in request.headers.items():
+            if not value.isascii():  # not everything behind this can read others
+                raise ProtocolError(f"header {name}", "is not ASCII", "encode it")
         connection = request.transport.get_extra_info("socket")
         role: Role
         if connection.family == socket.AF_UNIX:
@@ -95,9 +98,6 @@ def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
         else:
             role = tcp_role(request, token)
         request[ROLE] = role
-        for name, value in request.headers.items():
-            if not value.isascii():  # not everything behind this can read others
-                raise ProtocolError(f"header {name}", "is not ASCII", "encode it")
         if request.method not in ("GET", "HEAD"):
             require(role, "operator", f"{request.method} {request.path}")
         try:

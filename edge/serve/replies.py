@@ -75,6 +75,6 @@ async def open_stream(request: web.Request) -> web.StreamResponse:
     return stream
 
 
-async def send(stream: web.StreamResponse, payload: dict[str, Any]) -> None:
+async def send(stream: web.StreamResponse, payload: dict[str, Any] | msgspec.Struct) -> None:
     """One server-sent event."""
     await stream.write(b"data: " + msgspec.json.encode(payload) + b"\n\n")

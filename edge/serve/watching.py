@@ -10,21 +10,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from edge.clock import NS_PER_S
 from edge.config import Config
 from edge.errors import ProtocolError
 from edge.senses.turn_events import SpeechStarted
-from edge.serve.completion import stages_of
 from edge.serve.door import drop
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.replies import NotFoundError, json_reply, open_stream, send
-from edge.session.budget import Degraded
-from edge.session.loop import Rebased
-from edge.session.notes import Noted
-from edge.session.triggers import Trigger, TriggerBegan, TriggerEnded, TriggerStatus
+from edge.serve.schema import AnyServerEvent
+from edge.serve.session_events import TOPICS, observed_event, spoken_event
+from edge.serve.trigger_events import EdgeTriggerCreated
+from edge.session.triggers import Trigger, TriggerStatus
 from edge.session.turn import Asked, Spoken
-from edge.types import Evidence, Stages
 
 ALIVE_S = 15.0
 """A stream that has nothing to tell says so that often."""
@@ -38,50 +35,20 @@ class Wish(Trigger, frozen=True, forbid_unknown_fields=True):
     """Answer with the trigger's events; it is deleted when the connection ends."""
 
 
-def edge_event(event: object, start_ns: int) -> Json | None:
+def edge_event(event: object, start_ns: int) -> AnyServerEvent | None:
     """One of the session's events as clients see it; None for those that are not for them.
 
     Args:
         start_ns: the session's beginning, from which `*_s` count.
     """
-
-    def at_s(at_ns: int) -> float:
-        return round((at_ns - start_ns) / NS_PER_S, 3)
-
-    if isinstance(event, Stages):
-        return {"type": "edge.perceived", "segment": stages_of(event, start_ns)}
-    if isinstance(event, TriggerBegan | TriggerEnded):
-        kind = "began" if isinstance(event, TriggerBegan) else "ended"
-        return {
-            "type": f"edge.trigger.{kind}",
-            "id": event.id,
-            "condition": event.condition,
-            "at_s": at_s(event.at_ns),
-            "began_s": at_s(event.began_ns),
-            "confidence": round(event.confidence, 4),
-            "evidence": [_evidence(one, at_s) for one in event.evidence],
-        }
-    if isinstance(event, Degraded):
-        rung = {"rung": event.rung.name, "cause": event.cause}
-        return {"type": "edge.degraded", "at_s": at_s(event.at_ns), **rung}
-    if isinstance(event, Rebased):
-        return {"type": "edge.rebased", "at_s": at_s(event.at_ns), "n_tokens": event.n_tokens}
-    if isinstance(event, Noted):
-        return {"type": "edge.noted", "at_s": at_s(event.at_ns), "text": event.text}
-    if isinstance(event, SpeechStarted):
-        return {"type": "edge.speech.started", "onset_s": at_s(event.onset_ns)}
-    if isinstance(event, Spoken):
-        return {"type": "edge.speech.asked", "asked_s": at_s(event.asked_ns)}
-    return None
+    if isinstance(event, SpeechStarted | Spoken):
+        return spoken_event(event, start_ns)
+    return observed_event(event, start_ns) if is_for_clients(event) else None
 
 
-def _evidence(evidence: Evidence, at_s: Callable[[int], float]) -> Json:
-    return {
-        "source": evidence.source,
-        "start_s": at_s(evidence.start_ns),
-        "end_s": at_s(evidence.end_ns),
-        "frame_ids": list(evidence.frame_ids),
-    }
+def is_for_clients(event: object) -> bool:
+    """Answers are for those who asked."""
+    return type(event) in TOPICS or isinstance(event, SpeechStarted | Spoken)
 
 
 def parse_trigger(body: bytes) -> Wish:
@@ -142,8 +109,8 @@ class Watching:
             name = self._session.triggers.create(trigger)
             try:
                 stream = await open_stream(request)
-                await send(stream, {"type": "edge.trigger.created", "id": name})
-                await self._tell(stream, outbox, lambda event: event.get("id") == name)
+                await send(stream, EdgeTriggerCreated(trigger_id=name, trigger=trigger))
+                await self._tell(stream, outbox, lambda event: getattr(event, "id", "") == name)
             finally:
                 with contextlib.suppress(ProtocolError):  # somebody else has deleted it
                     self._session.triggers.delete(name)
@@ -163,9 +130,7 @@ class Watching:
         wanted = tuple(part for part in request.query.get("types", "").split(",") if part)
         with self._heard(request) as outbox:
             stream = await open_stream(request)
-            await self._tell(
-                stream, outbox, lambda event: not wanted or event["type"].startswith(wanted)
-            )
+            await self._tell(stream, outbox, lambda event: not wanted or _is_one(event, wanted))
         return stream
 
     @contextlib.contextmanager
@@ -178,7 +143,7 @@ class Watching:
         outbox: Outbox[object] = Outbox(self._config.socket.max_outbox_events, overflow)
 
         def deliver(event: object) -> None:
-            if edge_event(event, 0) is not None:  # answers to others are no client's business
+            if is_for_clients(event):
                 outbox.deliver(event)
 
         leave = self._session.observe(deliver)
@@ -188,7 +153,10 @@ class Watching:
             leave()
 
     async def _tell(
-        self, stream: web.StreamResponse, outbox: Outbox[object], wants: Callable[[Json], bool]
+        self,
+        stream: web.StreamResponse,
+        outbox: Outbox[object],
+        wants: Callable[[AnyServerEvent], bool],
     ) -> None:
         """Until the client goes: aiohttp then cancels this."""
         start_ns = self._session.status().start_ns
@@ -201,3 +169,7 @@ class Watching:
             payload = edge_event(event, start_ns)
             if payload is not None and wants(payload):
                 await send(stream, payload)
+
+
+def _is_one(event: AnyServerEvent, types: tuple[str, ...]) -> bool:
+    return str(type(event).__struct_config__.tag).startswith(types)

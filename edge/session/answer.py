@@ -13,7 +13,7 @@ import numpy as np
 
 from edge.clock import Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
-from edge.errors import CapacityError
+from edge.errors import CapacityError, CheckpointError, ProtocolError
 from edge.model.constrain import Constraint, vocabulary
 from edge.model.prompt import LIVE, ChatTemplate, flatten
 from edge.model.sampling import Sampler
@@ -61,8 +61,11 @@ class LivePrompt:
         """
         for text in _texts(question):
             self.tokenizer.refuse_special_tokens(text)
-        chat = self._chat(question, after_media)
-        _, after = self.template.around_live(chat, thinking=question.thinking)
+        try:
+            chat = self._chat(question, after_media)
+            _, after = self.template.around_live(chat, thinking=question.thinking)
+        except CheckpointError as error:
+            raise ProtocolError("messages or tools", error.problem, error.remedy) from None
         return self.tokenizer.encode(_filled(after, attached))
 
     def dialogue(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -112,7 +113,10 @@ def speak_until_cancelled(started: threading.Event, seen: threading.Event) -> Pl
 
 @contextlib.contextmanager
 def served(
-    path: Path, session: ScriptedSession, config: Config | None = None
+    path: Path,
+    session: ScriptedSession,
+    config: Config | None = None,
+    tcp_listener: socket.socket | None = None,
 ) -> Iterator[Callable[[], None]]:
     """The application on a Unix socket, in a thread with its own event loop.
 
@@ -125,7 +129,9 @@ def served(
 
     async def serve() -> None:
         async with serving(
-            make_app(session, config or Config(), MODEL, Sampling(0.6, 0.95)), listener
+            make_app(session, config or Config(), MODEL, Sampling(0.6, 0.95)),
+            listener,
+            tcp_listener,
         ):
             started.set()
             await stop.wait()

@@ -334,33 +334,6 @@ def test_a_slow_reader_is_dropped_and_holds_up_neither_the_engine_nor_others(pat
     assert b"data: [DONE]" not in received
 
 
-def test_a_reader_who_stops_for_a_while_gets_all_of_an_answer_that_fits_its_outbox(path):
-    n_events, text = 900, "x" * 500
-    delivered = threading.Event()
-
-    def play(turn):
-        for _ in range(n_events):
-            turn.deliver(TextDelta(text))
-        turn.deliver(DONE)
-        delivered.set()
-
-    with (
-        served(path, ScriptedSession(play)),
-        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as slow,
-    ):
-        slow.settimeout(TIMEOUT_S)
-        slow.connect(str(path))
-        send_question(slow, {**ASK, "stream": True})
-        assert delivered.wait(TIMEOUT_S)
-        with http(path) as other:
-            assert other.get("/healthz").status_code == 200
-        received = b""
-        while not received.endswith(b"0\r\n\r\n"):
-            received += slow.recv(1 << 16)
-    assert received.count(text.encode()) == n_events
-    assert b"data: [DONE]" in received
-
-
 def test_many_clients_at_once_get_their_own_answers(path):
     def play(turn):
         for word in turn.question.messages[-1].content.split():

@@ -108,7 +108,7 @@ def test_events_are_lines_of_json(path, session):
         session.events.tell(Noted(1_000_000_000, "it rains", 3))
     process.kill()
     process.communicate()
-    assert found == [{"type": "edge.noted", "at_s": 1.0, "text": "it rains"}]
+    assert [(event["type"], event["text"]) for event in found] == [("edge.noted", "it rains")]
 
 
 def test_a_refusal_is_one_line(tmp_path):

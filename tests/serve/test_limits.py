@@ -11,10 +11,18 @@ import threading
 
 import httpx2
 import pytest
-from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served, speak_until_cancelled
+from serve.scripted import (
+    DONE,
+    TIMEOUT_S,
+    ScriptedSession,
+    answer,
+    served,
+    speak_until_cancelled,
+)
 
 from edge.config import Config, Socket
 from edge.serve.limits import MAX_BODY_BYTES, MAX_READING_BYTES
+from edge.session.turn import TextDelta
 
 ASK = {"messages": [{"role": "user", "content": "?"}]}
 
@@ -143,6 +151,29 @@ def until_closed_by_the_service(client: socket.socket) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while True:
             client.sendall(b"G")
+
+
+def test_a_reader_who_stops_for_a_while_gets_all_of_an_answer_that_fits_its_outbox(path):
+    n_events, text = 900, "x" * 500
+    delivered = threading.Event()
+
+    def play(turn):
+        for _ in range(n_events):
+            turn.deliver(TextDelta(text))
+        turn.deliver(DONE)
+        delivered.set()
+
+    with served(path, ScriptedSession(play)), connected(path) as slow:
+        body = json.dumps({**ASK, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: e\r\nContent-Length: {len(body)}\r\n"
+        slow.sendall(head.encode() + b"\r\n" + body)
+        assert delivered.wait(TIMEOUT_S)
+        assert get(path, "/healthz").status_code == 200
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += slow.recv(1 << 16)
+    assert received.count(text.encode()) == n_events
+    assert b"data: [DONE]" in received
 
 
 def test_an_answer_that_takes_long_is_no_idle_connection(path):

@@ -41,7 +41,9 @@ def client(tmp_path, session):
 def payloads(response):
     for line in response.iter_lines():
         if line.startswith("data: "):
-            yield json.loads(line.removeprefix("data: "))
+            event = json.loads(line.removeprefix("data: "))
+            assert event.pop("event_id").startswith("event_")
+            yield event
 
 
 def test_triggers_are_made_listed_and_deleted(client, session):
@@ -95,7 +97,9 @@ def test_a_watched_trigger_tells_its_own_events_and_goes_with_its_client(client,
     wish = {"condition": "Is there a person?", "stream": True}
     with client.stream("POST", "/v1/edge/triggers", json=wish) as response:
         events = payloads(response)
-        assert next(events) == {"type": "edge.trigger.created", "id": "trigger_1"}
+        created = next(events)
+        assert (created["type"], created["trigger_id"]) == ("edge.trigger.created", "trigger_1")
+        assert created["trigger"]["condition"] == "Is there a person?"
         for name in ("trigger_2", "trigger_1"):
             session.events.tell(TriggerBegan(name, "?", 9 * S, 8 * S, 0.75, (SEEN,)))
         session.events.tell(TriggerEnded("trigger_1", "?", 12 * S, 8 * S, 0.25, ()))
