@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DRAIN_S, DRAIN_LOOK_S = 3.0, 0.02
+DRAIN_S, DRAIN_LOOK_S = 2.5, 0.02
 """At the end the answers under way may take so long; how often to look whether they are done."""
 VIDEO, AUDIO = "video", "audio"
 """What the command line's recordings are called; their evidence names the file."""
