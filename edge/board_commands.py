@@ -48,7 +48,7 @@ def devices(arguments: argparse.Namespace) -> None:
     for device in found:
         print(f'{device.kind:10} source = "{device.source}"  # {device.description}')
     if not found:
-        print("no camera and no microphone; microphones need PyAudio")
+        print("no camera and no microphone was found (these need omni-edge[microphone])")
 
 
 def top(arguments: argparse.Namespace) -> None:

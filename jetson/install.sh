@@ -50,7 +50,7 @@ version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/edge/__init__.py")
 new=$versions/$version-$(date +%Y%m%d%H%M%S)
 link=$root/opt/edge/current
 old=$(readlink "$link" 2>/dev/null || true)
-give_up() { rm -rf "${root:?}${new:?}" 2>/dev/null || rm -rf "$new"; }
+give_up() { rm -rf "$root${new:?}"; }
 trap give_up EXIT
 say "building $new with $extras"
 mkdir -p "$root$versions"
@@ -66,10 +66,12 @@ if [ -n "$root" ]; then
 fi
 
 # 3. What surrounds it. A configuration that is there stays as it is.
-mkdir -p "$root/etc/edge" "$root/usr/bin"
+mkdir -p "$root/etc/edge/ingest" "$root/usr/bin"
+chmod 700 "$root/etc/edge/ingest"  # addresses with passwords
 units=$root/usr/lib/systemd/system
 install -Dm644 "$here/edge.service" "$units/edge.service"
 install -Dm644 "$here/edge.socket" "$units/edge.socket"
+install -Dm644 "$here/edge-ingest@.service" "$units/edge-ingest@.service"
 install -Dm644 "$here/70-edge.rules" "$root/usr/lib/udev/rules.d/70-edge.rules"
 install -Dm644 "$here/sysusers.conf" "$root/usr/lib/sysusers.d/edge.conf"
 [ -e "$root/etc/edge/edge.toml" ] || install -m644 "$here/edge.toml" "$root/etc/edge/edge.toml"
@@ -78,7 +80,7 @@ ln -sfn /opt/edge/current/bin/edge "$root/usr/bin/edge"
 if [ -n "${BUNDLE:-}" ]; then
     rm -rf "$root$bundle.new"
     cp -r "$BUNDLE" "$root$bundle.new"
-    rm -rf "${root:?}$bundle"
+    rm -rf "$root$bundle"
     mv "$root$bundle.new" "$root$bundle"
 fi
 point_to() { ln -sfn "$1" "$link.new" && mv -T "$link.new" "$link"; }

@@ -10,6 +10,7 @@ command -v flite >/dev/null || missing="$missing flite"
 command -v pulseaudio >/dev/null ||
     missing="$missing pulseaudio pulseaudio-utils libasound2-plugins portaudio19-dev"
 command -v systemd-analyze >/dev/null || missing="$missing systemd"
+command -v ffmpeg >/dev/null || missing="$missing ffmpeg"
 [ -e /usr/lib/python3/dist-packages/gi ] && [ -e /usr/share/doc/gir1.2-gst-rtsp-server-1.0 ] ||
     missing="$missing python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0
         gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad

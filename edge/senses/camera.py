@@ -28,7 +28,12 @@ MPEGTS_HELD = 2
 """Pictures that follow before FFmpeg gives one: a packet ends where the next begins, for its
 demultiplexer and again for its parser. Measured: tests/live/test_camera.py."""
 _V4L2 = "/dev/video"
-_NETWORK = {"rtsp": {"rtsp_transport": "tcp"}, "rtsps": {"rtsp_transport": "tcp"}, "udp": {}}
+_NETWORK = {
+    "rtsp": {"rtsp_transport": "tcp"},
+    "rtsps": {"rtsp_transport": "tcp"},
+    "udp": {},
+    "unix": {},  # what jetson/edge-ingest@.service hands on
+}
 _LIVE = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "1000000"}
 
 Captured = tuple[int, Callable[[], UInt8]]
@@ -49,8 +54,8 @@ class Camera:
         Args:
             name: of the sense.
             source: `/dev/video0`, with FFmpeg's options behind a question mark if need be
-                (`?video_size=1280x720&input_format=mjpeg`); `rtsp://...`; `udp://...`; or the
-                elements of a GStreamer pipeline up to its pictures.
+                (`?video_size=1280x720&input_format=mjpeg`); `rtsp://...`; `udp://...`;
+                `unix:/a/socket`; or the elements of a GStreamer pipeline up to its pictures.
             fps: most frames to give a second, above 0.
         Raises:
             ConfigurationError: it is none of these.

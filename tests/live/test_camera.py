@@ -131,6 +131,33 @@ def test_rtsp_comes_back(server, port, caplog):
     assert gap_s < 10
 
 
+def test_a_network_camera_is_handed_on_over_a_socket(server, port, tmp_path):
+    """The very command of edge-ingest@.service, and the service's own camera at its other end."""
+    must_be(shutil.which("ffmpeg") is not None, "needs ffmpeg")
+    unit = (HERE.parents[1] / "jetson/edge-ingest@.service").read_text()
+    command = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    path = tmp_path / "door.sock"
+    words = command.removeprefix("ExecStart=").split()
+    places = {
+        "${URL}": f"rtsp://127.0.0.1:{port}/test",
+        "unix:/run/edge-ingest/%i.sock": f"unix:{path}",
+    }
+    server(SYSTEM_PYTHON, HERE / "rtsp_server.py", port)
+    camera = Camera("door", f"unix:{path}", MonotonicClock(), fps=60)
+    frames = camera.frames()
+    with socket.socket() as probe:
+        while probe.connect_ex(("127.0.0.1", port)):  # until the RTSP server listens
+            pass
+    for _ in range(2):  # systemd starts it again
+        path.unlink(missing_ok=True)
+        ingest = server(*(places.get(word, word) for word in words))
+        for frame in itertools.islice(frames, 10):
+            assert frame.pixels.shape == (240, 320, 3)
+        ingest.kill()
+        ingest.wait()
+    camera.close()
+
+
 @FROM_DEBIAN
 def test_gstreamer_pictures(gstreamer):
     clock = MonotonicClock()

@@ -119,7 +119,20 @@ def test_a_hanging_engine_is_noticed_and_the_next_start_answers(supervised, tmp_
     assert supervisor.stop()[0] == 0
 
 
-@pytest.mark.parametrize(("token_s", "is_cut"), [(0.02, False), (1.2, True)])
+def test_a_killed_service_is_back(supervised):
+    supervisor = supervised()
+    supervisor.start()
+    supervisor.wait_for("READY=1")
+    supervisor.process.kill()
+    supervisor.process.wait(TIMEOUT_S)
+    killed_s = time.monotonic()
+    waiting = Asking(supervisor.path, 2)
+    supervisor.start()
+    assert waiting.done().usage["completion_tokens"] == 2
+    print(f"answering {waiting.ended_s - killed_s:.2f} s after kill -9")
+
+
+@pytest.mark.parametrize(("token_s", "is_cut"), [(0.02, False), (0.8, True)])
 def test_the_end_waits_for_answers_under_way(supervised, tmp_path, token_s, is_cut):
     wedge = tmp_path / "wedge"
     supervisor = supervised(wedge=wedge)
