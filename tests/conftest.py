@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from make_tiny_checkpoint import make_checkpoint
 
 from build_engine.bundle import build_bundle
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
+
+settings.register_profile("project", deadline=None)  # a busy machine is no failure
+settings.load_profile("project")
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
