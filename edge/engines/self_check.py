@@ -20,8 +20,8 @@ from edge.errors import EngineError
 GRID = (4, 6)
 """Rows and columns of the patches that a bundle's self-check holds."""
 MAX_DISTANCE = 0.2
-"""Relative L2 distance. Measured on tests/assets/tiny_omni: below 1e-4 if all is right; with the image,
-the film, the sound or the text reversed, 0.71, 0.84, 0.26 and 0.26."""
+"""Relative L2 distance. Measured on tests/assets/tiny_omni: below 1e-4 if all is right; with the
+image, the film, the sound or the text reversed, 0.71, 0.84, 0.26 and 0.26."""
 
 
 def warm_up(engine: AnyEngine, bundle: Bundle) -> dict[str, float]:
