@@ -52,6 +52,7 @@ link=$root/opt/edge/current
 old=$(readlink "$link" 2>/dev/null || true)
 give_up() { rm -rf "$root${new:?}"; }
 trap give_up EXIT
+trap 'exit 1' INT TERM HUP
 say "building $new with $extras"
 mkdir -p "$root$versions"
 # JetPack's TensorRT and Debian's PyGObject are the system's.
