@@ -203,11 +203,12 @@ def _memory(board: Board, weights_bytes: int) -> Check:
 
 
 def _self_check(bundle: Bundle) -> Check:
-    from edge.engines.cpu import CpuEngine
+    from edge.engines.choose import Choice, opened
     from edge.engines.self_check import warm_up
 
     try:
-        distances = warm_up(CpuEngine(bundle), bundle)
+        with opened(bundle, Choice(unverified=True)) as engine:
+            distances = warm_up(engine, bundle)
     except EdgeError as error:
         return Check("self-check", "failure", f"{error.thing} {error.problem}", error.remedy)
     return Check("self-check", "ok", f"within {max(distances.values()):.1e} of what was built")
