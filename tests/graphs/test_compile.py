@@ -34,7 +34,9 @@ from edge.engines.cpu import CpuEngine
 from edge.errors import BundleError, ConfigurationError
 
 RECIPES = [
+    ("orin", "bf16"),
     ("orin", "int4"),
+    ("orin", "w4a16"),
     ("orin", "w4a16-all"),
     ("thor", "bf16"),
     ("thor", "fp8"),
