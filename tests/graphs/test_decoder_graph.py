@@ -262,6 +262,10 @@ def test_experts_as_kernels(sized: Checkpoint, recipe: str, formats: tuple[str, 
         made = {name for node in chain for name in node.output}
         read = {name for node in chain for name in node.input} - made
         assert read == set(operator.input)
+        n_up = 3 if up == "nvfp4" else 2
+        weights = [*operator.input[3:]]
+        assert [*chain[1].input[-n_up:]] == weights[:n_up]
+        assert [*chain[2].input[n_up - len(weights) :]] == weights[n_up:]
         assert [*chain[3].output] == [*operator.output]
 
 
