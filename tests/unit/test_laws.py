@@ -90,6 +90,20 @@ def test_restore_is_bit_identical(engine, preset, seed, n, n_after):
 
 
 @law
+@given(preset=preset, seed=seed, n=st.integers(1, 40))
+def test_a_snapshot_may_be_restored_again(engine, preset, seed, n):
+    """What advances a restored state leaves the snapshot as it is."""
+    executor, state = engine(preset), engine(preset).new_state()
+    executor.prefill(state, rows_of(executor, seed, n))
+    before, answers = executor.snapshot(state), []
+    for _ in range(3):
+        answers.append([executor.decode(state, token) for token in (3, 1)])
+        executor.restore(state, before)
+    np.testing.assert_array_equal(answers[1], answers[0])
+    np.testing.assert_array_equal(answers[2], answers[0])
+
+
+@law
 @given(preset=preset, seed=seed, turns=st.lists(st.booleans(), min_size=2, max_size=12))
 def test_two_states_never_touch_each_other(engine, preset, seed, turns):
     executor = engine(preset)
