@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,4 +134,12 @@ def write_decoder(
             progress("decoder", done, len(tensors))
             tensor.write(checkpoint, writer)
             checkpoint.release()
+    _leave_page_cache(path)
     progress("decoder", len(tensors), len(tensors))
+
+
+def _leave_page_cache(path: Path) -> None:
+    """Who reads the file next gets it in large pages; those of writing are small and stay so."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

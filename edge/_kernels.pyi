@@ -101,6 +101,12 @@ class Weight:
     def k(self) -> int:
         """Inputs of a matrix."""
 
+def will_read(weight: Weight) -> None:
+    """Let threads that wait for the next kernel bring what `weight` begins with into their cache.
+
+    A hint, taken back by the next one. Of a stack nothing is fetched.
+    """
+
 def linear(weight: Weight, x: NDArray[np.float32], y: NDArray[np.float32], exact: bool) -> None:
     """x [rows, k] -> y [rows, n]."""
 

@@ -7,10 +7,10 @@ random weights (see real_layers.py; about 1.5 GB). Beside each measured time sta
 predicts of two figures that are measured in the same run, in turn with the blocks: the memory's
 bandwidth and the speed of products.
 
-    decode   (weights + state + keys and values) / bandwidth
-    prefill  that, with the experts that the chunk's rows choose, + operations / speed
+    decode   (weights + state + keys and values) / bandwidth + attention's operations / speed
+    prefill  that, with the experts that the chunk's rows choose and all operations
 
-A prediction is a floor: reading and computing never wait for anything else. The slope of a line is
+The speed is that of 256 rows with a block's own FP8 or BF16 weights. The slope of a line is
 that of a fit through its measured points. Two pictures are written; the last line is JSON.
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
     fill_cache(layers, rng, CONTEXTS[-1])
     read = reader(options.threads)
     speed = product_speed(layers, rng, options.rounds)
-    decode = grow_decode(layers, rng, read, options)
+    decode = grow_decode(layers, rng, read, speed, options)
     prefill = grow_prefill(layers, rng, read, speed, options)
     figures = {
         "threads": options.threads,
@@ -98,7 +98,11 @@ def product_speed(layers: RealLayers, rng: np.random.Generator, rounds: int) -> 
 
 
 def grow_decode(
-    layers: RealLayers, rng: np.random.Generator, read: Any, options: argparse.Namespace
+    layers: RealLayers,
+    rng: np.random.Generator,
+    read: Any,
+    speed: dict[str, float],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Milliseconds of one token by the number of tokens before it."""
     points: dict[str, tuple[Points, Points]] = {name: ([], []) for name in NAMES.values()}
@@ -107,9 +111,11 @@ def grow_decode(
         found = timed(layers, rng, read, 1, options.rounds)
         bandwidth = median(found["read"])
         for letter, name in NAMES.items():
-            n_bytes = decode_bytes(layers, letter, n)
+            predicted = decode_bytes(layers, letter, n) / bandwidth
+            if letter == "*":
+                predicted += attention_operations(layers, n) / speed[name]
             points[name][0].append((n, 1e3 * median(found[letter])))
-            points[name][1].append((n, 1e3 * n_bytes / bandwidth))
+            points[name][1].append((n, 1e3 * predicted))
     return {name: curve(*both) for name, both in points.items()}
 
 
@@ -128,12 +134,10 @@ def grow_prefill(
         bandwidth = median(found["read"])
         for letter, name in NAMES.items():
             n_bytes = decode_bytes(layers, letter, PREFILL_CONTEXT, median(found["experts"]))
-            floor = (
-                n_bytes / bandwidth
-                + n * operations(layers, letter, PREFILL_CONTEXT + n // 2) / speed[name]
-            )
+            of_a_row = operations(layers, letter, PREFILL_CONTEXT + n // 2)
+            predicted = n_bytes / bandwidth + n * of_a_row / speed[name]
             points[name][0].append((n, 1e3 * median(found[letter])))
-            points[name][1].append((n, 1e3 * floor))
+            points[name][1].append((n, 1e3 * predicted))
     return {name: curve(*both) for name, both in points.items()}
 
 
@@ -177,8 +181,13 @@ def operations(layers: RealLayers, letter: str, n_past: int) -> float:
             share = spec.n_experts_per_token / spec.n_experts if ".experts_" in name else 1
             total += 2 * share * values.size * (2 if values.dtype == np.uint8 else 1)
     if letter == "*":
-        total += 2 * 2 * spec.n_q_heads * spec.head_dim * n_past
+        total += attention_operations(layers, n_past)
     return total
+
+
+def attention_operations(layers: RealLayers, n_past: int) -> float:
+    """Of one row with the keys and the values of the tokens before it."""
+    return 2.0 * 2 * layers.spec.n_q_heads * layers.spec.head_dim * n_past
 
 
 def curve(measured: Points, predicted: Points) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,8 @@ class KernelWeights:
         """Take the tensors of decoder.safetensors, by the names that it gives them."""
         self._stored = stored
         self._matrices: dict[str, _kernels.Weight] = {}
+        self._last_name = ""
+        self._next: dict[str, _kernels.Weight] = {}
         self._vectors: dict[str, Float32] = {}
 
     def matrix(self, name: str) -> _kernels.Weight:
@@ -33,7 +34,11 @@ class KernelWeights:
         if name not in self._matrices:
             block_scale, scale = (self._stored.get(f"{name}.{s}") for s in ("block_scale", "scale"))
             self._matrices[name] = kernels.weight(values, block_scale, scale)
-        return self._matrices[name]
+        weight = self._next[self._last_name] = self._matrices[name]
+        self._last_name = name
+        if name in self._next:  # as it was for the token before
+            _kernels.will_read(self._next[name])
+        return weight
 
     def vector(self, name: str) -> Float32:
         """A small tensor in float32; one of two dimensions comes with them exchanged."""
@@ -62,11 +67,15 @@ class CpuOps:
         return a + b
 
     def relu2(self, x: Float32) -> Float32:
-        return np.square(np.maximum(x, 0))
+        y = np.maximum(x, 0)
+        return np.multiply(y, y, out=y)
 
     def split(self, x: Float32, sizes: Sequence[int]) -> Sequence[Float32]:
-        ends = list(itertools.accumulate(sizes))
-        return [x[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        parts, first = [], 0
+        for size in sizes:
+            parts.append(x[:, first : first + size])
+            first += size
+        return parts
 
     def last_row(self, x: Float32) -> Float32:
         return x[-1:]

@@ -26,6 +26,12 @@ struct Job {
     size_t rows() const { return tokens * per_kv_head; }
 };
 
+// Rows of keys or values, which lie apart, on their way into the cache.
+void fetch(const float *rows, size_t n, size_t step, size_t dim) {
+    for (size_t row = 0; row < n; row++)
+        for (size_t i = 0; i < dim; i += 16) __builtin_prefetch(rows + row * step + i, 0, 2);
+}
+
 void attend(const Job &job, size_t piece, size_t kv_head, size_t first_token, size_t n_tokens,
             size_t begin, size_t end) {
     static thread_local Buffer query_buffer, score_buffer;
@@ -46,7 +52,10 @@ void attend(const Job &job, size_t piece, size_t kv_head, size_t first_token, si
     for (size_t at = begin; at < end; at += TILE) {
         size_t n = std::min(TILE, end - at);
         const float *keys = job.keys + at * step + kv_head * dim;
+        const float *values = job.values + at * step + kv_head * dim;
+        fetch(values, n, step, dim);
         kernels().gemm(queries, dim, n_rows, keys, step, n, dim, scores, TILE, false);
+        fetch(keys + n * step, std::min(TILE, end - at - n), step, dim);
         for (size_t r = 0; r < n_rows; r++) {
             size_t visible = job.n_past + first_token + r / heads + 1;
             size_t n_seen = std::min(n, visible > at ? visible - at : 0);
@@ -55,8 +64,7 @@ void attend(const Job &job, size_t piece, size_t kv_head, size_t first_token, si
             float kept = kernels().softmax(scores + r * TILE, n_seen, &sums[r]);
             if (kept != 1) kernels().scale(out + r * dim, kept, dim);
         }
-        kernels().gemm_outer(scores, TILE, 1, n_rows, job.values + at * step + kv_head * dim, step,
-                             dim, n, out, dim);
+        kernels().gemm_outer(scores, TILE, 1, n_rows, values, step, dim, n, out, dim);
     }
 }
 

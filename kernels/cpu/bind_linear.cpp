@@ -2,12 +2,18 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+
 #include "arrays.h"
 #include "linear.h"
+#include "pool.h"
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// A good half of what one core's idle time between two linears can fetch, and of a small cache.
+constexpr size_t AHEAD_BYTES = 512 << 10;
 
 static Format format_named(const std::string &name) {
     if (name == "float32") return Format::FLOAT32;
@@ -56,6 +62,11 @@ static void linear_(const Weight &weight, RowsArray x, MutableRowsArray y, bool 
     linear(weight.stack.matrix(0), from, to, exact);
 }
 
+static void will_read(const Weight &weight) {
+    bool known = weight.stack.n_matrices == 1;  // of experts, only the router will say which
+    pool::will_read(weight.values.data(), known ? std::min(weight.values.size(), AHEAD_BYTES) : 0);
+}
+
 static void experts_(const Weight &up, const Weight &down, RowsArray x, Ids ids,
                      RowsArray weights, MutableRowsArray y, bool exact) {
     Rows from = rows_of(x, "x has not contiguous rows");
@@ -86,6 +97,7 @@ void bind_linear(nb::module_ &module) {
              nb::arg("scales").noconvert().none())
         .def_prop_ro("n", [](const Weight &w) { return w.stack.n; })
         .def_prop_ro("k", [](const Weight &w) { return w.stack.k; });
+    module.def("will_read", will_read, nb::arg("weight"));
     module.def("linear", linear_, nb::arg("weight"), nb::arg("x").noconvert(),
                nb::arg("y").noconvert(), nb::arg("exact"));
     module.def("experts", experts_, nb::arg("up"), nb::arg("down"), nb::arg("x").noconvert(),

@@ -20,6 +20,10 @@ int size();
 using Piece = void (*)(const void *context, size_t index, int thread);
 void run(size_t n, int n_threads, Piece piece, const void *context);
 
+// The next run will read this: workers that wait for it bring it into their cache. A hint; nothing
+// need be there.
+void will_read(const void *data, size_t n_bytes);
+
 template <class Work>
 void run(size_t n, const Work &work) {
     run(

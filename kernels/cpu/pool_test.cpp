@@ -1,5 +1,6 @@
 // The pool under ThreadSanitizer, without Python: every piece once, its writes seen by the caller;
-// from several threads, inside a piece, with changing sizes, and after its workers fell asleep.
+// from several threads, inside a piece, with changing sizes, after its workers fell asleep, and
+// with hints of what comes.
 //   g++ -std=c++17 -O1 -g -fsanitize=thread kernels/cpu/pool_test.cpp kernels/cpu/pool.cpp
 #include "pool.h"
 
@@ -32,6 +33,7 @@ static void expect_each_once_inside(size_t n) {
 static void expect_in_order(size_t n_steps) {
     std::vector<size_t> from(100, 0), to(100);
     for (size_t step = 0; step < n_steps; step++) {
+        pool::will_read(from.data(), from.size() * sizeof from[0]);
         pool::run(to.size(), [&](size_t i) { to[i] = from[(i + 37) % from.size()] + 1; });
         from.swap(to);
     }
@@ -46,7 +48,7 @@ int main() {
         for (int i = 0; i < 200; i++) expect_each_once(i % 9);
     }
     pool::set_size(4);
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // a hundred times its spinning
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // a hundred times its spinning
     expect_in_order(300);
     std::vector<std::thread> callers;
     for (int caller = 0; caller < 4; caller++)

@@ -108,15 +108,34 @@ float state_step(const float *state, float decay, float x, const float *b, const
     return total;
 }
 
+// NaN is not the largest; it comes out of the sum.
+INLINE float largest_of(const float *x, size_t n, float least) {
+    F32 most = splat(least);
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) most = max(load(x + i), most);
+    float lanes[LANES];
+    store(lanes, most);
+    for (float lane : lanes) least = lane > least ? lane : least;
+    for (; i < n; i++) least = x[i] > least ? x[i] : least;
+    return least;
+}
+
+INLINE float sum_of(const float *x, size_t n) {
+    F32 s = zero();
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) s = s + load(x + i);
+    float total = sum(s);
+    for (; i < n; i++) total += x[i];
+    return total;
+}
+
 float softmax(float *scores, size_t n, Softmax *running) {
-    float largest = running->largest, total = 0;
-    for (size_t i = 0; i < n; i++) largest = scores[i] > largest ? scores[i] : largest;
+    float largest = largest_of(scores, n, running->largest);
     each({scores}, n, scores,
            [=](const F32 *v) { return exponential(v[0] - splat(largest)); });
-    for (size_t i = 0; i < n; i++) total += scores[i];
     float lanes[LANES] = {running->largest - largest};
     store(lanes, exponential(load(lanes)));
     running->largest = largest;
-    running->sum = running->sum * lanes[0] + total;
+    running->sum = running->sum * lanes[0] + sum_of(scores, n);
     return lanes[0];
 }
