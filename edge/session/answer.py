@@ -223,7 +223,8 @@ class Answering:
             chunk = self._waiting[:MAX_PREFILL_TOKENS]
             self._waiting = self._waiting[MAX_PREFILL_TOKENS:]
             self._logits = engine.prefill(state, chunk)
-            self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
+            if not len(self._waiting):
+                self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
             return None
         if question.yes_no is not None:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))

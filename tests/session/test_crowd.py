@@ -95,6 +95,33 @@ def test_answers_keep_the_larger_share_however_much_there_is_to_see(board):
     assert seeing.world.glass_to_state_s
 
 
+def test_nobody_waits_for_those_who_ask_again_and_again():
+    """With the camera covered, so that nothing else lets an answer give way."""
+    crowd = Crowd("thor")
+    crowd.world._camera_in = False
+    times = [done.timeline for done in crowd.run().done]
+    assert max(time.finished_ns - time.asked_ns for time in times) < 60 * NS_PER_S
+
+
+def test_a_long_question_is_answered_while_there_is_always_something_to_see():
+    """Each time that perception comes between it is prefilled again, in 0.7 s: no share of it."""
+    world = World("thor", 20.0, 0, faults=False)
+    world.run(10)
+    world._begin()
+    journal = Journal(world.loop)
+    journal.ask("long", 60, text="word " * 2000)
+    began_ns = world.clock.now_ns()
+    while not journal.done("long"):
+        world.sight.put(Item(world.clock.now_ns()))
+        world.loop.step()
+    done = journal.of("long")[-1]
+    assert done.n_prompt_tokens - done.timeline.n_context_tokens > 2000
+    assert world.loop.status().counters["video_segments"] > 0
+    times = done.timeline  # the first token follows the last of the question
+    assert times.first_token_ns - times.prefilled_ns < 100_000_000 < times.prefilled_ns - began_ns
+    assert world.clock.now_ns() - began_ns < 5 * NS_PER_S
+
+
 def test_one_long_answer_does_not_blind_it_either():
     world = World("thor", 2.0, 0, faults=False)
     for at_s in (30, 90):
