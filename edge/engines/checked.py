@@ -66,10 +66,8 @@ def _state(path: Path) -> tuple[bytes, int]:
     newest_ns = 0
     for file in sorted(path.iterdir()):
         about = file.stat()
-        files.append(
-            (file.name, about.st_dev, about.st_ino, about.st_size)
-            + (about.st_mtime_ns, about.st_ctime_ns)
-        )
+        times = about.st_mtime_ns, about.st_ctime_ns
+        files.append((file.name, about.st_dev, about.st_ino, about.st_size, *times))
         newest_ns = max(newest_ns, about.st_ctime_ns)
     manifest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
     state = (BOOT_ID.read_text().strip(), os.fspath(path.resolve()), manifest, files)
