@@ -143,7 +143,10 @@ def soak(bundle: Path, folder: Path, seconds: float, every_s: float) -> int:
         "minutes": seconds / 60,
         "kills": len(away_s),
         "away_s": {"median": round(statistics.median(away_s), 2), "most": round(max(away_s), 2)},
-        "startup_s": {"median": statistics.median(startup_s), "most": max(startup_s)},
+        "startup_s": {
+            "median": round(statistics.median(startup_s), 2),
+            "most": round(max(startup_s), 2),
+        },
         "answered": sum(answered),
         "lost_with_the_service": sum(lost),
         "memory_mb_of_each_life": [round(mb) for mb in memory_mb],

@@ -27,6 +27,18 @@ HEALTH = {
         "answers": 7,
         "rebases": 0,
     },
+    "clients": {"connected": 3, "refused": 2, "dropped": 1},
+    "answers": [
+        {
+            "asked_s": asked_s,
+            "finish_reason": reason,
+            "n_prompt_tokens": 321,
+            "n_completion_tokens": 9,
+            "first_token_ms": 40.0,
+            "finished_ms": 160.5,
+        }
+        for asked_s, reason in ((2.5, "stop"), (8.5, "length"))
+    ],
     "recent": [
         {
             "modality": "video",
@@ -73,6 +85,10 @@ def test_a_view_has_what_a_person_looks_for():
         "40.0",
         "15",
     ]
+    assert "3 connected, 2 refused, 1 dropped" in text
+    asked = [line.replace("│", " ").split() for line in text.splitlines() if "s ago" in line]
+    assert asked[0] == ["4", "s", "ago", "length", "321", "9", "40.0", "160.5"], "newest first"
+    assert asked[1][:4] == ["10", "s", "ago", "stop"]
     row = next(line for line in text.splitlines() if "front" in line)
     assert [word for word in row.split() if word.isdigit()] == ["0", "1", "2", "3"]
 
