@@ -75,7 +75,7 @@ def status(arguments: argparse.Namespace) -> None:
         print(json.dumps(health))
         return
     for key, value in health.items():
-        if key == "counters":
+        if key in ("counters", "clients"):
             print("  ".join(f"{name} {count}" for name, count in value.items()))
         elif not isinstance(value, list):
             print(f"{key:20} {value}")

@@ -25,7 +25,7 @@ from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.access import Roles, require
 from edge.serve.chat import ChatRequest, parse_request
-from edge.serve.completion import Response, health_of
+from edge.serve.completion import Response, answer_of, health_of
 from edge.serve.door import Door, drop
 from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json, http_log
 from edge.serve.metrics import CONTENT_TYPE, Metrics
@@ -80,6 +80,7 @@ def make_app(
     roles, metrics = Roles(config.access), Metrics(session.status)
     api = _Api(session, config, model_name, thinking_sampling, metrics)
     realtime = Realtime(session, config, model_name, thinking_sampling, metrics)
+    session.observe(metrics.hear)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
         middlewares=[
@@ -174,7 +175,9 @@ class _Api:
 
     async def health(self, _: web.Request) -> web.Response:
         """200 as long as anybody can answer at all."""
-        return json_reply(health_of(self._session.status()))
+        status, metrics = self._session.status(), self._metrics
+        answers = [answer_of(done, status.start_ns) for done in metrics.answers.copy()]
+        return json_reply({**health_of(status), "clients": metrics.clients(), "answers": answers})
 
     async def readiness(self, _: web.Request) -> web.Response:
         ready = self._session.status().ready

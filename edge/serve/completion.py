@@ -161,8 +161,29 @@ def stages_of(stages: Stages, start_ns: int) -> Json:
     }
 
 
+def answer_of(done: Done, start_ns: int) -> Json:
+    """How an answer went. What it says is for who asked.
+
+    Args:
+        start_ns: the session's beginning, from which `asked_s` counts.
+    """
+    times = done.timeline
+
+    def since_asked(at_ns: int) -> float:
+        return round((at_ns - times.asked_ns) / NS_PER_MS, 3)
+
+    return {
+        "asked_s": round((times.asked_ns - start_ns) / NS_PER_S, 3),
+        "finish_reason": done.finish_reason,
+        "n_prompt_tokens": done.n_prompt_tokens,
+        "n_completion_tokens": done.n_completion_tokens,
+        "first_token_ms": since_asked(times.first_token_ns),
+        "finished_ms": since_asked(times.finished_ns),
+    }
+
+
 def health_of(status: Status) -> Json:
-    """The answer of GET /healthz, and what edge.health carries."""
+    """What GET /healthz and edge.health have in common."""
     return {
         "status": "ok",
         "ready": status.ready,

@@ -252,7 +252,7 @@ class EdgeSpeechDone(_Event, frozen=True, kw_only=True, tag="edge.speech.done"):
 
 
 class EdgeHealth(_Event, frozen=True, kw_only=True, tag="edge.health"):
-    """Once a second, how the service is: the same as GET /healthz."""
+    """Once a second, how the service is: as GET /healthz, without clients and answers."""
 
     health: Json
 
