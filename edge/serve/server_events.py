@@ -209,6 +209,15 @@ class EdgeDropped(_Event, frozen=True, kw_only=True, tag="edge.dropped"):
     """The budget left them out."""
 
 
+class EdgeRefused(_Event, frozen=True, kw_only=True, tag="edge.refused"):
+    """Something seen or heard cannot be used, or has no room: it is not in the live context."""
+
+    at_s: float
+    source: str
+    """As in evidence; what was not even encoded has the name of its sense."""
+    reason: str
+
+
 class EdgeRebased(_Event, frozen=True, kw_only=True, tag="edge.rebased"):
     """A shorter state has taken the live one's place."""
 
@@ -283,6 +292,7 @@ ServerEvent = (
     | EdgePerceived
     | EdgeDegraded
     | EdgeDropped
+    | EdgeRefused
     | EdgeRebased
     | EdgeNoted
     | EdgeSpeechStarted

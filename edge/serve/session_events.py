@@ -14,6 +14,7 @@ from edge.serve.server_events import (
     EdgeNoted,
     EdgePerceived,
     EdgeRebased,
+    EdgeRefused,
     EdgeSpeechAsked,
     EdgeSpeechDelta,
     EdgeSpeechDone,
@@ -22,6 +23,7 @@ from edge.serve.server_events import (
 )
 from edge.serve.trigger_events import EdgeTriggerBegan, EdgeTriggerEnded, ServerTriggerEvent
 from edge.session.budget import Degraded
+from edge.session.intake import Refused
 from edge.session.loop import Rebased
 from edge.session.notes import Noted
 from edge.session.triggers import TriggerBegan, TriggerEnded
@@ -31,6 +33,7 @@ from edge.types import Evidence, Stages
 TOPICS: dict[type, Topic] = {
     Stages: "perceived",
     Degraded: "degraded",
+    Refused: "dropped",
     Rebased: "rebased",
     Noted: "noted",
     TriggerBegan: "trigger",
@@ -61,6 +64,8 @@ def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerE
         return EdgePerceived(segment=stages_of(event, start_ns))
     if isinstance(event, Degraded):
         return EdgeDegraded(at_s=at_s(event.at_ns), rung=event.rung.name, cause=event.cause)
+    if isinstance(event, Refused):
+        return EdgeRefused(at_s=at_s(event.at_ns), source=event.source, reason=event.reason)
     if isinstance(event, Rebased):
         return EdgeRebased(at_s=at_s(event.at_ns), n_tokens=event.n_tokens)
     if isinstance(event, Noted):

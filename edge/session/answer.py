@@ -131,7 +131,8 @@ def _filled(text: str, attached: tuple[str, ...]) -> str:
 class Answering:
     """One turn on its way: a step prefills a chunk of the question, or says a token.
 
-    From `begin` on it stands on a fork of the live context. Where something more urgent comes, it
+    From `begin` on it stands on a fork of the live context, or on a part of the past, whose chunks
+    come before those of the question. Where something more urgent comes, it
     gives way: the fork is closed, and the next `begin` prefills the question and what has been said
     again, behind what has been perceived since.
     """
@@ -157,12 +158,21 @@ class Answering:
         return bool(self._said)
 
     @property
+    def is_between_tokens(self) -> bool:
+        """Whether it has begun, and nothing of it waits to be prefilled."""
+        return self.has_begun and not len(self._waiting)
+
+    def stands_on(self, context: LiveContext) -> bool:
+        """Whether it has that context's fork open."""
+        return self._context is context
+
+    @property
     def reply(self) -> str:
         """The answer so far, without its thinking."""
         return self._speech.reply
 
     def begin(self, context: LiveContext) -> None:
-        """Fork the context and put the question behind it.
+        """Stand on the context; the question waits to be put behind it.
 
         Raises:
             ProtocolError: the question cannot be put into the prompt.
@@ -179,7 +189,8 @@ class Answering:
             self._constraint = _constraint(question, engine, tokenizer)
         after_media, attached = context.ends_with_media, self._attached
         ids = self._prompt.question(question, after_media=after_media, attached=attached.texts)
-        self._n_context, self._n_question = context.n_tokens, len(ids)
+        self._n_context = context.n_tokens + context.n_waiting
+        self._n_question = len(ids)
         if self._n_context + len(ids) + question.max_tokens > n_room:
             raise CapacityError(
                 "question",
@@ -191,24 +202,29 @@ class Answering:
         rows = place_media(engine, tokenizer, ids, attached.rows)
         self._waiting = np.concatenate([rows, said])
         self._evidence, self._captured_ns = context.evidence(), context.newest_capture_ns()
-        context.open_fork()
         self._context = context
 
     def give_way(self) -> None:
         """Leave the context as it was."""
         if self._context is not None:
-            self._context.close_fork()
+            if self._context.is_forked:
+                self._context.close_fork()
             self._context = None
 
     def step(self) -> Done | None:
         """Do the next thing; the turn's end if it was the last, which the caller delivers."""
         assert self._context is not None
+        if self._context.advance():
+            return None
+        if not self._context.is_forked:
+            self._context.open_fork()
         engine, state, question = self._context.engine, self._context.state, self.turn.question
         if len(self._waiting):
             chunk = self._waiting[:MAX_PREFILL_TOKENS]
             self._waiting = self._waiting[MAX_PREFILL_TOKENS:]
             self._logits = engine.prefill(state, chunk)
-            self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
+            if not len(self._waiting):
+                self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
             return None
         if question.yes_no is not None:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))

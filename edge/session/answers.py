@@ -2,12 +2,14 @@
 
 An operator's turn goes before a trigger's. Among equals one whose answer has not begun goes first,
 so that it does not wait for another's answer to end, and then the one that is being answered, so
-that the engine does not change between them without need.
+that the engine does not change between them without need; but an answer that was asked for long ago
+goes before those, so that it ends however many others ask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import get_args
 
 from edge.clock import NS_PER_S, Clock
@@ -24,6 +26,8 @@ from edge.session.context import LiveContext
 from edge.session.turn import Done, Failed, Priority, Turn
 
 PRIORITIES: tuple[str, ...] = get_args(Priority)
+PATIENCE_NS = 5 * NS_PER_S
+"""Since it was asked: then an answer that has begun goes before younger ones."""
 
 
 class Answers:
@@ -40,6 +44,11 @@ class Answers:
         self._prompt, self._clock, self._context_of = prompt, clock, context_of
         self._open: list[Answering] = []
         self._current: Answering | None = None
+        self.since_ns = 0
+        """Since when there has always been one."""
+        self.worked_ns = 0
+        """Since somebody last set it to 0: time in which answers came on; what is only prefilled
+        again does not count."""
 
     def __len__(self) -> int:
         """Turns that are open."""
@@ -47,6 +56,8 @@ class Answers:
 
     def open(self, turn: Turn) -> None:
         """Answer a turn as soon as nothing is more urgent."""
+        if not self._open:
+            self.since_ns = self._clock.now_ns()
         self._open.append(Answering(self._prompt, turn, self._clock))
 
     def cancelled(self) -> list[int]:
@@ -54,10 +65,20 @@ class Answers:
         return [i for i, answering in enumerate(self._open) if answering.turn.cancelled.is_set()]
 
     def give_way(self) -> None:
-        """Leave the context as it was: it is to be changed."""
+        """No answer is going on: its fork is closed, the context as it was."""
         if self._current is not None:
             self._current.give_way()
             self._current = None
+
+    def can_leave(self, context: LiveContext) -> bool:
+        """Whether no answer would lose more by `leave` than one prefill."""
+        current = self._current
+        return current is None or not current.stands_on(context) or current.is_between_tokens
+
+    def leave(self, context: LiveContext) -> None:
+        """Leave this context as it was: it is to be changed."""
+        if self._current is not None and self._current.stands_on(context):
+            self.give_way()
 
     def drop(self, turn: Turn) -> None:
         """Forget a turn, without a word."""
@@ -79,15 +100,17 @@ class Answers:
         """
         for answering in [self._open[i] for i in cancelled]:
             self._end(answering, answering.end("cancelled"))
-        self._end_late()
+        now_ns = self._clock.now_ns()
+        self._end_late(now_ns)
         if not self._open:
             return
-        chosen = min(self._open, key=self._urgency)
+        chosen = min(self._open, key=partial(self._urgency, now_ns))
         try:
             if chosen is not self._current:
                 self.give_way()
                 chosen.begin(self._context_of(chosen.turn))
                 self._current = chosen
+            comes_on = chosen.is_between_tokens or not chosen.has_begun
             done = chosen.step()
         except (ProtocolError, CapacityError, MediaError) as error:
             self._end(chosen, Failed(error))
@@ -96,18 +119,20 @@ class Answers:
             self._open.remove(chosen)
             raise
         else:
+            if comes_on:
+                self.worked_ns += self._clock.now_ns() - now_ns
             if done is not None:
                 self._end(chosen, done)
 
-    def _urgency(self, answering: Answering) -> tuple[int, bool, bool]:
+    def _urgency(self, now_ns: int, answering: Answering) -> tuple[int, bool, int, bool]:
         rank = PRIORITIES.index(answering.turn.question.priority)
-        return rank, answering.has_begun, answering is not self._current
+        patient_ns = answering.turn.asked_ns + PATIENCE_NS if answering.has_begun else 0
+        return (
+            *(rank, answering.has_begun),
+            *(min(patient_ns, now_ns), answering is not self._current),
+        )
 
-    def _end_late(self) -> None:
-        limits = {a.turn.deadline_ns for a in self._open} - {None}
-        if not limits:
-            return
-        now_ns = self._clock.now_ns()
+    def _end_late(self, now_ns: int) -> None:
         for answering in list(self._open):
             deadline_ns, seconds = answering.turn.deadline_ns, answering.turn.question.deadline_s
             if deadline_ns is None or now_ns <= deadline_ns:

@@ -95,6 +95,11 @@ class LiveContext:
         return self._live.n_tokens if self._before_fork is None else self._n_before_fork
 
     @property
+    def n_waiting(self) -> int:
+        """Tokens that were entered and are not in the state yet."""
+        return self._live.n_waiting
+
+    @property
     def ends_with_media(self) -> bool:
         """Whether what was perceived last is in the state's last user turn."""
         return self.ledger[-1].modality != "text"
@@ -113,7 +118,7 @@ class LiveContext:
             self.finish()
 
     def enter(self, perceived: Perceived) -> None:
-        """Enter one segment in the ledger; `finish` prefills it.
+        """Enter one segment in the ledger; `finish`, or `advance` in chunks, prefills it.
 
         Raises:
             CapacityError: as `append`.
@@ -125,6 +130,13 @@ class LiveContext:
     def finish(self) -> None:
         """Prefill all that was entered."""
         self._live.finish()
+
+    def advance(self) -> bool:
+        """Prefill one chunk of what was entered; False if nothing waits."""
+        if not self._live.n_waiting:
+            return False
+        self._live.advance()
+        return True
 
     def _make_room(self, what: str, perceived: Perceived) -> None:
         self._must_stand_alone(what)
@@ -260,6 +272,8 @@ class LiveContext:
     def recall(self, start_ns: int, end_ns: int) -> LiveContext:
         """Another context, of the kept segments that were captured in this time.
 
+        They are entered in it, and wait to be prefilled.
+
         Raises:
             CapacityError: none is kept of it.
         """
@@ -279,7 +293,8 @@ class LiveContext:
         recalled._kept, recalled._next = deque(), None
         recalled._before_fork = recalled._tentative = None
         recalled._live = Slot(self.engine, self._anchor, self._separator)
-        recalled.append(*found)
+        for segment in found:
+            recalled.enter(segment)
         return recalled
 
     @contextlib.contextmanager
@@ -290,6 +305,11 @@ class LiveContext:
             yield self
         finally:
             self.close_fork()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether the state is worked on, and nothing may be appended."""
+        return self._before_fork is not None
 
     def open_fork(self) -> None:
         """From now on the state may be worked on; nothing is appended until `close_fork`."""

@@ -157,7 +157,7 @@ class Conversation:
             begun.held.release(self._clock.now_ns())
             return
         self.give_up()
-        self._answers.give_way()
+        self._answers.leave(self._context)
         if utterance is None:  # cuts hold everything
             self._encode(sense)
             self._intake.append_all()

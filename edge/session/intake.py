@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edge.clock import NS_PER_MS, Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS
-from edge.errors import CapacityError, MediaError
+from edge.errors import CapacityError, EdgeError, MediaError
 from edge.session.context import LiveContext
 from edge.session.perceive import Seen
 from edge.session.sense import Sense
@@ -21,6 +21,16 @@ log = logging.getLogger(__name__)
 N_RECENT_STAGES = 32
 BATCH_TOKENS = 128
 """A prefill has a floor cost, so smaller segments wait for others as long as there are any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something that was captured could not be used, or had no room."""
+
+    at_ns: int
+    source: str
+    """As in evidence; what was not even encoded has the name of its sense."""
+    reason: str
 
 
 class Intake:
@@ -36,7 +46,7 @@ class Intake:
         """Begin with nothing.
 
         Args:
-            saw: is told the stages of every segment that has entered.
+            saw: is told the stages of every segment that has entered, and what was refused.
             counters: where to count.
         """
         self._context, self._clock, self._saw, self._counters = context, clock, saw, counters
@@ -61,7 +71,7 @@ class Intake:
         try:
             seen = sense.encode()
         except MediaError as error:
-            self.refuse(error)
+            self.refuse(sense.name, error)
             return False
         late_ns = seen.stages.taken_ns - seen.stages.captured_ns
         self.lateness_ns = max(self.lateness_ns, late_ns)
@@ -89,7 +99,7 @@ class Intake:
             try:
                 self._context.enter(seen.perceived)
             except CapacityError as error:
-                self.refuse(error)
+                self.refuse(seen.perceived.evidence.source, error)
             else:
                 entered.append(seen)
         self._context.finish()
@@ -112,7 +122,7 @@ class Intake:
         try:
             self._context.append_tentatively(last.perceived)
         except CapacityError as error:
-            self.refuse(error)
+            self.refuse(last.perceived.evidence.source, error)
             return False
         self._tentative = last, n_before, self._clock.now_ns()
         return True
@@ -122,10 +132,11 @@ class Intake:
         self._context.settle()
         self._entered(*self._tentative)
 
-    def refuse(self, error: Exception) -> None:
-        """Count what could not be used."""
+    def refuse(self, source: str, error: EdgeError) -> None:
+        """Count what could not be used, and tell those who watch."""
         self._counters["segments_refused"] += 1
-        log.warning("segment=refused error=%s", error)
+        self._saw(Refused(self._clock.now_ns(), source, str(error)))
+        log.warning("segment=refused source=%s error=%s", source, error)
 
     def _entered(self, seen: Seen, n_before: int, now_ns: int) -> None:
         n_tokens = len(seen.perceived.embeddings)

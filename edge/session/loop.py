@@ -4,8 +4,9 @@ One thread owns the engine and runs `run`. Others put: each sense into its ring,
 turns. A step does one thing and looks again, the most urgent first: take a question, listen, bring
 an answer on by a token, encode what was seen and heard, prefill it, do a chunk of a rebase; a
 rebase that must not wait longer goes before perception. So whatever is going on, a question is
-taken up after one call of the engine. What arrives meanwhile waits in a bounded ring; a full ring
-drops its oldest and counts it.
+taken up after one call of the engine. Perception that answers keep waiting gets a share of the
+engine between their tokens, so that the robot goes on seeing however many ask. What arrives
+meanwhile waits in a bounded ring; a full ring drops its oldest and counts it.
 """
 
 from __future__ import annotations
@@ -55,6 +56,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 TURN = "turn"
 """What a step takes when it takes a question."""
+
+MAX_KEPT_WAITING_NS = NS_PER_S
+"""Answers may keep perception waiting for so long; from then on, until it has caught up, it has its
+share."""
+ANSWERS_SHARE = 3
+"""After a step of perception answers have the engine for so many times as long as it took."""
 
 IDLE_S = 1.0
 """Without anything to do the loop says so often that it is alive."""
@@ -135,7 +142,8 @@ class LiveLoop:
         self._microphone = next((sense for sense in senses if sense.hears), None)
         self._mode: Mode = config.turns.mode
         self._budget = Budget(start_ns)
-        self._looked_ns = start_ns
+        self._looked_ns = self._caught_up_ns = start_ns
+        self._perceived_ns = 0  # what perception's last step between answers took
         self.degraded: deque[Degraded] = deque(maxlen=N_RECENT_STAGES)
         """The newest steps on the budget's ladder, oldest first."""
 
@@ -318,10 +326,13 @@ class LiveLoop:
         self._notes.write_if_wanted()
         self._triggers.take(self._outside("triggers", self._book.changes) or ())
         self._triggers.judge_if_due()
-        if len(self._answers):
+        if not len(self._answers):
+            if self._context.is_tentative:
+                return self._conversation.give_up_if_silent()
+            return self._perceive() or self._context.rebase()
+        if not (self._is_kept_waiting() and self._perceive_between_answers()):
             self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
-            return True
-        return self._perceive()
+        return True
 
     def _take_turn(self) -> bool:
         with self._turns_lock:
@@ -342,32 +353,49 @@ class LiveLoop:
             try:
                 events = sense.take()
             except (MediaError, ProtocolError) as error:
-                self._intake.refuse(error)
+                self._intake.refuse(sense.name, error)
                 return True
             if events is not None:
                 self._conversation.hear(sense, events)
                 return True
         return False
 
+    def _is_kept_waiting(self) -> bool:
+        """Whether perception has its turn although there is something to answer."""
+        since_ns = max(self._answers.since_ns, self._caught_up_ns)
+        return (
+            self._answers.worked_ns >= ANSWERS_SHARE * self._perceived_ns
+            and self._answers.can_leave(self._context)
+            and not self._context.is_tentative
+            and self._clock.now_ns() - since_ns > MAX_KEPT_WAITING_NS
+        )
+
+    def _perceive_between_answers(self) -> bool:
+        """One step of perception; False when it has caught up."""
+        began_ns = self._clock.now_ns()
+        is_behind = self._perceive()
+        now_ns = self._clock.now_ns()
+        self._perceived_ns, self._answers.worked_ns = now_ns - began_ns, 0
+        if not is_behind:
+            self._caught_up_ns = now_ns
+        return is_behind
+
     def _perceive(self) -> bool:
-        """Encode or prefill something; False when there is nothing to do."""
-        if self._context.is_tentative:
-            return self._conversation.give_up_if_silent()
-        if self._intake.is_full:
-            self._intake.append()
-            return True
-        if self._context.owes_rebase:
+        """Encode or prefill something, or do what a rebase owes; False if nothing waits."""
+        if not self._intake.is_full and not self._context.owes_rebase:
+            for sense in self._senses:
+                if sense.n_waiting:
+                    self._intake.encode(sense)
+                    return True
+                if not sense.hears and sense.take() is not None:
+                    return True
+            if not self._intake.n_pending:
+                return False
+        self._answers.leave(self._context)
+        if self._context.owes_rebase and not self._intake.is_full:
             return self._context.rebase()
-        for sense in self._senses:
-            if sense.n_waiting:
-                self._intake.encode(sense)
-                return True
-            if not sense.hears and sense.take() is not None:
-                return True
-        if self._intake.n_pending:
-            self._intake.append()
-            return True
-        return self._context.rebase()
+        self._intake.append()
+        return True
 
     def _notice_rebase(self) -> None:
         """After a rebase, which an append may have forced, the senses start again."""

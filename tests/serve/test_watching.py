@@ -12,6 +12,7 @@ from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
 from edge.config import Config, Socket
 from edge.senses.turn_events import SpeechStarted
 from edge.session.budget import LADDER, Degraded
+from edge.session.intake import Refused
 from edge.session.loop import Rebased
 from edge.session.notes import Noted
 from edge.session.triggers import MAX_TRIGGERS, Trigger, TriggerBegan, TriggerEnded
@@ -128,6 +129,7 @@ EVENTS = [
     Degraded(S, LADDER[1], "hot"),
     Rebased(S, 100),
     Noted(S, "a red circle", 5),
+    Refused(S, "camera", "has no room"),
     SpeechStarted(S, 2 * S),
     Spoken(S, SEEN),
     TriggerBegan("trigger_1", "?", S, S, 0.9, ()),
@@ -143,7 +145,7 @@ def test_all_events_of_the_session_and_none_of_other_clients_answers(client, ses
         events = payloads(response)
         found = [next(events) for _ in EVENTS]
     assert [event["type"] for event in found] == [
-        *("edge.perceived", "edge.degraded", "edge.rebased", "edge.noted"),
+        *("edge.perceived", "edge.degraded", "edge.rebased", "edge.noted", "edge.refused"),
         *("edge.speech.started", "edge.speech.asked", "edge.trigger.began", "edge.trigger.ended"),
     ]
     assert found[0]["segment"]["n_tokens"] == 30

@@ -19,6 +19,7 @@ from edge.senses.sound import BLOCK_NS, BLOCK_SAMPLES
 from edge.senses.turn_events import Button, Choose, Played, SpeechStarted
 from edge.senses.turns import MIN_SILENCE_BLOCKS, SOFT_END_BLOCKS, TurnDetector
 from edge.session.answer import LivePrompt
+from edge.session.intake import Refused
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher
 from edge.session.record import RecordedClock, Recorder
@@ -284,6 +285,19 @@ def test_a_long_question_is_cut_and_answered_once(robot):
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
     assert robot.kinds() == [SpeechStarted, Spoken, Done]
     assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio", "audio"]
+
+
+def test_a_spoken_question_without_room_is_told_to_those_who_watch(robot):
+    robot = robot(context={"max_tokens": 60, "keep_tokens": 4})
+    told = []
+    robot.loop.observe(told.append)
+    robot.hears(20, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS + 1, SILENCE)
+    assert robot.answers() == []
+    refused = [event for event in told if isinstance(event, Refused)]
+    assert {event.source for event in refused} == {"microphone"}
+    assert all("the context keeps 4" in event.reason for event in refused)
+    assert len(refused) == robot.counts("segments_refused") > 0
 
 
 def test_a_spoken_question_may_be_remembered_and_thought_about(robot):

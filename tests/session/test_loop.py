@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from edge.clock import NS_PER_S, VirtualClock
 from edge.config import load_config
 from edge.errors import CapacityError, EngineError, MediaError
-from edge.model.prompt import ChatTemplate
+from edge.features.pixels import tubelet_patches, video_grid
+from edge.model.prompt import ChatTemplate, tubelet_text, video_text
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
@@ -20,8 +21,9 @@ from edge.senses.ring import Ring
 from edge.senses.sound import end_ns
 from edge.service import _collector
 from edge.session.answer import LivePrompt
+from edge.session.intake import Refused
 from edge.session.loop import LiveLoop
-from edge.session.perceive import Listener, Watcher
+from edge.session.perceive import Listener, Watcher, embed_media
 from edge.session.sense import audio_sense, video_sense
 from edge.session.turn import Done, Failed, Message, Question
 from edge.types import AudioChunk, Frame
@@ -245,10 +247,6 @@ def test_the_prompt_counts_frames_and_seconds_from_the_start(make):
     drive(loop)
     # Equal to the whole prompt rendered at once by the published rules.
     engine, tokenizer = loop._context.engine, loop._prompt.tokenizer
-    from edge.features.pixels import tubelet_patches, video_grid
-    from edge.model.prompt import video_text
-    from edge.session.perceive import embed_media
-
     vision = engine.spec.vision
     grid = video_grid(90, 50, vision.video_target_patches)
     pixels = [frame(i).pixels for i in (0, 1, 5, 6)]
@@ -262,6 +260,26 @@ def test_the_prompt_counts_frames_and_seconds_from_the_start(make):
     with loop._context.fork() as fork:
         got, same = engine.decode(fork.state, 5), engine.decode(state, 5)
     assert np.abs(got - same).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_several_cameras_are_told_apart_by_the_names_before_their_frames(make):
+    """Each counts its own frames; all times are the session's."""
+    loop = make()
+    engine, tokenizer = loop._context.engine, loop._prompt.tokenizer
+    vision = engine.spec.vision
+    for name, first in (("front", 0), ("arm", 4)):
+        watcher = Watcher(engine, tokenizer, VirtualClock(), 0, name=name, is_named=True)
+        for index in (first, first + 1):
+            watcher.take(frame(index))
+        seen = watcher.encode().perceived
+        grid = video_grid(90, 50, vision.video_target_patches)
+        pixels = [frame(first).pixels, frame(first + 1).pixels]
+        media = engine.encode_tubelets(tubelet_patches(pixels, grid, vision), grid)[0]
+        said = f"{name}: {tubelet_text(1, [first / 2, first / 2 + 0.5], len(media))}"
+        assert said.startswith(f"{name}: Frame 1 sampled at {first / 2:.2f} seconds and frame 2")
+        assert seen.evidence.source == name
+        wanted = embed_media(engine, tokenizer, said, media)
+        np.testing.assert_array_equal(seen.embeddings, wanted)
 
 
 def test_too_many_questions_are_refused_and_the_others_answered(make):
@@ -288,10 +306,16 @@ def test_a_refused_question_fails_alone(make):
 
 def test_a_segment_without_room_is_dropped_and_counted(make):
     loop = make(context={"max_tokens": 60, "keep_tokens": 20}, answer={"max_tokens": 4})
+    told = []
+    loop.observe(told.append)
     put(loop, [frame(0), frame(1)])
     drive(loop)
     assert modalities(loop) == []
     assert loop.status().counters["segments_refused"] == 1
+    (refused,) = told
+    assert isinstance(refused, Refused)
+    assert refused.source == "camera"
+    assert "has 43 tokens, the context keeps 20; raise context.keep_tokens" in refused.reason
 
 
 def running(loop):
@@ -370,11 +394,16 @@ def test_a_ring_drops_its_oldest_and_never_blocks():
 
 def test_bad_sound_or_pictures_are_dropped_and_counted(make):
     loop = make()
+    told = []
+    loop.observe(told.append)
     poisoned = chunk(0, 4800)
     poisoned.samples[7] = np.nan
     put(loop, [frame(0, shape=(4, 90)), frame(1, shape=(4, 90))], [poisoned])
     drive(loop)
     assert loop.status().counters["segments_refused"] == 2
+    assert [(type(event), event.source) for event in told] == [
+        *((Refused, "audio"), (Refused, "video"))
+    ]
     put(loop, [frame(2), frame(3)], [chunk(1), chunk(2), chunk(3)])
     drive(loop)
     assert sorted(modalities(loop)) == ["audio", "video"]
