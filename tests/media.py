@@ -8,22 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from needed import must_be
 from turn_scenes import recorded, synthesized
 
 from edge.types import Float32
 
 
-def _must_be(there: bool, what: str) -> None:
-    """Else a skip with the reason, or in CI a failure."""
-    if there:
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 def _folder(path: Path, what: str) -> Path:
-    _must_be(path.is_dir(), what)
+    must_be(path.is_dir(), what)
     return path
 
 
@@ -45,7 +37,7 @@ def speech() -> Path:
 @pytest.fixture(scope="session")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Float32]:
     """`voice-i` -> synthesized speech without silence around it."""
-    _must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
+    must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
     return synthesized(tmp_path_factory.mktemp("sentences"))
 
 
