@@ -43,7 +43,20 @@ class Finished:
     usage: dict[str, int]
     """prompt_tokens, completion_tokens, total_tokens."""
     timeline: dict[str, Any]
-    """The response's key `edge`: timing in ms and evidence, relative to the question."""
+    """The response's key `edge`: docs/schema/edge_answer.json."""
+
+    @property
+    def confidence(self) -> float | None:
+        """How likely the answer's tokens were, 0..1; None if it has none."""
+        found: float | None = self.timeline.get("confidence")
+        return found
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """Each camera and microphone: `source`, `modality`, `age_s` (None: nothing of it is in the
+        context), `stale`."""
+        found: list[dict[str, Any]] = self.timeline.get("sources", [])
+        return found
 
 
 Event = Text | Finished

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge.serve.report import AnswerReport
+
 Json = dict[str, Any]
 Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
 Modality = Literal["text", "audio"]
@@ -295,8 +297,7 @@ class Response(_Part, frozen=True, kw_only=True):
     conversation_id: str | None = None
     metadata: Json | None = None
     usage: Usage | None = None
-    edge: Json | None = None
-    """Timing and evidence: `edge.serve.completion.timing_of`."""
+    edge: AnswerReport | None = None
 
 
 class _ClientEvent(msgspec.Struct, frozen=True, kw_only=True):

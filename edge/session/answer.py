@@ -19,11 +19,21 @@ from edge.model.prompt import LIVE, ChatTemplate, flatten
 from edge.model.sampling import Sampler
 from edge.model.tokenizer import AUDIO, IMAGE, Tokenizer
 from edge.session.attached import Attached, encode_attached
+from edge.session.confidence import Certainty, confidence
 from edge.session.context import LiveContext
+from edge.session.freshness import FreshnessOf
 from edge.session.perceive import place_media
 from edge.session.slot import Perceived
 from edge.session.speech import Speech
-from edge.session.turn import Done, FinishReason, Message, Question, Timeline, Turn, YesNo
+from edge.session.turn import (
+    Done,
+    FinishReason,
+    Freshness,
+    Message,
+    Question,
+    Timeline,
+    Turn,
+)
 from edge.types import Evidence, Float32, Int32, Picture
 
 log = logging.getLogger(__name__)
@@ -136,8 +146,16 @@ class Answering:
     again, behind what has been perceived since.
     """
 
-    def __init__(self, prompt: LivePrompt, turn: Turn, clock: Clock) -> None:
+    def __init__(
+        self,
+        prompt: LivePrompt,
+        turn: Turn,
+        clock: Clock,
+        freshness_of: FreshnessOf = lambda _context, _now_ns: (),
+    ) -> None:
         self.turn, self._prompt, self._clock = turn, prompt, clock
+        self._freshness_of = freshness_of
+        self._certainty = Certainty()
         self._sampler = Sampler(turn.question.sampling)
         self._speech = Speech(prompt.tokenizer, turn)
         self._constraint: Constraint | None = None
@@ -149,6 +167,7 @@ class Answering:
         self._logits: Float32 = np.empty(0, np.float32)
         self._started_ns = self._prefilled_ns = self._first_token_ns = 0
         self._evidence: tuple[Evidence, ...] = ()
+        self._freshness: tuple[Freshness, ...] = ()
         self._captured_ns: int | None = None
 
     @property
@@ -191,6 +210,7 @@ class Answering:
         rows = place_media(engine, tokenizer, ids, attached.rows)
         self._waiting = np.concatenate([rows, said])
         self._evidence, self._captured_ns = context.evidence(), context.newest_capture_ns()
+        self._freshness = self._freshness_of(context, self._clock.now_ns())
         context.open_fork()
         self._context = context
 
@@ -224,10 +244,15 @@ class Answering:
 
     def _choose(self) -> int:
         """The next token: thinking is free, the answer follows its grammar."""
-        if self._constraint is None or self._speech.is_thinking:
+        if self._speech.is_thinking:
             return self._sampler.choose(self._logits)
-        token = self._sampler.choose(self._constraint.allow(self._logits))
-        self._constraint.take(token)
+        constraint, allowed = self._constraint, self._logits
+        if constraint is not None:
+            allowed = constraint.allow(allowed)
+        token = self._sampler.choose(allowed)
+        if constraint is not None:
+            constraint.take(token)
+        self._certainty.add(allowed, token)
         return token
 
     def end(self, reason: FinishReason) -> Done:
@@ -252,7 +277,9 @@ class Answering:
                 finished_ns=now_ns,
                 n_context_tokens=self._n_context,
                 evidence=self._evidence,
+                freshness=self._freshness,
             ),
+            confidence=self._certainty.value,
         )
 
 
@@ -285,16 +312,6 @@ def _constraint(question: Question, engine: AnyEngine, tokenizer: Tokenizer) -> 
     stops = (tokenizer.special.turn_end,)
     tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
     return Constraint(tokens, question.grammar)
-
-
-def confidence(logits: Float32, yes_no: YesNo) -> float:
-    """P(yes) / (P(yes) + P(no)), each over the tokens with which that answer may begin.
-
-    Args:
-        logits: [vocabulary], after the question.
-    """
-    yes, no = (np.logaddexp.reduce(logits[list(ids)]) for ids in (yes_no.yes, yes_no.no))
-    return float(1.0 / (1.0 + np.exp(np.clip(no - yes, -500.0, 500.0))))
 
 
 def _remember(

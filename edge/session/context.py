@@ -308,6 +308,17 @@ class LiveContext:
         found = [s.evidence for s in self.ledger if s.evidence is not None and s.modality != "text"]
         return tuple(found[-N_EVIDENCE:])
 
-    def newest_capture_ns(self) -> int | None:
-        """Capture time of the newest frame or sound in the state."""
-        return max((evidence.end_ns for evidence in self.evidence()), default=None)
+    def newest_capture_ns(self, source: str | None = None) -> int | None:
+        """Capture time of the newest frame or sound in the state.
+
+        Args:
+            source: only of this camera or microphone.
+        """
+        ends_ns = (
+            segment.evidence.end_ns
+            for segment in self.ledger
+            if segment.evidence is not None
+            and segment.modality != "text"
+            and source in (None, segment.evidence.source)
+        )
+        return max(ends_ns, default=None)

@@ -110,6 +110,19 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Freshness:
+    """What an answer stands on of one camera or microphone."""
+
+    source: str
+    """As in evidence."""
+    modality: Literal["video", "audio"]
+    age_ns: int | None
+    """Of its newest frame or sound in the state when the answer was begun; None without any."""
+    is_stale: bool
+    """Nothing younger than perception.stale_s has come from it by then."""
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """When the stages of one turn happened, monotonic ns, and what it stood on."""
 
@@ -127,6 +140,8 @@ class Timeline:
     """Tokens of the live context that the answer stood on."""
     evidence: tuple[Evidence, ...] = ()
     """The newest segments of the live context, oldest first."""
+    freshness: tuple[Freshness, ...] = ()
+    """Of every camera and microphone of the session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +163,8 @@ class Done:
     n_completion_tokens: int
     timeline: Timeline
     confidence: float | None = None
-    """Of a question with `yes_no`: P(yes) / (P(yes) + P(no))."""
+    """0..1. Of a question with `yes_no`: P(yes) / (P(yes) + P(no)). Of any other: how likely the
+    answer's tokens were, see `edge.session.confidence`; None without tokens."""
 
 
 @dataclass(frozen=True, slots=True)

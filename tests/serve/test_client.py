@@ -11,6 +11,7 @@ import pytest
 from serve.scripted import (
     DONE,
     MODEL,
+    REPORT,
     TIMEOUT_S,
     ScriptedSession,
     answer,
@@ -40,7 +41,8 @@ def test_an_answer_streams(tmp_path):
     assert finished.finish_reason == "stop"
     assert finished.usage["total_tokens"] == 335
     assert finished.timeline["first_token_ms"] == 40.0
-    assert finished.timeline["evidence"][0]["source"] == "camera"
+    assert finished.timeline == REPORT
+    assert (finished.confidence, finished.sources) == (0.875, REPORT["sources"])
     (question,) = session.questions
     assert (question.thinking, question.max_tokens, question.sampling.seed) == (True, 7, 1)
     assert question.recall_s == (30, 2)
