@@ -52,6 +52,13 @@ class Finished:
         return found
 
     @property
+    def consistency(self) -> dict[str, Any] | None:
+        """Where the answer comes from: `verdict` (seen, heard, both, contradicted or neither), and
+        how likely the answer is with one sense alone; None if it was not asked for."""
+        found: dict[str, Any] | None = self.timeline.get("consistency")
+        return found
+
+    @property
     def sources(self) -> list[dict[str, Any]]:
         """Each camera and microphone: `source`, `modality`, `age_s` (None: nothing of it is in the
         context), `stale`."""
@@ -109,6 +116,8 @@ class Ask:
     past that the service keeps."""
     deadline_s: float | None = None
     """An answer that has not begun by then is refused, one that has is cut."""
+    consistency: bool | None = None
+    """Find out where the answer comes from: what was seen, heard, or both."""
     sound: bytes | None = None
     """A WAV or MP3 file that is part of the question."""
 
@@ -132,6 +141,7 @@ class Ask:
                 "remember": self.remember,
                 "recall_s": self.recall_s,
                 "deadline_s": self.deadline_s,
+                "consistency": self.consistency,
             },
         }
         return json.dumps(body).encode()

@@ -84,6 +84,9 @@ class EdgeAnswer(_Own, frozen=True, kw_only=True):
     """Answer only from what was perceived between so many seconds ago, the longer first."""
     deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
     """Since the request: an answer that has not begun then is refused, one that has is cut."""
+    consistency: bool | None = None
+    """Find out where the answer comes from, once it is complete: what was seen, heard, or both. Not
+    together with thinking."""
     abstain: str | None = None
     """With a response format: this text, as a JSON string in JSON, is always allowed too."""
 

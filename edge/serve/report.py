@@ -6,12 +6,13 @@ docs/schema/edge_answer.json.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Literal
 
 import msgspec
 
 from edge.clock import NS_PER_MS, NS_PER_S
-from edge.session.turn import Done
+from edge.session.turn import Done, Verdict
 
 
 class AnswerEvidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +39,21 @@ class AnswerSource(msgspec.Struct, frozen=True, kw_only=True):
     not stale."""
 
 
+class AnswerConsistency(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an answer comes from, if its request has asked for that.
+
+    The numbers are how likely the answer is, 0..1, to the model with one sense alone and with none.
+    """
+
+    verdict: Verdict
+    """seen, heard, both: which sense alone gives the answer; contradicted: a sense alone gives
+    another one; neither: it takes both together, or the model would say it anyway."""
+    seen: float | None
+    """null: nothing was seen."""
+    heard: float | None
+    nothing: float
+
+
 class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer says of itself. Times in ms are since the question was asked."""
 
@@ -53,6 +69,8 @@ class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
     """0..1, the geometric mean of the probabilities of the answer's tokens, reasoning and what a
     format leaves no choice about excepted; null if there are none. Not calibrated: compare answers
     of one model."""
+    consistency: AnswerConsistency | None
+    """null: it was not asked for, or the answer ended before it was found out."""
     sources: list[AnswerSource]
     """All cameras and microphones."""
     evidence: list[AnswerEvidence]
@@ -67,6 +85,7 @@ def report_of(done: Done) -> AnswerReport:
     def since_asked(at_ns: int, unit_ns: int) -> float:
         return round((at_ns - asked_ns) / unit_ns, 3)
 
+    found = done.consistency
     age_ms = None if captured_ns is None else round((asked_ns - captured_ns) / NS_PER_MS, 3)
     return AnswerReport(
         waited_ms=since_asked(timeline.started_ns, NS_PER_MS),
@@ -76,6 +95,7 @@ def report_of(done: Done) -> AnswerReport:
         newest_capture_age_ms=age_ms,
         n_context_tokens=timeline.n_context_tokens,
         confidence=done.confidence,
+        consistency=None if found is None else AnswerConsistency(**asdict(found)),
         sources=[
             AnswerSource(
                 source=fresh.source,

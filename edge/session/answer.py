@@ -20,12 +20,14 @@ from edge.model.sampling import Sampler
 from edge.model.tokenizer import AUDIO, IMAGE, Tokenizer
 from edge.session.attached import Attached, encode_attached
 from edge.session.confidence import Certainty, confidence
+from edge.session.consistency import Check, check
 from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
 from edge.session.perceive import place_media
 from edge.session.slot import Perceived
 from edge.session.speech import Speech
 from edge.session.turn import (
+    Consistency,
     Done,
     FinishReason,
     Freshness,
@@ -158,6 +160,8 @@ class Answering:
         self._certainty = Certainty()
         self._sampler = Sampler(turn.question.sampling)
         self._speech = Speech(prompt.tokenizer, turn)
+        self._check: Check | None = None
+        self._ended: FinishReason = "stop"
         self._constraint: Constraint | None = None
         self._attached: Attached | None = None
         self._said: list[int] = []
@@ -174,6 +178,11 @@ class Answering:
     def has_begun(self) -> bool:
         """Whether a token has been said."""
         return bool(self._said)
+
+    @property
+    def is_checking(self) -> bool:
+        """Whether all is said, and where it comes from is being found out, beside the context."""
+        return self._check is not None
 
     @property
     def reply(self) -> str:
@@ -196,23 +205,28 @@ class Answering:
             n_free = n_room - context.max_tokens - question.max_tokens
             self._attached = encode_attached(engine, media, n_free)
             self._constraint = _constraint(question, engine, tokenizer)
-        after_media, attached = context.ends_with_media, self._attached
-        ids = self._prompt.question(question, after_media=after_media, attached=attached.texts)
-        self._n_context, self._n_question = context.n_tokens, len(ids)
-        if self._n_context + len(ids) + question.max_tokens > n_room:
+        asked = self._asked(context, context.ends_with_media)
+        self._n_context, self._n_question = context.n_tokens, len(asked)
+        if self._n_context + len(asked) + question.max_tokens > n_room:
             raise CapacityError(
                 "question",
-                f"of {len(ids)} tokens and an answer of up to {question.max_tokens} do not fit "
+                f"of {len(asked)} tokens and an answer of up to {question.max_tokens} do not fit "
                 f"behind {self._n_context} tokens of live context into the model's {n_room}",
                 "ask for fewer max_tokens or lower context.max_tokens",
             )
         said = engine.embed(np.array(self._said, np.int32))
-        rows = place_media(engine, tokenizer, ids, attached.rows)
-        self._waiting = np.concatenate([rows, said])
+        self._waiting = np.concatenate([asked, said])
         self._evidence, self._captured_ns = context.evidence(), context.newest_capture_ns()
         self._freshness = self._freshness_of(context, self._clock.now_ns())
         context.open_fork()
         self._context = context
+
+    def _asked(self, context: LiveContext, after_media: bool) -> Float32:
+        """The question's rows [n, H]."""
+        assert self._attached is not None
+        texts, media = self._attached.texts, self._attached.rows
+        ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
+        return place_media(context.engine, self._prompt.tokenizer, ids, media)
 
     def give_way(self) -> None:
         """Leave the context as it was."""
@@ -222,6 +236,15 @@ class Answering:
 
     def step(self) -> Done | None:
         """Do the next thing; the turn's end if it was the last, which the caller delivers."""
+        if self._check is not None:
+            try:
+                next(self._check)
+            except StopIteration as found:
+                return self.end(self._ended, found.value)
+            except CapacityError as error:
+                log.warning("consistency=unknown error=%s", error)
+                return self.end(self._ended)
+            return None
         assert self._context is not None
         engine, state, question = self._context.engine, self._context.state, self.turn.question
         if len(self._waiting):
@@ -236,9 +259,9 @@ class Answering:
         self._said.append(token)
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
-            return self.end("stop")
+            return self._finish("stop")
         if len(self._said) == question.max_tokens:
-            return self.end("length")
+            return self._finish("length")
         self._logits = engine.decode(state, token)
         return None
 
@@ -255,14 +278,38 @@ class Answering:
         self._certainty.add(allowed, token)
         return token
 
-    def end(self, reason: FinishReason) -> Done:
-        """The turn is over: leave the context, and let it remember what the question wants so."""
+    def _finish(self, reason: FinishReason) -> Done | None:
+        """All is said."""
+        context = self._context
+        assert context is not None
+        if not self.turn.question.consistency:
+            return self.end(reason)
+        self._leave(reason)
+        self._ended = reason
+        engine, tokenizer = context.engine, self._prompt.tokenizer
+        self._check = check(
+            context,
+            lambda after_media: self._asked(context, after_media),
+            self._said,
+            lambda: _constraint(self.turn.question, engine, tokenizer),
+        )
+        return None
+
+    def _leave(self, reason: FinishReason) -> None:
+        """Leave the context, and let it remember what the question wants so."""
         self._speech.finish()
         context = self._context
         self.give_way()
         if context is not None and self.turn.question.remember and reason in ("stop", "length"):
             assert self._attached is not None
             _remember(context, self._prompt, self.turn, self.reply, self._attached, self._clock)
+
+    def end(self, reason: FinishReason, consistency: Consistency | None = None) -> Done:
+        """The turn is over."""
+        if self._check is None:
+            self._leave(reason)
+        else:
+            reason = self._ended  # whatever ends the check, the answer was complete
         now_ns = self._clock.now_ns()
         return Done(
             finish_reason=reason,
@@ -280,6 +327,7 @@ class Answering:
                 freshness=self._freshness,
             ),
             confidence=self._certainty.value,
+            consistency=consistency,
         )
 
 

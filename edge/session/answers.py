@@ -93,7 +93,8 @@ class Answers:
         try:
             if chosen is not self._current:
                 self.give_way()
-                chosen.begin(self._context_of(chosen.turn))
+                if not chosen.is_checking:
+                    chosen.begin(self._context_of(chosen.turn))
                 self._current = chosen
             done = chosen.step()
         except (ProtocolError, CapacityError, MediaError) as error:

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Verdict = Literal["seen", "heard", "both", "contradicted", "neither"]
+"""Which sense alone gives an answer; contradicted: one of them alone gives another. Neither: it
+takes both together, or the model would say it anyway."""
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Priority = Literal["operator", "trigger", "notes"]
 """The more urgent first: somebody asks · the session watches for something · it notes for itself
@@ -87,6 +90,9 @@ class Question:
     """Who asks."""
     yes_no: YesNo | None = None
     """The answer is one of two, and only how likely each is: no text, `Done.confidence`."""
+    consistency: bool = False
+    """Whether to find out where the answer comes from: see `edge.session.consistency`. Not with
+    thinking, from which the rest of an answer follows whatever was perceived."""
     tools: tuple[dict[str, Any], ...] = ()
     """What the model may propose to call, as OpenAI describes functions; see `callable_tools`."""
     grammar: str = ""
@@ -145,6 +151,17 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
+class Consistency:
+    """Where an answer comes from; how likely it is, 0..1, with one sense alone and with none."""
+
+    verdict: Verdict
+    seen: float | None
+    """None: nothing was seen."""
+    heard: float | None
+    nothing: float
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """More text of the answer, whole characters only."""
 
@@ -165,6 +182,8 @@ class Done:
     confidence: float | None = None
     """0..1. Of a question with `yes_no`: P(yes) / (P(yes) + P(no)). Of any other: how likely the
     answer's tokens were, see `edge.session.confidence`; None without tokens."""
+    consistency: Consistency | None = None
+    """None: it was not asked for, or there was no time or no room for it."""
 
 
 @dataclass(frozen=True, slots=True)

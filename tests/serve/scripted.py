@@ -20,6 +20,7 @@ from edge.session.triggers import TriggerBook
 from edge.session.turn import (
     AnswerEvent,
     Audience,
+    Consistency,
     Done,
     Freshness,
     Question,
@@ -50,7 +51,14 @@ TIMELINE = Timeline(
         Freshness("mast", "audio", None, is_stale=True),
     ),
 )
-DONE = Done("stop", n_prompt_tokens=330, n_completion_tokens=5, timeline=TIMELINE, confidence=0.875)
+DONE = Done(
+    "stop",
+    n_prompt_tokens=330,
+    n_completion_tokens=5,
+    timeline=TIMELINE,
+    confidence=0.875,
+    consistency=Consistency("seen", 0.9, None, 0.1),
+)
 REPORT = {
     "waited_ms": 2.0,
     "prefilled_ms": 30.0,
@@ -59,6 +67,7 @@ REPORT = {
     "newest_capture_age_ms": 100.0,
     "n_context_tokens": 321,
     "confidence": 0.875,
+    "consistency": {"verdict": "seen", "seen": 0.9, "heard": None, "nothing": 0.1},
     "sources": [
         {"source": "camera", "modality": "video", "age_s": 0.102, "stale": False},
         {"source": "mast", "modality": "audio", "age_s": None, "stale": True},

@@ -29,6 +29,7 @@ def test_an_answer_streams(tmp_path):
     session = ScriptedSession(answer("Eine Täs", "se ☕", "\n🤖", reasoning="Hm…"))
     with served(path, session):
         asked = {"thinking": True, "max_tokens": 7, "seed": 1, "recall_s": (30, 2)}
+        asked["consistency"] = False
         events = list(Client(path, TIMEOUT_S).ask("Was?", **asked))
     assert events[:-1] == [
         Text("Hm…", reasoning=True),
@@ -43,6 +44,7 @@ def test_an_answer_streams(tmp_path):
     assert finished.timeline["first_token_ms"] == 40.0
     assert finished.timeline == REPORT
     assert (finished.confidence, finished.sources) == (0.875, REPORT["sources"])
+    assert finished.consistency == REPORT["consistency"]
     (question,) = session.questions
     assert (question.thinking, question.max_tokens, question.sampling.seed) == (True, 7, 1)
     assert question.recall_s == (30, 2)

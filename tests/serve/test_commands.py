@@ -64,6 +64,8 @@ def test_say_sends_a_recording(path, session, tmp_path):
     assert (code, error) == (0, "")
     assert json.loads(said)["content"] == "red"
     assert json.loads(said)["edge"] == REPORT
+    assert edge(path, "ask", "Which?", "--consistency")[0] == 0
+    assert session.questions.pop().consistency
     assert edge(path, "say", tmp_path / "spoken.wav", "--text", "Answer the question.")[0] == 0
     first, second = (question.messages[-1] for question in session.questions)
     (sound,) = first.media
