@@ -64,6 +64,8 @@ class Perception(msgspec.Struct, frozen=True):
     audio_window_s."""
     audio_window_s: Annotated[float, Meta(ge=0.1, le=30.0)] = 2.0
     """Seconds of sound in a window, 0.1..30."""
+    stale_s: Annotated[float, Meta(gt=0.0, le=3600.0)] = 5.0
+    """Answers call a camera or microphone stale from which nothing younger has come."""
 
 
 class Context(msgspec.Struct, frozen=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from needed import must_be
-from turn_scenes import recorded, synthesized
+from turn_scenes import recorded, synthesize, synthesized
 
 from edge.types import Float32
 
@@ -39,6 +40,14 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Float32]:
     """`voice-i` -> synthesized speech without silence around it."""
     must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
     return synthesized(tmp_path_factory.mktemp("sentences"))
+
+
+@pytest.fixture(scope="session")
+def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Float32]:
+    """Gives what is said, as one voice says it."""
+    _must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
+    folder = tmp_path_factory.mktemp("words")
+    return lambda text: synthesize(text, folder / f"{text}.wav")
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from edge.clock import NS_PER_S
 from edge.senses.turn_events import SpeechStarted
-from edge.serve.completion import stages_of, timing_of
+from edge.serve.completion import stages_of
 from edge.serve.protocol import Json, Topic
+from edge.serve.report import report_of
 from edge.serve.server_events import (
     EdgeDegraded,
     EdgeDropped,
@@ -91,7 +92,7 @@ def spoken_event(event: SpokenEvent, start_ns: int) -> ServerEvent | None:
     if isinstance(event, TextDelta):
         return EdgeSpeechDelta(delta=event.text, reasoning=event.reasoning)
     if isinstance(event, Done):
-        return EdgeSpeechDone(finish_reason=event.finish_reason, edge=timing_of(event.timeline))
+        return EdgeSpeechDone(finish_reason=event.finish_reason, edge=report_of(event))
     if isinstance(event, Failed):
         return EdgeSpeechDone(finish_reason="failed", error=str(event.error))
     return None  # a spoken question proposes no tool calls

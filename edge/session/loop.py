@@ -30,6 +30,7 @@ from edge.session.answers import Answers
 from edge.session.budget import Budget, Degraded, Load
 from edge.session.context import LiveContext
 from edge.session.conversation import Conversation
+from edge.session.freshness import freshness
 from edge.session.health import BoardHealth
 from edge.session.intake import N_RECENT_STAGES, Intake
 from edge.session.notes import Notes
@@ -130,7 +131,9 @@ class LiveLoop:
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
         self._intake = Intake(self._context, clock, self._saw, self._counters)
-        self._answers = Answers(prompt, clock, self._context_of)
+        stale_ns = int(config.perception.stale_s * NS_PER_S)
+        fresh = partial(freshness, senses, stale_ns)
+        self._answers = Answers(prompt, clock, self._context_of, fresh)
         parts = (self._context, self._intake, self._answers)
         self._conversation = Conversation(*parts, clock, config, self._tell, self._counters)
         of_notes = (prompt.tokenizer, clock, self._saw, self._counters)

@@ -31,7 +31,7 @@ from edge.session.turn import Failed, Question
 from edge.types import AudioChunk, Frame
 
 T = TypeVar("T")
-FORMAT = 2
+FORMAT = 3
 LIBRARY = "omni-edge"
 TOPICS = {
     "session": "omni_edge.Session",
