@@ -45,7 +45,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Float32]:
 @pytest.fixture(scope="session")
 def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Float32]:
     """Gives what is said, as one voice says it."""
-    _must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
+    must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
     folder = tmp_path_factory.mktemp("words")
     return lambda text: synthesize(text, folder / f"{text}.wav")
 
