@@ -25,8 +25,8 @@ from edge.serve.server_events import (
 from edge.serve.trigger_events import EdgeTriggerBegan, EdgeTriggerEnded, ServerTriggerEvent
 from edge.session.budget import Degraded
 from edge.session.intake import Refused
-from edge.session.loop import Rebased
 from edge.session.notes import Noted
+from edge.session.perception import Rebased
 from edge.session.triggers import TriggerBegan, TriggerEnded
 from edge.session.turn import Done, Failed, Spoken, SpokenEvent, TextDelta
 from edge.types import Evidence, Stages

@@ -16,7 +16,7 @@ import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,13 +27,13 @@ from edge.errors import CapacityError, MediaError, ProtocolError
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.session.answer import LivePrompt
 from edge.session.answers import Answers
-from edge.session.budget import Budget, Degraded, Load
+from edge.session.budget import Degraded
 from edge.session.context import LiveContext
 from edge.session.conversation import Conversation
 from edge.session.freshness import freshness
 from edge.session.health import BoardHealth
-from edge.session.intake import N_RECENT_STAGES, Intake
 from edge.session.notes import Notes
+from edge.session.perception import Perception
 from edge.session.sense import Sense
 from edge.session.triggers import TriggerBook, Triggers
 from edge.session.turn import (
@@ -58,25 +58,11 @@ T = TypeVar("T")
 TURN = "turn"
 """What a step takes when it takes a question."""
 
-MAX_KEPT_WAITING_NS = NS_PER_S
-"""Answers may keep perception waiting for so long; from then on, until it has caught up, it has its
-share."""
-ANSWERS_SHARE = 3
-"""After a step of perception answers have the engine for so many times as long as it took."""
-
 IDLE_S = 1.0
 """Without anything to do the loop says so often that it is alive."""
 _STOPPING = CapacityError("service", "is stopping", "ask again later")
 FEED_JOIN_S = 2.0
 """A source may sleep until its next frame; its thread does not outlive the process."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rebased:
-    """A shorter state has taken the live one's place."""
-
-    at_ns: int
-    n_tokens: int
 
 
 class LiveLoop:
@@ -119,7 +105,6 @@ class LiveLoop:
             keep_tokens=config.context.keep_tokens,
             notes_tokens=config.context.notes_tokens,
         )
-        self._n_rebases = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._draining = False
         self._senses = senses
@@ -130,10 +115,12 @@ class LiveLoop:
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
-        self._intake = Intake(self._context, clock, self._saw, self._counters)
         stale_ns = int(config.perception.stale_s * NS_PER_S)
         fresh = partial(freshness, senses, stale_ns)
         self._answers = Answers(prompt, clock, self._context_of, fresh)
+        into = (self._context, self._answers, clock, self._saw, self._counters, start_ns)
+        self._perception = Perception(senses, *into)
+        self._intake = self._perception.intake
         parts = (self._context, self._intake, self._answers)
         self._conversation = Conversation(*parts, clock, config, self._tell, self._counters)
         of_notes = (prompt.tokenizer, clock, self._saw, self._counters)
@@ -144,11 +131,6 @@ class LiveLoop:
         self._events = Audience[object]()
         self._microphone = next((sense for sense in senses if sense.hears), None)
         self._mode: Mode = config.turns.mode
-        self._budget = Budget(start_ns)
-        self._looked_ns = self._caught_up_ns = start_ns
-        self._perceived_ns = 0  # what perception's last step between answers took
-        self.degraded: deque[Degraded] = deque(maxlen=N_RECENT_STAGES)
-        """The newest steps on the budget's ladder, oldest first."""
 
     # What other threads call.
 
@@ -239,6 +221,11 @@ class LiveLoop:
             mode=self._mode,
         )
 
+    @property
+    def degraded(self) -> Sequence[Degraded]:
+        """The newest steps on the budget's ladder, oldest first."""
+        return self._perception.degraded
+
     def change(self, config: Config) -> None:
         """Go on with other settings, as far as `config.without_restart` lets them differ."""
         mode = config.turns.mode
@@ -322,8 +309,8 @@ class LiveLoop:
         return read() if self._recorder is None else self._recorder.outside(name, read)
 
     def _step(self) -> bool:
-        self._look_at_the_load()
-        self._notice_rebase()
+        self._perception.look_at_the_load(self._board_health)
+        self._perception.notice_rebase()
         if self._take_turn() or self._listen():
             return True
         self._notes.write_if_wanted()
@@ -332,8 +319,8 @@ class LiveLoop:
         if not len(self._answers):
             if self._context.is_tentative:
                 return self._conversation.give_up_if_silent()
-            return self._perceive() or self._context.rebase()
-        if not (self._is_kept_waiting() and self._perceive_between_answers()):
+            return self._perception.step() or self._context.rebase()
+        if not self._perception.step_if_kept_waiting():
             self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
         return True
 
@@ -363,73 +350,12 @@ class LiveLoop:
                 return True
         return False
 
-    def _is_kept_waiting(self) -> bool:
-        """Whether perception has its turn although there is something to answer."""
-        since_ns = max(self._answers.since_ns, self._caught_up_ns)
-        return (
-            self._answers.worked_ns >= ANSWERS_SHARE * self._perceived_ns
-            and self._answers.can_leave(self._context)
-            and not self._context.is_tentative
-            and self._clock.now_ns() - since_ns > MAX_KEPT_WAITING_NS
-        )
-
-    def _perceive_between_answers(self) -> bool:
-        """One step of perception; False when it has caught up."""
-        began_ns = self._clock.now_ns()
-        is_behind = self._perceive()
-        now_ns = self._clock.now_ns()
-        self._perceived_ns, self._answers.worked_ns = now_ns - began_ns, 0
-        if not is_behind:
-            self._caught_up_ns = now_ns
-        return is_behind
-
-    def _perceive(self) -> bool:
-        """Encode or prefill something, or do what a rebase owes; False if nothing waits."""
-        if not self._intake.is_full and not self._context.owes_rebase:
-            for sense in self._senses:
-                if sense.n_waiting:
-                    self._intake.encode(sense)
-                    return True
-                if not sense.hears and sense.take() is not None:
-                    return True
-            if not self._intake.n_pending:
-                return False
-        self._answers.leave(self._context)
-        if self._context.owes_rebase and not self._intake.is_full:
-            return self._context.rebase()
-        self._intake.append()
-        return True
-
-    def _notice_rebase(self) -> None:
-        """After a rebase, which an append may have forced, the senses start again."""
-        if self._context.n_rebases > self._n_rebases:
-            self._n_rebases = self._context.n_rebases
-            self._saw(Rebased(self._clock.now_ns(), self._context.n_tokens))
-            for sense in self._senses:
-                sense.start_again()
+    def _board_health(self) -> BoardHealth:
+        reading = self._outside("health", self._read_health)
+        return BoardHealth(**reading) if reading else BoardHealth()
 
     def _read_health(self) -> dict[str, Any] | None:
         return None if self._health is None else asdict(self._health())
-
-    def _look_at_the_load(self) -> None:
-        """Once a second the budget sees what perception costs."""
-        now_ns = self._clock.now_ns()
-        since_ns = now_ns - self._looked_ns
-        if since_ns < NS_PER_S:
-            return
-        intake = self._intake
-        reading = self._outside("health", self._read_health)
-        health = BoardHealth(**reading) if reading else BoardHealth()
-        load = Load(intake.lateness_ns / NS_PER_S, intake.worked_ns / since_ns, health)
-        self._looked_ns, intake.worked_ns, intake.lateness_ns = now_ns, 0, 0
-        step = self._budget.look(now_ns, load)
-        if step is not None:
-            self.degraded.append(step)
-            self._saw(step)
-            self._counters["degraded"] += 1
-            log.warning("budget=%s cause=%s", step.rung.name, step.cause)
-            for sense in self._senses:
-                sense.stand_on(step.rung)
 
     def _context_of(self, turn: Turn) -> LiveContext:
         """The live context, or the part of the past that the question is about."""

@@ -13,8 +13,8 @@ from edge.config import Config, Socket
 from edge.senses.turn_events import SpeechStarted
 from edge.session.budget import LADDER, Degraded
 from edge.session.intake import Refused
-from edge.session.loop import Rebased
 from edge.session.notes import Noted
+from edge.session.perception import Rebased
 from edge.session.triggers import MAX_TRIGGERS, Trigger, TriggerBegan, TriggerEnded
 from edge.session.turn import Spoken, TextDelta
 from edge.types import Evidence, Stages

@@ -173,6 +173,9 @@ def test_a_part_of_the_past_is_recalled_and_the_live_state_stays(engine):
     context.append(*segments)
     before = decoded(context)
     recalled = context.recall(2, 3)  # a segment reaches from its seed to the next number
+    assert recalled.n_waiting == sum(segment.n_tokens for segment in recalled.ledger)
+    while recalled.advance():
+        pass
     fresh = context_of(context.engine)
     fresh.append(*segments[1:4])
     assert [s.evidence for s in recalled.ledger] == [s.evidence for s in fresh.ledger]

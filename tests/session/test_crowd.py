@@ -81,7 +81,7 @@ def test_a_crowd_that_asks_without_pause_blinds_nobody_and_everybody_is_answered
     assert crowd.n_asked == crowd.n_ended
     assert min(crowd.n_ended) >= least
     assert all(done.finish_reason == "length" for done in crowd.done)
-    assert crowd.world.loop._budget.rung == LADDER[0]
+    assert crowd.world.loop._perception._budget.rung == LADDER[0]
 
 
 @pytest.mark.parametrize("board", list(COSTS))
