@@ -74,7 +74,8 @@ class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
     sources: list[AnswerSource]
     """All cameras and microphones."""
     evidence: list[AnswerEvidence]
-    """The newest segments, oldest first."""
+    """The newest segments, oldest first; before them what else holds a frame that the answer may
+    name."""
 
 
 def report_of(done: Done) -> AnswerReport:

@@ -14,7 +14,7 @@ import numpy as np
 from edge.clock import Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
 from edge.errors import CapacityError, CheckpointError, ProtocolError
-from edge.model.constrain import Constraint, vocabulary
+from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
 from edge.model.prompt import LIVE, ChatTemplate, flatten
 from edge.model.sampling import Sampler
 from edge.model.tokenizer import AUDIO, IMAGE, Tokenizer
@@ -163,7 +163,9 @@ class Answering:
         self._speech = Speech(prompt.tokenizer, turn)
         self._check: Check | None = None
         self._ended: FinishReason = "stop"
+        self._grammar = ""
         self._constraint: Constraint | None = None
+        self._nameable: tuple[Evidence, ...] = ()  # frames that the answer may name
         self._attached: Attached | None = None
         self._said: list[int] = []
         self._context: LiveContext | None = None
@@ -208,13 +210,18 @@ class Answering:
             CapacityError: question and answer do not fit behind the live context.
         """
         self._started_ns = self._started_ns or self._clock.now_ns()
-        question, engine, tokenizer = self.turn.question, context.engine, self._prompt.tokenizer
+        question, engine = self.turn.question, context.engine
         n_room = engine.spec.decoder.max_tokens
         if self._attached is None:
             media = [one for message in question.messages for one in message.media]
             n_free = n_room - context.max_tokens - question.max_tokens
             self._attached = encode_attached(engine, media, n_free)
-            self._constraint = _constraint(question, engine, tokenizer)
+            self._grammar = question.grammar
+            if names_frames(question.grammar):
+                self._nameable = context.newest_looks()
+                names = [f"{look.source}:{look.frame_ids[-1]}" for look in self._nameable]
+                self._grammar = fill_frames(question.grammar, names)
+            self._constraint = self._constrain(engine)
         asked = self._asked(context, context.ends_with_media)
         self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(asked)
         if self._n_context + len(asked) + question.max_tokens > n_room:
@@ -226,7 +233,9 @@ class Answering:
             )
         said = engine.embed(np.array(self._said, np.int32))
         self._waiting = np.concatenate([asked, said])
-        self._evidence, self._captured_ns = context.evidence(), context.newest_capture_ns()
+        newest = context.evidence()
+        self._evidence = (*(one for one in self._nameable if one not in newest), *newest)
+        self._captured_ns = context.newest_capture_ns()
         self._freshness = self._freshness_of(context, self._clock.now_ns())
         self._context = context
 
@@ -236,6 +245,16 @@ class Answering:
         texts, media = self._attached.texts, self._attached.rows
         ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
         return place_media(context.engine, self._prompt.tokenizer, ids, media)
+
+    def _constrain(self, engine: AnyEngine) -> Constraint | None:
+        """What the answer's format allows, from its beginning."""
+        if not self._grammar:
+            return None
+        tokenizer = self._prompt.tokenizer
+        # The model's own end of a turn ends what a grammar describes too.
+        stops = (tokenizer.special.turn_end,)
+        tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
+        return Constraint(tokens, self._grammar)
 
     def give_way(self) -> None:
         """Leave the context as it was."""
@@ -301,12 +320,12 @@ class Answering:
             return self.end(reason)
         self._leave(reason)
         self._ended = reason
-        engine, tokenizer = context.engine, self._prompt.tokenizer
+        engine = context.engine
         self._check = check(
             context,
             lambda after_media: self._asked(context, after_media),
             self._said,
-            lambda: _constraint(self.turn.question, engine, tokenizer),
+            lambda: self._constrain(engine),
         )
         return None
 
@@ -366,15 +385,6 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         return answering.end("cancelled")
     finally:
         answering.give_way()
-
-
-def _constraint(question: Question, engine: AnyEngine, tokenizer: Tokenizer) -> Constraint | None:
-    if not question.grammar:
-        return None
-    # The model's own end of a turn ends what a grammar describes too.
-    stops = (tokenizer.special.turn_end,)
-    tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
-    return Constraint(tokens, question.grammar)
 
 
 def _remember(

@@ -339,6 +339,12 @@ class LiveContext:
         found = [s.evidence for s in self.ledger if s.evidence is not None and s.modality != "text"]
         return tuple(found[-N_EVIDENCE:])
 
+    def newest_looks(self) -> tuple[Evidence, ...]:
+        """The newest segment of each camera, oldest first."""
+        seen = [s.evidence for s in self.ledger if s.evidence is not None and s.modality == "video"]
+        newest = {evidence.source: evidence for evidence in seen}
+        return tuple(sorted(newest.values(), key=lambda evidence: evidence.end_ns))
+
     def newest_capture_ns(self, source: str | None = None) -> int | None:
         """Capture time of the newest frame or sound in the state.
 

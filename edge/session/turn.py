@@ -145,7 +145,8 @@ class Timeline:
     n_context_tokens: int
     """Tokens of the live context that the answer stood on."""
     evidence: tuple[Evidence, ...] = ()
-    """The newest segments of the live context, oldest first."""
+    """The newest segments of the live context, oldest first; before them the newest of each camera,
+    where the answer may name its frame."""
     freshness: tuple[Freshness, ...] = ()
     """Of every camera and microphone of the session."""
 
