@@ -43,12 +43,19 @@ TOPICS: dict[type, Topic] = {
 """The events of `observe` that are for clients; answers are for those who asked."""
 
 
-def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerEvent:
-    """An event of one of the kinds in `TOPICS`.
+def is_for_clients(event: object) -> bool:
+    """Whether `observed_event` has something to tell of it."""
+    return type(event) in TOPICS or isinstance(event, SpeechStarted | Spoken)
+
+
+def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerEvent | None:
+    """One of the session's events as clients see it; None for those that are not for them.
 
     Args:
         start_ns: the session's beginning, from which `*_s` count.
     """
+    if isinstance(event, SpeechStarted | Spoken):
+        return spoken_event(event, start_ns)
 
     def at_s(at_ns: int) -> float:
         return round((at_ns - start_ns) / NS_PER_S, 3)
@@ -71,7 +78,8 @@ def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerE
         return EdgeRebased(at_s=at_s(event.at_ns), n_tokens=event.n_tokens)
     if isinstance(event, Noted):
         return EdgeNoted(at_s=at_s(event.at_ns), text=event.text)
-    assert isinstance(event, TriggerBegan | TriggerEnded)
+    if not isinstance(event, TriggerBegan | TriggerEnded):
+        return None
     kind = EdgeTriggerBegan if isinstance(event, TriggerBegan) else EdgeTriggerEnded
     return kind(
         id=event.id,
