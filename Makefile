@@ -51,7 +51,8 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	sh scripts/install_test_media.sh
-	$(BIN)/python -m pytest --ignore tests/oracle
+	sh scripts/install_js_clients.sh $(VENV)/js
+	EDGE_NODE_MODULES="$(abspath $(VENV)/js/node_modules)" $(BIN)/python -m pytest --ignore tests/oracle
 
 test-oracle: $(VENV)/.oracle
 	$(BIN)/python -m pytest tests/oracle

@@ -38,7 +38,7 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 
 def devices(arguments: argparse.Namespace) -> None:
-    """Cameras and microphones, and what each is called in a configuration."""
+    """Cameras and microphones, what each is called in a configuration, and what it can give."""
     from edge.senses import devices
 
     found = [*devices.cameras(), *devices.microphones()]
@@ -47,6 +47,8 @@ def devices(arguments: argparse.Namespace) -> None:
         return
     for device in found:
         print(f'{device.kind:10} source = "{device.source}"  # {device.description}')
+        for line in devices.shown(device):
+            print(f"{'':13}{line}")
     if not found:
         print("no camera and no microphone was found (these need omni-edge[microphone])")
 

@@ -72,6 +72,7 @@ class Client:
         remember: bool | None = None,
         recall_s: tuple[float, float] | None = None,
         deadline_s: float | None = None,
+        consistency: bool | None = None,
         sound: bytes | None = None,
     ) -> Iterator[Event]:
         """Ask about what the service sees and hears; closing the iterator cancels the turn.
@@ -86,7 +87,7 @@ class Client:
         """
         asked = Ask(
             *(text, thinking, max_tokens, temperature, seed),
-            *(remember, recall_s, deadline_s, sound),
+            *(remember, recall_s, deadline_s, consistency, sound),
         )
         answer = Answer()
         with self._answer("POST", "/v1/chat/completions", asked.body()) as response:

@@ -75,7 +75,7 @@ def status(arguments: argparse.Namespace) -> None:
         print(json.dumps(health))
         return
     for key, value in health.items():
-        if key == "counters":
+        if key in ("counters", "clients"):
             print("  ".join(f"{name} {count}" for name, count in value.items()))
         elif not isinstance(value, list):
             print(f"{key:20} {value}")
@@ -104,6 +104,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "remember": arguments.remember or None,
         "deadline_s": arguments.deadline,
+        "consistency": arguments.consistency or None,
     }
 
 
@@ -135,6 +136,11 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, help="0 is greedy")
     command.add_argument("--seed", type=int, help="makes sampling repeatable")
     command.add_argument("--deadline", type=float, help="seconds after which it is too late")
+    command.add_argument(
+        "--consistency",
+        action="store_true",
+        help="find out whether the answer was seen or heard (shown with --json)",
+    )
     command.add_argument(
         "--remember", action="store_true", help="question and answer stay in the live context"
     )

@@ -64,6 +64,8 @@ class Perception(msgspec.Struct, frozen=True):
     audio_window_s."""
     audio_window_s: Annotated[float, Meta(ge=0.1, le=30.0)] = 2.0
     """Seconds of sound in a window, 0.1..30."""
+    stale_s: Annotated[float, Meta(gt=0.0, le=3600.0)] = 5.0
+    """Answers call a camera or microphone stale from which nothing younger has come."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -127,7 +129,7 @@ class Socket(msgspec.Struct, frozen=True):
     max_connections: Annotated[int, Meta(ge=1, le=4096)] = 128
     """Open at a time; one more is refused with HTTP 503."""
     max_connections_per_client: Annotated[int, Meta(ge=1, le=4096)] = 32
-    """Likewise, of one process."""
+    """Likewise, of one process, or over TCP of one address."""
     max_outbox_events: Annotated[int, Meta(ge=16, le=1 << 20)] = 1024
     """Events that may wait for one client to read; with one more it is dropped."""
     idle_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 60.0

@@ -47,7 +47,9 @@ def make_server(path: Path) -> MCPServer[Any]:
         return {
             "answer": "".join(text),
             "finish_reason": finished.finish_reason,
+            "confidence": finished.confidence,
             "newest_capture_age_ms": finished.timeline["newest_capture_age_ms"],
+            "sources": finished.sources,
             "evidence": finished.timeline["evidence"],
         }
 

@@ -10,7 +10,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 
 from edge.clock import NS_PER_S
 from edge.errors import SocketError
@@ -72,6 +73,12 @@ class Notifier:
     def reloading(self) -> None:
         """A new configuration is being read; `READY=1` says that it is done."""
         self.say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() * _US_PER_S // NS_PER_S}")
+
+
+def runtime_folder(environment: Mapping[str, str]) -> Path | None:
+    """The folder that the supervisor made for what lasts until the machine is switched off."""
+    given = environment.get("RUNTIME_DIRECTORY")
+    return Path(given.split(":")[0]) if given else None
 
 
 def given_socket(environment: MutableMapping[str, str]) -> socket.socket | None:

@@ -22,6 +22,7 @@ from aiohttp import web
 from edge.clock import Clock, MonotonicClock
 from edge.config import Config, Perception, without_restart
 from edge.engines.bundle import Bundle
+from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
 from edge.engines.self_check import warm_up
@@ -31,7 +32,7 @@ from edge.model.constrain import vocabulary
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
-from edge.notify import Notifier, given_socket
+from edge.notify import Notifier, given_socket, runtime_folder
 from edge.senses.camera import Camera, is_live
 from edge.senses.microphone import DEVICE, Microphone
 from edge.senses.recording import Recording, Repeated
@@ -159,7 +160,7 @@ def run(
                 clock = RecordedClock(clock)
                 recorder = stack.enter_context(Recorder(record, clock))
             startup.stage("bundle", f"checking every byte of {bundle_path}")
-            bundle = Bundle(bundle_path)
+            bundle = open_bundle(bundle_path, runtime_folder(os.environ))
             startup.stage("engine", f"loading {bundle.manifest.name}")
             engine = stack.enter_context(opened(bundle, choice))
             loop = _session(engine, bundle, config, senses, clock, recorder, startup, notifier)

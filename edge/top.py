@@ -58,12 +58,16 @@ def view(health: Mapping[str, Any], board: BoardHealth) -> RenderableType:
     top.add_row("context", f"{n_tokens} of {max_tokens} tokens", "", "")
     top.add_row("", ProgressBar(max_tokens, n_tokens, width=24), "", "")
     top.add_row("board", _board(board), "", "")
+    clients = ", ".join(f"{n} {what}" for what, n in health["clients"].items())
+    top.add_row("clients", clients, "", "")
     parts: list[RenderableType] = [Panel(top, title=f"edge: {health['model']}", expand=False)]
     senses = [name.removesuffix("_received") for name in counters if name.endswith("_received")]
     if senses:
         parts.append(_senses(senses, counters))
     if health["recent"]:
         parts.append(_stages(health["recent"]))
+    if health["answers"]:
+        parts.append(_answers(health["answers"], health["uptime_s"]))
     shown = {f"{sense}_{what}" for sense in senses for what in _OF_A_SENSE}
     others = {name: n for name, n in counters.items() if name not in shown}
     parts.append("  ".join(f"{name} {n}" for name, n in others.items()))
@@ -85,6 +89,20 @@ def _senses(senses: Sequence[str], counters: Mapping[str, int]) -> Table:
     table = Table("sense", *_OF_A_SENSE, title="senses", title_justify="left")
     for sense in senses:
         table.add_row(sense, *(str(counters[f"{sense}_{what}"]) for what in _OF_A_SENSE))
+    return table
+
+
+def _answers(answers: Sequence[Mapping[str, Any]], now_s: float) -> Table:
+    """The newest first."""
+    names = ("asked", "ended by", "prompt", "tokens", "first token ms", "all ms")
+    table = Table(*names, title="last answers", title_justify="left")
+    for answer in reversed(answers):
+        table.add_row(
+            f"{now_s - answer['asked_s']:.0f} s ago",
+            *(answer["finish_reason"], str(answer["n_prompt_tokens"])),
+            *(str(answer["n_completion_tokens"]), f"{answer['first_token_ms']:.1f}"),
+            f"{answer['finished_ms']:.1f}",
+        )
     return table
 
 

@@ -43,7 +43,27 @@ class Finished:
     usage: dict[str, int]
     """prompt_tokens, completion_tokens, total_tokens."""
     timeline: dict[str, Any]
-    """The response's key `edge`: timing in ms and evidence, relative to the question."""
+    """The response's key `edge`: docs/schema/edge_answer.json."""
+
+    @property
+    def confidence(self) -> float | None:
+        """How likely the answer's tokens were, 0..1; None if it has none."""
+        found: float | None = self.timeline.get("confidence")
+        return found
+
+    @property
+    def consistency(self) -> dict[str, Any] | None:
+        """Where the answer comes from: `verdict` (seen, heard, both, contradicted or neither), and
+        how likely the answer is with one sense alone; None if it was not asked for."""
+        found: dict[str, Any] | None = self.timeline.get("consistency")
+        return found
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """Each camera and microphone: `source`, `modality`, `age_s` (None: nothing of it is in the
+        context), `stale`."""
+        found: list[dict[str, Any]] = self.timeline.get("sources", [])
+        return found
 
 
 Event = Text | Finished
@@ -96,6 +116,8 @@ class Ask:
     past that the service keeps."""
     deadline_s: float | None = None
     """An answer that has not begun by then is refused, one that has is cut."""
+    consistency: bool | None = None
+    """Find out where the answer comes from: what was seen, heard, or both."""
     sound: bytes | None = None
     """A WAV or MP3 file that is part of the question."""
 
@@ -119,6 +141,7 @@ class Ask:
                 "remember": self.remember,
                 "recall_s": self.recall_s,
                 "deadline_s": self.deadline_s,
+                "consistency": self.consistency,
             },
         }
         return json.dumps(body).encode()

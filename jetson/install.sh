@@ -60,8 +60,9 @@ mkdir -p "$root$versions"
     die "cannot make a virtual environment: apt-get install python3-venv"
 if [ -n "${WHEELS:-}" ]; then from="--no-index --find-links $WHEELS omni-edge[$extras]"
 else from="$source[$extras]"; fi
+# pip compiles what it installs: the service may not write, and would compile at each start.
 # shellcheck disable=SC2086  # several words
-"$root$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile $from
+"$root$new/bin/python" -m pip install --quiet --disable-pip-version-check $from
 if [ -n "$root" ]; then
     grep -rlI --null "$root" "$root$new/bin" "$root$new/pyvenv.cfg" | xargs -0r sed -i "s#$root##g"
 fi

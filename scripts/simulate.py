@@ -84,6 +84,8 @@ class Item:
 class Eye:
     """Makes segments of frames at the board's cost, as the runtime's Watcher does."""
 
+    name = "eye"
+
     def __init__(self, engine: SimulatedEngine, clock: VirtualClock) -> None:
         self._engine, self._clock = engine, clock
         self._frames: list[Item] = []
@@ -121,6 +123,8 @@ class Eye:
 
 class Ear:
     """Makes segments of utterances at the board's cost."""
+
+    name = "ear"
 
     def __init__(self, engine: SimulatedEngine, clock: VirtualClock) -> None:
         self._engine, self._clock = engine, clock

@@ -51,10 +51,18 @@ def synthesized(folder: Path) -> dict[str, Float32]:
     clips = {}
     for voice in VOICES:
         for i, text in enumerate(SENTENCES):
-            file = folder / f"{voice}-{i}.wav"
-            subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(file)], check=True)
-            clips[file.stem] = _trimmed(_read(file))
+            clips[f"{voice}-{i}"] = _trimmed(synthesize(text, folder / f"{voice}-{i}.wav", voice))
     return clips
+
+
+def synthesize(text: str, file: Path, voice: str = VOICES[0]) -> Float32:
+    """What a voice says, written into `file` too; [n] at 16 kHz.
+
+    Raises:
+        FileNotFoundError: flite is not installed.
+    """
+    subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(file)], check=True)
+    return _read(file)
 
 
 def _read(file: Path) -> Float32:

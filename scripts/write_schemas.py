@@ -1,4 +1,4 @@
-"""Write docs/schema/: the JSON Schema of all events, generated from the types.
+"""Write docs/schema/: the JSON Schema of what goes over the socket, generated from the types.
 
 python scripts/write_schemas.py
 """

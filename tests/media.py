@@ -5,25 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from turn_scenes import recorded, synthesized
+from needed import must_be
+from turn_scenes import recorded, synthesize, synthesized
 
 from edge.types import Float32
 
 
-def _must_be(there: bool, what: str) -> None:
-    """Else a skip with the reason, or in CI a failure."""
-    if there:
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 def _folder(path: Path, what: str) -> Path:
-    _must_be(path.is_dir(), what)
+    must_be(path.is_dir(), what)
     return path
 
 
@@ -45,8 +38,16 @@ def speech() -> Path:
 @pytest.fixture(scope="session")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Float32]:
     """`voice-i` -> synthesized speech without silence around it."""
-    _must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
+    must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
     return synthesized(tmp_path_factory.mktemp("sentences"))
+
+
+@pytest.fixture(scope="session")
+def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Float32]:
+    """Gives what is said, as one voice says it."""
+    must_be(shutil.which("flite") is not None, "needs synthesized speech: install flite")
+    folder = tmp_path_factory.mktemp("words")
+    return lambda text: synthesize(text, folder / f"{text}.wav")
 
 
 @pytest.fixture(scope="session")

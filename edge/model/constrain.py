@@ -16,23 +16,61 @@ from typing import Any
 import llguidance
 import numpy as np
 
-from edge.errors import EngineError, ProtocolError
+from edge.errors import CapacityError, EngineError, ProtocolError
 from edge.model.tokenizer import Tokenizer
 from edge.types import Float32
 
 _COMPACT = {"x-guidance": {"whitespace_flexible": False}}
+_BEFORE_ABSTENTION = '"whitespace_flexible": false}} | '
+FRAME_FORMAT = "edge.frame"
+"""The `format` of a string in a schema that names a perceived frame: `camera:123`."""
+_OPEN = json.dumps("[[edge.frame]]")
+"""Stands in a grammar for the names of the frames."""
 
 
 def grammar_of_schema(schema: Mapping[str, Any], abstention: str | None = None) -> str:
     """JSON that a schema allows, without white space; the abstention is a JSON string.
 
+    Where the schema has a string of FRAME_FORMAT, `fill_frames` says which ones there are.
+
     Raises:
         ProtocolError: the schema cannot be followed.
     """
-    lark = f"start: answer\nanswer: %json {json.dumps({**schema, **_COMPACT})}"
+    lark = f"start: answer\nanswer: %json {json.dumps({**_opened(schema), **_COMPACT})}"
     if abstention is not None:
         lark += f" | {_literal(json.dumps(abstention, ensure_ascii=False))}"
     return grammar_of_lark("json_schema", lark)
+
+
+def _opened(schema: Any) -> Any:
+    if isinstance(schema, Mapping):
+        if schema.get("format") == FRAME_FORMAT:
+            return {"enum": [json.loads(_OPEN)]}
+        return {name: _opened(value) for name, value in schema.items()}
+    return [_opened(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def names_frames(grammar: str) -> bool:
+    """Whether a grammar is complete only with the names of frames."""
+    return _OPEN in grammar
+
+
+def fill_frames(grammar: str, frames: Sequence[str]) -> str:
+    """The grammar with the names of the frames that may be named.
+
+    Args:
+        frames: may be empty: then an answer that must name one can only be the abstention.
+    Raises:
+        CapacityError: an answer must name a frame, there is none, and it may not abstain.
+    """
+    filled = grammar.replace(_OPEN, ", ".join(map(json.dumps, frames)))
+    if frames or not llguidance.LLMatcher.validate_grammar(filled):
+        return filled
+    _, may_abstain, abstention = grammar.partition(_BEFORE_ABSTENTION)
+    if may_abstain:
+        return f"start: {abstention}"
+    problem = "must be named in the answer, and the context has none"
+    raise CapacityError("frame", problem, "ask again later, or allow the answer to abstain")
 
 
 def grammar_of_choice(choices: Sequence[str], abstention: str | None = None) -> str:

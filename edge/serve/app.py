@@ -25,9 +25,17 @@ from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.access import Roles, require
 from edge.serve.chat import ChatRequest, parse_request
-from edge.serve.completion import Response, health_of
+from edge.serve.completion import Response, answer_of, health_of
 from edge.serve.door import Door, drop
-from edge.serve.limits import MAX_BODY_BYTES, ROLE, admitted, counted, errors_as_json, http_log
+from edge.serve.limits import (
+    MAX_BODY_BYTES,
+    MAX_READING_BYTES,
+    ROLE,
+    admitted,
+    counted,
+    errors_as_json,
+    http_log,
+)
 from edge.serve.metrics import CONTENT_TYPE, Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime import Realtime
@@ -37,6 +45,7 @@ from edge.serve.replies import (
     open_stream,
     send,
 )
+from edge.serve.room import Room
 from edge.serve.tcp import read_token
 from edge.serve.watching import Watching
 from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
@@ -63,7 +72,7 @@ LARGE_BODY_BYTES = 1 << 14
 _SHUTDOWN_S = 1.0
 _LINGERING_S = 1.0
 """So long the rest of a request is read that was refused before it was complete."""
-_DOOR = web.AppKey("door", tuple[Config, Roles, Metrics])
+_DOOR = web.AppKey("door", tuple[Config, Roles, Metrics, Room])
 
 
 def make_app(
@@ -78,17 +87,19 @@ def make_app(
         thinking_sampling: the checkpoint's own, for answers that think.
     """
     roles, metrics = Roles(config.access), Metrics(session.status)
+    room = Room(MAX_READING_BYTES)
     api = _Api(session, config, model_name, thinking_sampling, metrics)
     realtime = Realtime(session, config, model_name, thinking_sampling, metrics)
+    session.observe(metrics.hear)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
         middlewares=[
             counted(metrics),
             errors_as_json,
-            admitted(roles, config.socket.idle_s, read_token(config.socket)),
+            admitted(roles, config.socket.idle_s, read_token(config.socket), room),
         ],
     )
-    app[_DOOR] = (config, roles, metrics)
+    app[_DOOR] = (config, roles, metrics, room)
 
     def change(config: Config) -> None:
         api.change(config)
@@ -121,7 +132,7 @@ async def serving(
         listener: what `unix_socket.bind` made or systemd handed over; closed at the end.
         tcp_listener: what `tcp.bind` made, if one is configured; likewise.
     """
-    config, roles, metrics = app[_DOOR]
+    config, roles, metrics, room = app[_DOOR]
     # Without handler_cancellation aiohttp lets a handler run on after its client has gone, and the
     # engine would answer nobody. Its keep-alive is also the limit for a request's head to arrive.
     runner = web.AppRunner(
@@ -136,9 +147,8 @@ async def serving(
     await runner.setup()
     assert runner.server is not None
     try:
-        if tcp_listener is not None:
-            await web.SockSite(runner, tcp_listener).start()
-        async with Door(runner.server, listener, config.socket, roles, metrics).open():
+        door = Door(runner.server, config.socket, roles, metrics, room)
+        async with door.open([one for one in (listener, tcp_listener) if one is not None]):
             yield
     finally:
         await runner.cleanup()
@@ -174,7 +184,9 @@ class _Api:
 
     async def health(self, _: web.Request) -> web.Response:
         """200 as long as anybody can answer at all."""
-        return json_reply(health_of(self._session.status()))
+        status, metrics = self._session.status(), self._metrics
+        answers = [answer_of(done, status.start_ns) for done in metrics.answers.copy()]
+        return json_reply({**health_of(status), "clients": metrics.clients(), "answers": answers})
 
     async def readiness(self, _: web.Request) -> web.Response:
         ready = self._session.status().ready

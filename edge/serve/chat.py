@@ -22,6 +22,7 @@ from edge.serve.wishes import (
     ChatTool,
     NamedTool,
     abstention_of,
+    checked,
     chosen_tools,
     grammar_of,
     recalled,
@@ -139,6 +140,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         remember=_first(edge.remember, answer.remember),
         recall_s=recalled(edge),
+        consistency=checked(edge, thinking=thinking),
         deadline_s=edge.deadline_s or answer.deadline_s,
         tools=tools,
         grammar=grammar_of(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from edge.clock import NS_PER_MS, NS_PER_S
 from edge.serve.protocol import Json
-from edge.session.turn import Done, Status, TextDelta, Timeline, ToolCall
+from edge.serve.report import report_of
+from edge.session.turn import Done, Status, TextDelta, ToolCall
 from edge.types import Stages
 
 
@@ -46,7 +47,7 @@ class Response:
             **self._head("chat.completion"),
             "choices": [choice],
             "usage": usage_of(done),
-            "edge": timing_of(done.timeline),
+            "edge": report_of(done),
         }
 
     def opening(self) -> Json:
@@ -68,7 +69,7 @@ class Response:
         """The last chunk with a choice: why the answer ended and what it stood on."""
         return {
             **self._chunk({}, _finish_reason(done, has_calls)),
-            "edge": timing_of(done.timeline),
+            "edge": report_of(done),
         }
 
     def usage(self, done: Done) -> Json:
@@ -106,39 +107,6 @@ def usage_of(done: Done) -> Json:
     }
 
 
-def timing_of(timeline: Timeline) -> Json:
-    """The key `edge` of a response: a turn's timeline, relative to the moment it was asked.
-
-    Returns:
-        `*_ms` since asked; `newest_capture_age_ms`, how old the newest frame or sound in the
-        state was when asked (negative if it was captured while the question waited, None without
-        any); `evidence` with `start_s` and `end_s` since asked, so mostly negative.
-    """
-    asked_ns, captured_ns = timeline.asked_ns, timeline.captured_ns
-
-    def since_asked(at_ns: int, unit_ns: int) -> float:
-        return round((at_ns - asked_ns) / unit_ns, 3)
-
-    age_ms = None if captured_ns is None else round((asked_ns - captured_ns) / NS_PER_MS, 3)
-    return {
-        "waited_ms": since_asked(timeline.started_ns, NS_PER_MS),
-        "prefilled_ms": since_asked(timeline.prefilled_ns, NS_PER_MS),
-        "first_token_ms": since_asked(timeline.first_token_ns, NS_PER_MS),
-        "finished_ms": since_asked(timeline.finished_ns, NS_PER_MS),
-        "newest_capture_age_ms": age_ms,
-        "n_context_tokens": timeline.n_context_tokens,
-        "evidence": [
-            {
-                "source": evidence.source,
-                "start_s": since_asked(evidence.start_ns, NS_PER_S),
-                "end_s": since_asked(evidence.end_ns, NS_PER_S),
-                "frame_ids": list(evidence.frame_ids),
-            }
-            for evidence in timeline.evidence
-        ],
-    }
-
-
 def stages_of(stages: Stages, start_ns: int) -> Json:
     """How long one segment took from stage to stage.
 
@@ -161,8 +129,29 @@ def stages_of(stages: Stages, start_ns: int) -> Json:
     }
 
 
+def answer_of(done: Done, start_ns: int) -> Json:
+    """How an answer went. What it says is for who asked.
+
+    Args:
+        start_ns: the session's beginning, from which `asked_s` counts.
+    """
+    times = done.timeline
+
+    def since_asked(at_ns: int) -> float:
+        return round((at_ns - times.asked_ns) / NS_PER_MS, 3)
+
+    return {
+        "asked_s": round((times.asked_ns - start_ns) / NS_PER_S, 3),
+        "finish_reason": done.finish_reason,
+        "n_prompt_tokens": done.n_prompt_tokens,
+        "n_completion_tokens": done.n_completion_tokens,
+        "first_token_ms": since_asked(times.first_token_ns),
+        "finished_ms": since_asked(times.finished_ns),
+    }
+
+
 def health_of(status: Status) -> Json:
-    """The answer of GET /healthz, and what edge.health carries."""
+    """What GET /healthz and edge.health have in common."""
     return {
         "status": "ok",
         "ready": status.ready,

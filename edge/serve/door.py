@@ -10,16 +10,19 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from edge import config
 from edge.errors import AccessError, CapacityError, EdgeError
-from edge.serve.access import Peer, Roles, peer_of
+from edge.serve.access import Roles, peer_of
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, error_body, status_of
+from edge.serve.room import Connection, Room
 
 log = logging.getLogger(__name__)
 
@@ -43,35 +46,38 @@ class Door:
     def __init__(
         self,
         server: web.Server,
-        listener: socket.socket,
         limits: config.Socket,
         roles: Roles,
         metrics: Metrics,
+        room: Room,
     ) -> None:
-        self._server, self._listener, self._limits = server, listener, limits
-        self._roles, self._metrics = roles, metrics
-        self._clients: dict[Client, Peer] = {}
+        self._server, self._limits = server, limits
+        self._roles, self._metrics, self._room = roles, metrics, room
+        self._clients: dict[Client, str] = {}
         self._unread: dict[Client, tuple[int, float]] = {}
         self._lingering: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Accept for as long as the block runs; then the listener is closed."""
-        self._listener.setblocking(False)
-        tasks = [asyncio.create_task(self._accept()), asyncio.create_task(self._look())]
+    async def open(self, listeners: Sequence[socket.socket]) -> AsyncIterator[None]:
+        """Accept for as long as the block runs; then the listeners are closed."""
+        tasks = [asyncio.create_task(self._look())]
+        for listener in listeners:
+            listener.setblocking(False)
+            tasks.append(asyncio.create_task(self._accept(listener)))
         try:
             yield
         finally:
             for task in [*tasks, *self._lingering]:
                 task.cancel()
             await asyncio.gather(*tasks, *self._lingering, return_exceptions=True)
-            self._listener.close()
+            for listener in listeners:
+                listener.close()
 
-    async def _accept(self) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, address = await loop.sock_accept(listener)
             except OSError as error:  # no descriptor is left, or the client has gone already
                 self._metrics.refused("accept")
                 log.warning("socket event=not_accepted error=%s", error)
@@ -79,29 +85,37 @@ class Door:
                 continue
             connection.setblocking(False)
             try:
-                peer = self._admitted(connection)
+                who = self._admitted(connection, address)
             except EdgeError as error:
                 self._refuse(connection, error)
                 continue
-            _, client = await loop.connect_accepted_socket(self._server, connection)
-            self._clients[client] = peer
+            client = self._server()
+            await loop.connect_accepted_socket(partial(Connection, client, self._room), connection)
+            self._clients[client] = who
             self._metrics.connections.set(len(self._server.connections))
 
-    def _admitted(self, connection: socket.socket) -> Peer:
-        peer = peer_of(connection)
-        self._roles.admit(peer)
+    def _admitted(self, connection: socket.socket, address: Any) -> str:
+        """Whose connection it is."""
+        if connection.family == socket.AF_UNIX:
+            peer = peer_of(connection)
+            self._roles.admit(peer)
+            who = f"process {peer.pid}"
+        else:  # its requests have to show the token
+            who = f"address {address[0]}"
         alive = set(self._server.connections)
-        self._clients = {client: who for client, who in self._clients.items() if client in alive}
+        self._clients = {
+            client: whose for client, whose in self._clients.items() if client in alive
+        }
         limit, own_limit = self._limits.max_connections, self._limits.max_connections_per_client
         if len(alive) >= limit:
             raise CapacityError("connections", f"{limit} are open already", "try again later")
-        if sum(who.pid == peer.pid for who in self._clients.values()) >= own_limit:
+        if sum(whose == who for whose in self._clients.values()) >= own_limit:
             raise CapacityError(
-                f"connections of process {peer.pid}",
+                f"connections of {who}",
                 f"{own_limit} are open already",
                 "close some, or raise socket.max_connections_per_client",
             )
-        return peer
+        return who
 
     def _refuse(self, connection: socket.socket, error: EdgeError) -> None:
         self._metrics.refused("access" if isinstance(error, AccessError) else "capacity")

@@ -13,10 +13,11 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
-from edge.errors import CapacityError, EdgeError, ProtocolError
+from edge.errors import EdgeError, ProtocolError
 from edge.serve.access import Role, Roles, peer_of, require
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, TooLateError, error_body, json_reply, status_of
+from edge.serve.room import Room
 from edge.serve.tcp import tcp_role
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 << 20
 """A picture of some megapixels in base64, and a conversation around it."""
 MAX_READING_BYTES = 64 << 20
-"""Of all bodies that are arriving."""
+"""Of all bodies and messages that are arriving."""
 CLIENT_GONE = 499
 """Counted where a client did not wait for its answer; as nginx has it."""
 ROLE: web.RequestKey[Role] = web.RequestKey("role")
@@ -51,38 +52,29 @@ def counted(metrics: Metrics) -> Middleware:
     return count
 
 
-class _Reading:
-    """The bodies that are just arriving: what they may grow to is bounded together."""
+@contextlib.contextmanager
+def _arriving(request: web.Request, room: Room) -> Iterator[None]:
+    """Let a body arrive.
 
-    def __init__(self) -> None:
-        self._n_bytes = 0
-
-    @contextlib.contextmanager
-    def body(self, request: web.Request) -> Iterator[None]:
-        """Let one arrive.
-
-        Raises:
-            CapacityError: there is no room for it now.
-        """
-        n_bytes = MAX_BODY_BYTES if request.content_length is None else request.content_length
-        n_bytes = min(n_bytes, MAX_BODY_BYTES) if request.body_exists else 0
-        if self._n_bytes + n_bytes > MAX_READING_BYTES:
-            problem = f"of {n_bytes} bytes: {self._n_bytes} are arriving already"
-            raise CapacityError("body", problem, "send it again later")
-        self._n_bytes += n_bytes
-        try:
-            yield
-        finally:
-            self._n_bytes -= n_bytes
+    Raises:
+        CapacityError: there is no room for it now.
+    """
+    n_bytes = MAX_BODY_BYTES if request.content_length is None else request.content_length
+    n_bytes = min(n_bytes, MAX_BODY_BYTES) if request.body_exists else 0
+    room.take("body", n_bytes)
+    try:
+        yield
+    finally:
+        room.give(n_bytes)
 
 
-def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
+def admitted(roles: Roles, idle_s: float, token: str | None, room: Room) -> Middleware:
     """Reads the request when its client may make it: observers only read.
 
     Args:
         token: of clients over TCP.
+        room: for all bodies that are arriving.
     """
-    reading = _Reading()
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -101,7 +93,7 @@ def admitted(roles: Roles, idle_s: float, token: str | None) -> Middleware:
         if request.method not in ("GET", "HEAD"):
             require(role, "operator", f"{request.method} {request.path}")
         try:
-            with reading.body(request):
+            with _arriving(request, room):
                 await asyncio.wait_for(request.read(), idle_s)  # kept for the handler
         except asyncio.TimeoutError:
             raise TooLateError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +22,8 @@ from edge.clock import NS_PER_S
 from edge.session.turn import Done, Status
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+N_ANSWERS = 5
+"""So many of the newest answers are remembered, without what they say."""
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -33,6 +36,8 @@ class Metrics:
         Args:
             status: of the session, asked at each scrape.
         """
+        self.answers: deque[Done] = deque(maxlen=N_ANSWERS)
+        """The newest, oldest first."""
         self._registry = CollectorRegistry()
         self._registry.register(_Session(status))
         ProcessCollector(namespace="edge", registry=self._registry)
@@ -86,11 +91,28 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._request_s.labels(route).observe(seconds)
 
-    def done(self, done: Done) -> None:
-        """Count an answer."""
-        times = done.timeline
-        if done.n_completion_tokens:
+    def hear(self, event: object) -> None:
+        """Take one of the session's events, in its thread: answers are counted."""
+        if not isinstance(event, Done):
+            return
+        self.answers.append(event)
+        if event.n_completion_tokens:
+            times = event.timeline
             self._first_token_s.observe((times.first_token_ns - times.asked_ns) / NS_PER_S)
+
+    def clients(self) -> dict[str, int]:
+        """Open connections, and since the start who was not let in or had to go."""
+        return {
+            "connected": _sum(self.connections),
+            "refused": _sum(self._refused),
+            "dropped": _sum(self._dropped),
+        }
+
+
+def _sum(metric: Gauge | Counter) -> int:
+    """Over all labels."""
+    samples = [sample for family in metric.collect() for sample in family.samples]
+    return sum(int(sample.value) for sample in samples if not sample.name.endswith("_created"))
 
 
 class _Session(Collector):

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge.serve.report import AnswerReport
+
 Json = dict[str, Any]
 Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
 Modality = Literal["text", "audio"]
@@ -82,6 +84,9 @@ class EdgeAnswer(_Own, frozen=True, kw_only=True):
     """Answer only from what was perceived between so many seconds ago, the longer first."""
     deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
     """Since the request: an answer that has not begun then is refused, one that has is cut."""
+    consistency: bool | None = None
+    """Find out where the answer comes from, once it is complete: what was seen, heard, or both. Not
+    together with thinking."""
     abstain: str | None = None
     """With a response format: this text, as a JSON string in JSON, is always allowed too."""
 
@@ -295,8 +300,7 @@ class Response(_Part, frozen=True, kw_only=True):
     conversation_id: str | None = None
     metadata: Json | None = None
     usage: Usage | None = None
-    edge: Json | None = None
-    """Timing and evidence: `edge.serve.completion.timing_of`."""
+    edge: AnswerReport | None = None
 
 
 class _ClientEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """WebSocket /v1/realtime: OpenAI's Realtime events over the live context.
 
-A client's outbox is bounded: one that does not read is dropped.
+A client's outbox is bounded: one that does not read is dropped. So is what all clients are sending:
+one whose message finds no room any more is told so, and its connection ends.
 """
 
 from __future__ import annotations
@@ -9,21 +10,26 @@ import asyncio
 import contextlib
 
 import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from edge.config import Config
-from edge.errors import ProtocolError
+from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve.chat import ModelNotFoundError
-from edge.serve.door import drop
+from edge.serve.door import LINGER_S, drop
 from edge.serve.limits import ROLE
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime_client import Client
+from edge.serve.room import FREE_BYTES, connection_of
 from edge.session.turn import Asked
 
 MAX_MESSAGE_BYTES = 16 << 20
 PING_S = 20.0
+
+
+class _Full:
+    """In an outbox: nothing follows, for want of room."""
 
 
 class Realtime:
@@ -51,7 +57,10 @@ class Realtime:
             remedy = f"ask for {self._model_name!r}"
             raise ModelNotFoundError("model", f"{model!r} is not served here", remedy)
         socket = web.WebSocketResponse(
-            max_msg_size=MAX_MESSAGE_BYTES, compress=False, heartbeat=PING_S
+            max_msg_size=FREE_BYTES if request[ROLE] == "observer" else MAX_MESSAGE_BYTES,
+            compress=False,
+            heartbeat=PING_S,
+            autoping=False,  # counted here
         )
         await socket.prepare(request)
 
@@ -62,26 +71,40 @@ class Realtime:
         client = Client(
             self._session, self._config, model, self._thinking_sampling, outbox, request[ROLE]
         )
-        tasks = [
-            asyncio.create_task(_write(socket, outbox, client)),
-            asyncio.create_task(client.look()),
-        ]
+        connection = connection_of(request)
+
+        def refuse(error: CapacityError) -> None:
+            client.refuse(error)
+            outbox.deliver(_Full())
+
+        writer = asyncio.create_task(_write(socket, outbox, client))
+        looker = asyncio.create_task(client.look())
         try:
-            with client.listening():
+            with client.listening(), connection.counted(refuse):
                 async for message in socket:
-                    if message.type == WSMsgType.TEXT:
-                        await client.take(message.data)
-                    elif message.type == WSMsgType.BINARY:
-                        client.refuse(ProtocolError("message", "is binary", "send JSON as text"))
+                    if message.type in (WSMsgType.PING, WSMsgType.PONG):
+                        connection.answered(message.data)
+                        if message.type == WSMsgType.PING:
+                            await socket.pong(message.data)
+                        continue
+                    with connection.worked_on():
+                        if message.type == WSMsgType.TEXT:
+                            await client.take(message.data)
+                        elif message.type == WSMsgType.BINARY:
+                            client.refuse(
+                                ProtocolError("message", "is binary", "send JSON as text")
+                            )
         finally:
-            for task in tasks:
+            for task in (writer, looker):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(writer, looker, return_exceptions=True)
         return socket
 
 
 async def _write(socket: web.WebSocketResponse, outbox: Outbox[object], client: Client) -> None:
     with contextlib.suppress(ConnectionError):  # it has gone: its reader ends too
-        while True:
-            for event in client.told(await outbox.next()):
+        while not isinstance(waiting := await outbox.next(), _Full):
+            for event in client.told(waiting):
                 await socket.send_frame(msgspec.json.encode(event), WSMsgType.TEXT)
+        await asyncio.sleep(LINGER_S)  # closing at once could cut it off in mid-message
+        await socket.close(code=WSCloseCode.TRY_AGAIN_LATER)

@@ -154,10 +154,10 @@ class Client:
             spoken = spoken_event(waiting.event, self._start_ns)
             if spoken is not None:
                 yield spoken
-        elif type(waiting) in TOPICS:
-            yield observed_event(waiting, self._start_ns)
         elif isinstance(waiting, AnyServerEvent):
             yield waiting
+        elif (observed := observed_event(waiting, self._start_ns)) is not None:
+            yield observed
 
     async def look(self) -> None:
         """Once a second, tell who wants it how the session is."""

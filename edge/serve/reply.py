@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from edge.errors import EdgeError
 from edge.serve import replies
-from edge.serve.completion import timing_of
 from edge.serve.protocol import (
     ErrorBody,
     FunctionCallItem,
@@ -22,6 +21,7 @@ from edge.serve.protocol import (
     TokenDetails,
     Usage,
 )
+from edge.serve.report import AnswerReport, report_of
 from edge.serve.server_events import (
     CallDelta,
     CallDone,
@@ -146,23 +146,23 @@ class Reply:
             total_tokens=total + event.n_completion_tokens,
             input_token_details=TokenDetails(cached_tokens=cached),
         )
-        timing = timing_of(event.timeline)
+        report = report_of(event)
         if event.finish_reason == "stop":
-            return self._response("completed", None, usage, timing)
+            return self._response("completed", None, usage, report)
         if event.finish_reason == "cancelled":
             details = StatusDetails(type="cancelled", reason=self.cancelled_by)
-            return self._response("cancelled", details, usage, timing)
+            return self._response("cancelled", details, usage, report)
         reason: Literal["max_output_tokens", "deadline"]
         reason = "max_output_tokens" if event.finish_reason == "length" else "deadline"
         details = StatusDetails(type="incomplete", reason=reason)
-        return self._response("incomplete", details, usage, timing)
+        return self._response("incomplete", details, usage, report)
 
     def _response(
         self,
         status: Literal["in_progress", "completed", "cancelled", "incomplete", "failed"],
         details: StatusDetails | None = None,
         usage: Usage | None = None,
-        timing: Json | None = None,
+        report: AnswerReport | None = None,
     ) -> Response:
         return Response(
             id=self.id,
@@ -172,7 +172,7 @@ class Reply:
             conversation_id=self.conversation_id,
             metadata=self.metadata,
             usage=usage,
-            edge=timing,
+            edge=report,
         )
 
 

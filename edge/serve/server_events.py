@@ -10,6 +10,7 @@ import uuid
 import msgspec
 
 from edge.serve.protocol import ErrorBody, Item, Json, Response, Session
+from edge.serve.report import AnswerReport
 
 
 def new_id(kind: str) -> str:
@@ -257,11 +258,11 @@ class EdgeSpeechDone(_Event, frozen=True, kw_only=True, tag="edge.speech.done"):
     finish_reason: str
     """stop, length, deadline, cancelled (somebody spoke) or failed."""
     error: str | None = None
-    edge: Json | None = None
+    edge: AnswerReport | None = None
 
 
 class EdgeHealth(_Event, frozen=True, kw_only=True, tag="edge.health"):
-    """Once a second, how the service is: the same as GET /healthz."""
+    """Once a second, how the service is: as GET /healthz, without clients and answers."""
 
     health: Json
 

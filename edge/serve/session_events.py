@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from edge.clock import NS_PER_S
 from edge.senses.turn_events import SpeechStarted
-from edge.serve.completion import stages_of, timing_of
+from edge.serve.completion import stages_of
 from edge.serve.protocol import Json, Topic
+from edge.serve.report import report_of
 from edge.serve.server_events import (
     EdgeDegraded,
     EdgeDropped,
@@ -42,12 +43,19 @@ TOPICS: dict[type, Topic] = {
 """The events of `observe` that are for clients; answers are for those who asked."""
 
 
-def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerEvent:
-    """An event of one of the kinds in `TOPICS`.
+def is_for_clients(event: object) -> bool:
+    """Whether `observed_event` has something to tell of it."""
+    return type(event) in TOPICS or isinstance(event, SpeechStarted | Spoken)
+
+
+def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerEvent | None:
+    """One of the session's events as clients see it; None for those that are not for them.
 
     Args:
         start_ns: the session's beginning, from which `*_s` count.
     """
+    if isinstance(event, SpeechStarted | Spoken):
+        return spoken_event(event, start_ns)
 
     def at_s(at_ns: int) -> float:
         return round((at_ns - start_ns) / NS_PER_S, 3)
@@ -70,7 +78,8 @@ def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerE
         return EdgeRebased(at_s=at_s(event.at_ns), n_tokens=event.n_tokens)
     if isinstance(event, Noted):
         return EdgeNoted(at_s=at_s(event.at_ns), text=event.text)
-    assert isinstance(event, TriggerBegan | TriggerEnded)
+    if not isinstance(event, TriggerBegan | TriggerEnded):
+        return None
     kind = EdgeTriggerBegan if isinstance(event, TriggerBegan) else EdgeTriggerEnded
     return kind(
         id=event.id,
@@ -91,7 +100,7 @@ def spoken_event(event: SpokenEvent, start_ns: int) -> ServerEvent | None:
     if isinstance(event, TextDelta):
         return EdgeSpeechDelta(delta=event.text, reasoning=event.reasoning)
     if isinstance(event, Done):
-        return EdgeSpeechDone(finish_reason=event.finish_reason, edge=timing_of(event.timeline))
+        return EdgeSpeechDone(finish_reason=event.finish_reason, edge=report_of(event))
     if isinstance(event, Failed):
         return EdgeSpeechDone(finish_reason="failed", error=str(event.error))
     return None  # a spoken question proposes no tool calls

@@ -12,16 +12,15 @@ from aiohttp import web
 
 from edge.config import Config
 from edge.errors import ProtocolError
-from edge.senses.turn_events import SpeechStarted
 from edge.serve.door import drop
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.replies import NotFoundError, json_reply, open_stream, send
 from edge.serve.schema import AnyServerEvent
-from edge.serve.session_events import TOPICS, observed_event, spoken_event
+from edge.serve.session_events import is_for_clients, observed_event
 from edge.serve.trigger_events import EdgeTriggerCreated
 from edge.session.triggers import Trigger, TriggerStatus
-from edge.session.turn import Asked, Spoken
+from edge.session.turn import Asked
 
 ALIVE_S = 15.0
 """A stream that has nothing to tell says so that often."""
@@ -33,22 +32,6 @@ class Wish(Trigger, frozen=True, forbid_unknown_fields=True):
 
     stream: bool = False
     """Answer with the trigger's events; it is deleted when the connection ends."""
-
-
-def edge_event(event: object, start_ns: int) -> AnyServerEvent | None:
-    """One of the session's events as clients see it; None for those that are not for them.
-
-    Args:
-        start_ns: the session's beginning, from which `*_s` count.
-    """
-    if isinstance(event, SpeechStarted | Spoken):
-        return spoken_event(event, start_ns)
-    return observed_event(event, start_ns) if is_for_clients(event) else None
-
-
-def is_for_clients(event: object) -> bool:
-    """Answers are for those who asked."""
-    return type(event) in TOPICS or isinstance(event, SpeechStarted | Spoken)
 
 
 def parse_trigger(body: bytes) -> Wish:
@@ -166,7 +149,7 @@ class Watching:
             except asyncio.TimeoutError:
                 await stream.write(b": alive\n\n")
                 continue
-            payload = edge_event(event, start_ns)
+            payload = observed_event(event, start_ns)
             if payload is not None and wants(payload):
                 await send(stream, payload)
 

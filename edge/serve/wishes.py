@@ -117,6 +117,17 @@ def abstention_of(edge: EdgeAnswer, config: Config) -> str | None:
     return text or None
 
 
+def checked(edge: EdgeAnswer, *, thinking: bool) -> bool:
+    """Whether to find out where the answer comes from.
+
+    Raises:
+        ProtocolError: the answer thinks first, and follows from that.
+    """
+    if edge.consistency and thinking:
+        raise ProtocolError("edge.consistency", "is asked together with thinking", "leave one out")
+    return bool(edge.consistency)
+
+
 def recalled(edge: EdgeAnswer) -> tuple[float, float] | None:
     """The part of the past that is asked about.
 

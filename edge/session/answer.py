@@ -14,16 +14,28 @@ import numpy as np
 from edge.clock import Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
 from edge.errors import CapacityError, CheckpointError, ProtocolError
-from edge.model.constrain import Constraint, vocabulary
+from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
 from edge.model.prompt import LIVE, ChatTemplate, flatten
 from edge.model.sampling import Sampler
 from edge.model.tokenizer import AUDIO, IMAGE, Tokenizer
 from edge.session.attached import Attached, encode_attached
+from edge.session.confidence import Certainty, confidence
+from edge.session.consistency import Check, check
 from edge.session.context import LiveContext
+from edge.session.freshness import FreshnessOf
 from edge.session.perceive import place_media
 from edge.session.slot import Perceived
 from edge.session.speech import Speech
-from edge.session.turn import Done, FinishReason, Message, Question, Timeline, Turn, YesNo
+from edge.session.turn import (
+    Consistency,
+    Done,
+    FinishReason,
+    Freshness,
+    Message,
+    Question,
+    Timeline,
+    Turn,
+)
 from edge.types import Evidence, Float32, Int32, Picture
 
 log = logging.getLogger(__name__)
@@ -137,11 +149,23 @@ class Answering:
     again, behind what has been perceived since.
     """
 
-    def __init__(self, prompt: LivePrompt, turn: Turn, clock: Clock) -> None:
+    def __init__(
+        self,
+        prompt: LivePrompt,
+        turn: Turn,
+        clock: Clock,
+        freshness_of: FreshnessOf = lambda _context, _now_ns: (),
+    ) -> None:
         self.turn, self._prompt, self._clock = turn, prompt, clock
+        self._freshness_of = freshness_of
+        self._certainty = Certainty()
         self._sampler = Sampler(turn.question.sampling)
         self._speech = Speech(prompt.tokenizer, turn)
+        self._check: Check | None = None
+        self._ended: FinishReason = "stop"
+        self._grammar = ""
         self._constraint: Constraint | None = None
+        self._nameable: tuple[Evidence, ...] = ()  # frames that the answer may name
         self._attached: Attached | None = None
         self._said: list[int] = []
         self._context: LiveContext | None = None
@@ -150,6 +174,7 @@ class Answering:
         self._logits: Float32 = np.empty(0, np.float32)
         self._started_ns = self._prefilled_ns = self._first_token_ns = 0
         self._evidence: tuple[Evidence, ...] = ()
+        self._freshness: tuple[Freshness, ...] = ()
         self._captured_ns: int | None = None
 
     @property
@@ -167,6 +192,11 @@ class Answering:
         return self._context is context
 
     @property
+    def is_checking(self) -> bool:
+        """Whether all is said, and where it comes from is being found out, beside the context."""
+        return self._check is not None
+
+    @property
     def reply(self) -> str:
         """The answer so far, without its thinking."""
         return self._speech.reply
@@ -180,29 +210,51 @@ class Answering:
             CapacityError: question and answer do not fit behind the live context.
         """
         self._started_ns = self._started_ns or self._clock.now_ns()
-        question, engine, tokenizer = self.turn.question, context.engine, self._prompt.tokenizer
+        question, engine = self.turn.question, context.engine
         n_room = engine.spec.decoder.max_tokens
         if self._attached is None:
             media = [one for message in question.messages for one in message.media]
             n_free = n_room - context.max_tokens - question.max_tokens
             self._attached = encode_attached(engine, media, n_free)
-            self._constraint = _constraint(question, engine, tokenizer)
-        after_media, attached = context.ends_with_media, self._attached
-        ids = self._prompt.question(question, after_media=after_media, attached=attached.texts)
-        self._n_context = context.n_tokens + context.n_waiting
-        self._n_question = len(ids)
-        if self._n_context + len(ids) + question.max_tokens > n_room:
+            self._grammar = question.grammar
+            if names_frames(question.grammar):
+                self._nameable = context.newest_looks()
+                names = [f"{look.source}:{look.frame_ids[-1]}" for look in self._nameable]
+                self._grammar = fill_frames(question.grammar, names)
+            self._constraint = self._constrain(engine)
+        asked = self._asked(context, context.ends_with_media)
+        self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(asked)
+        if self._n_context + len(asked) + question.max_tokens > n_room:
             raise CapacityError(
                 "question",
-                f"of {len(ids)} tokens and an answer of up to {question.max_tokens} do not fit "
+                f"of {len(asked)} tokens and an answer of up to {question.max_tokens} do not fit "
                 f"behind {self._n_context} tokens of live context into the model's {n_room}",
                 "ask for fewer max_tokens or lower context.max_tokens",
             )
         said = engine.embed(np.array(self._said, np.int32))
-        rows = place_media(engine, tokenizer, ids, attached.rows)
-        self._waiting = np.concatenate([rows, said])
-        self._evidence, self._captured_ns = context.evidence(), context.newest_capture_ns()
+        self._waiting = np.concatenate([asked, said])
+        newest = context.evidence()
+        self._evidence = (*(one for one in self._nameable if one not in newest), *newest)
+        self._captured_ns = context.newest_capture_ns()
+        self._freshness = self._freshness_of(context, self._clock.now_ns())
         self._context = context
+
+    def _asked(self, context: LiveContext, after_media: bool) -> Float32:
+        """The question's rows [n, H]."""
+        assert self._attached is not None
+        texts, media = self._attached.texts, self._attached.rows
+        ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
+        return place_media(context.engine, self._prompt.tokenizer, ids, media)
+
+    def _constrain(self, engine: AnyEngine) -> Constraint | None:
+        """What the answer's format allows, from its beginning."""
+        if not self._grammar:
+            return None
+        tokenizer = self._prompt.tokenizer
+        # The model's own end of a turn ends what a grammar describes too.
+        stops = (tokenizer.special.turn_end,)
+        tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
+        return Constraint(tokens, self._grammar)
 
     def give_way(self) -> None:
         """Leave the context as it was."""
@@ -213,6 +265,15 @@ class Answering:
 
     def step(self) -> Done | None:
         """Do the next thing; the turn's end if it was the last, which the caller delivers."""
+        if self._check is not None:
+            try:
+                next(self._check)
+            except StopIteration as found:
+                return self.end(self._ended, found.value)
+            except CapacityError as error:
+                log.warning("consistency=unknown error=%s", error)
+                return self.end(self._ended)
+            return None
         assert self._context is not None
         if self._context.advance():
             return None
@@ -232,28 +293,57 @@ class Answering:
         self._said.append(token)
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
-            return self.end("stop")
+            return self._finish("stop")
         if len(self._said) == question.max_tokens:
-            return self.end("length")
+            return self._finish("length")
         self._logits = engine.decode(state, token)
         return None
 
     def _choose(self) -> int:
         """The next token: thinking is free, the answer follows its grammar."""
-        if self._constraint is None or self._speech.is_thinking:
+        if self._speech.is_thinking:
             return self._sampler.choose(self._logits)
-        token = self._sampler.choose(self._constraint.allow(self._logits))
-        self._constraint.take(token)
+        constraint, allowed = self._constraint, self._logits
+        if constraint is not None:
+            allowed = constraint.allow(allowed)
+        token = self._sampler.choose(allowed)
+        if constraint is not None:
+            constraint.take(token)
+        self._certainty.add(allowed, token)
         return token
 
-    def end(self, reason: FinishReason) -> Done:
-        """The turn is over: leave the context, and let it remember what the question wants so."""
+    def _finish(self, reason: FinishReason) -> Done | None:
+        """All is said."""
+        context = self._context
+        assert context is not None
+        if not self.turn.question.consistency:
+            return self.end(reason)
+        self._leave(reason)
+        self._ended = reason
+        engine = context.engine
+        self._check = check(
+            context,
+            lambda after_media: self._asked(context, after_media),
+            self._said,
+            lambda: self._constrain(engine),
+        )
+        return None
+
+    def _leave(self, reason: FinishReason) -> None:
+        """Leave the context, and let it remember what the question wants so."""
         self._speech.finish()
         context = self._context
         self.give_way()
         if context is not None and self.turn.question.remember and reason in ("stop", "length"):
             assert self._attached is not None
             _remember(context, self._prompt, self.turn, self.reply, self._attached, self._clock)
+
+    def end(self, reason: FinishReason, consistency: Consistency | None = None) -> Done:
+        """The turn is over."""
+        if self._check is None:
+            self._leave(reason)
+        else:
+            reason = self._ended  # whatever ends the check, the answer was complete
         now_ns = self._clock.now_ns()
         return Done(
             finish_reason=reason,
@@ -268,7 +358,10 @@ class Answering:
                 finished_ns=now_ns,
                 n_context_tokens=self._n_context,
                 evidence=self._evidence,
+                freshness=self._freshness,
             ),
+            confidence=self._certainty.value,
+            consistency=consistency,
         )
 
 
@@ -292,25 +385,6 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         return answering.end("cancelled")
     finally:
         answering.give_way()
-
-
-def _constraint(question: Question, engine: AnyEngine, tokenizer: Tokenizer) -> Constraint | None:
-    if not question.grammar:
-        return None
-    # The model's own end of a turn ends what a grammar describes too.
-    stops = (tokenizer.special.turn_end,)
-    tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
-    return Constraint(tokens, question.grammar)
-
-
-def confidence(logits: Float32, yes_no: YesNo) -> float:
-    """P(yes) / (P(yes) + P(no)), each over the tokens with which that answer may begin.
-
-    Args:
-        logits: [vocabulary], after the question.
-    """
-    yes, no = (np.logaddexp.reduce(logits[list(ids)]) for ids in (yes_no.yes, yes_no.no))
-    return float(1.0 / (1.0 + np.exp(np.clip(no - yes, -500.0, 500.0))))
 
 
 def _remember(

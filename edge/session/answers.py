@@ -23,6 +23,7 @@ from edge.errors import (
 )
 from edge.session.answer import Answering, LivePrompt
 from edge.session.context import LiveContext
+from edge.session.freshness import FreshnessOf
 from edge.session.turn import Done, Failed, Priority, Turn
 
 PRIORITIES: tuple[str, ...] = get_args(Priority)
@@ -34,14 +35,20 @@ class Answers:
     """One engine's answers: at most one of them has its fork of the context open."""
 
     def __init__(
-        self, prompt: LivePrompt, clock: Clock, context_of: Callable[[Turn], LiveContext]
+        self,
+        prompt: LivePrompt,
+        clock: Clock,
+        context_of: Callable[[Turn], LiveContext],
+        freshness_of: FreshnessOf,
     ) -> None:
         """Begin with no turn.
 
         Args:
             context_of: what a turn stands on; may raise CapacityError.
+            freshness_of: how fresh that is.
         """
         self._prompt, self._clock, self._context_of = prompt, clock, context_of
+        self._freshness_of = freshness_of
         self._open: list[Answering] = []
         self._current: Answering | None = None
         self.since_ns = 0
@@ -58,7 +65,7 @@ class Answers:
         """Answer a turn as soon as nothing is more urgent."""
         if not self._open:
             self.since_ns = self._clock.now_ns()
-        self._open.append(Answering(self._prompt, turn, self._clock))
+        self._open.append(Answering(self._prompt, turn, self._clock, self._freshness_of))
 
     def cancelled(self) -> list[int]:
         """Which of the turns their clients have given up."""
@@ -108,7 +115,8 @@ class Answers:
         try:
             if chosen is not self._current:
                 self.give_way()
-                chosen.begin(self._context_of(chosen.turn))
+                if not chosen.is_checking:
+                    chosen.begin(self._context_of(chosen.turn))
                 self._current = chosen
             comes_on = chosen.is_between_tokens or not chosen.has_begun
             done = chosen.step()

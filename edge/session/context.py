@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edge.clock import NS_PER_S
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, ConfigurationError
 from edge.session.slot import Perceived, Slot
-from edge.types import Evidence, Int32, Segment
+from edge.types import Evidence, Int32, Modality, Segment
 
 N_EVIDENCE = 4
 """An answer names this many of the newest segments."""
@@ -269,6 +269,17 @@ class LiveContext:
         while self.rebase():
             pass
 
+    def kept(self, modality: Modality) -> tuple[Perceived, ...]:
+        """The segments of one modality that a rebase would keep, oldest first."""
+        return tuple(kept for kept in self._kept if kept.modality == modality)
+
+    def slot_of(self, perceived: Sequence[Perceived]) -> Slot:
+        """Another state, which holds only these behind the anchor once it has been advanced."""
+        slot = Slot(self.engine, self._anchor, self._separator)
+        for segment in perceived:
+            slot.add(segment)
+        return slot
+
     def recall(self, start_ns: int, end_ns: int) -> LiveContext:
         """Another context, of the kept segments that were captured in this time.
 
@@ -328,6 +339,23 @@ class LiveContext:
         found = [s.evidence for s in self.ledger if s.evidence is not None and s.modality != "text"]
         return tuple(found[-N_EVIDENCE:])
 
-    def newest_capture_ns(self) -> int | None:
-        """Capture time of the newest frame or sound in the state."""
-        return max((evidence.end_ns for evidence in self.evidence()), default=None)
+    def newest_looks(self) -> tuple[Evidence, ...]:
+        """The newest segment of each camera, oldest first."""
+        seen = [s.evidence for s in self.ledger if s.evidence is not None and s.modality == "video"]
+        newest = {evidence.source: evidence for evidence in seen}
+        return tuple(sorted(newest.values(), key=lambda evidence: evidence.end_ns))
+
+    def newest_capture_ns(self, source: str | None = None) -> int | None:
+        """Capture time of the newest frame or sound in the state.
+
+        Args:
+            source: only of this camera or microphone.
+        """
+        ends_ns = (
+            segment.evidence.end_ns
+            for segment in self.ledger
+            if segment.evidence is not None
+            and segment.modality != "text"
+            and source in (None, segment.evidence.source)
+        )
+        return max(ends_ns, default=None)

@@ -30,6 +30,7 @@ from edge.session.answers import Answers
 from edge.session.budget import Degraded
 from edge.session.context import LiveContext
 from edge.session.conversation import Conversation
+from edge.session.freshness import freshness
 from edge.session.health import BoardHealth
 from edge.session.notes import Notes
 from edge.session.perception import Perception
@@ -114,7 +115,9 @@ class LiveLoop:
         self._turns: deque[Turn] = deque()
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
-        self._answers = Answers(prompt, clock, self._context_of)
+        stale_ns = int(config.perception.stale_s * NS_PER_S)
+        fresh = partial(freshness, senses, stale_ns)
+        self._answers = Answers(prompt, clock, self._context_of, fresh)
         into = (self._context, self._answers, clock, self._saw, self._counters, start_ns)
         self._perception = Perception(senses, *into)
         self._intake = self._perception.intake

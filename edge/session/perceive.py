@@ -82,7 +82,7 @@ class Watcher:
             name: the source in evidence; empty leaves it to the frames.
             is_named: the prompt says it too, as the model was not trained to read: for several.
         """
-        self._name, self._prefix = name, f"{name}: " if is_named else ""
+        self.name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._start_ns, self._pruner = start_ns, pruner
         self._frames: list[Frame] = []
@@ -145,7 +145,7 @@ class Watcher:
         self._n_frames += len(frames)
         rows = embed_media(self._engine, self._tokenizer, text, media)
         evidence = Evidence(
-            source=self._name or frames[0].source,
+            source=self.name or frames[0].source,
             start_ns=frames[0].capture_ns,
             end_ns=frames[-1].capture_ns,
             frame_ids=tuple(frame.frame_id for frame in frames),
@@ -219,7 +219,7 @@ class Listener:
         is_named: bool = False,
     ) -> None:
         """Listen to what `collector` gives; names as in `Watcher`."""
-        self._name, self._prefix = name, f"{name}: " if is_named else ""
+        self.name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._collector = collector
         self._clips: deque[AudioChunk] = deque()
@@ -279,7 +279,7 @@ class Listener:
         media = np.concatenate([self._engine.encode_audio(mel) for mel in mels])
         text = self._prefix + audio_text(len(media))
         rows = embed_media(self._engine, self._tokenizer, text, media)
-        evidence = Evidence(self._name or clip.source, clip.capture_ns, end_ns(clip))
+        evidence = Evidence(self.name or clip.source, clip.capture_ns, end_ns(clip))
         stages = Stages(
             modality="audio",
             captured_ns=evidence.end_ns,
@@ -293,6 +293,8 @@ class Listener:
 class Perceiver(Protocol):
     """What makes segments of a source's items."""
 
+    name: str
+    """The source in evidence; empty leaves it to its items."""
     rung: Rung
     """How much of the source is perceived; the loop sets it."""
 

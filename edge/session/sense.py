@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from edge.errors import EdgeError
 from edge.senses.ring import Ring
+from edge.senses.sound import end_ns
 from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turn_events import Control, TurnEvent
 from edge.session.budget import Rung
@@ -59,6 +60,10 @@ class Sense(Generic[T]):
         """An error in the source's code, which must end the service."""
         self.n_received = self.n_skipped = self.n_failed = 0
         self._perceiver, self._items = perceiver, items
+        self.source = perceiver.name or name
+        """What evidence calls it: what its items do, once there are any, if it has no name."""
+        self.newest_ns: int | None = None
+        """Capture time of the newest that the loop has taken."""
         self._ring: Ring[T | Control] = Ring(capacity, lambda: self.woken())
         self._ended = False
 
@@ -142,6 +147,9 @@ class Sense(Generic[T]):
         item = self._ring.take()
         if item is not None:
             self.taken(self.name, item)
+            if isinstance(item, Frame | AudioChunk):
+                self.source = self._perceiver.name or item.source
+                self.newest_ns = item.capture_ns if isinstance(item, Frame) else end_ns(item)
             return self._perceiver.take(item)
         if self._ended:
             self._ended = False

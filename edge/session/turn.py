@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Verdict = Literal["seen", "heard", "both", "contradicted", "neither"]
+"""Which sense alone gives an answer; contradicted: one of them alone gives another. Neither: it
+takes both together, or the model would say it anyway."""
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Priority = Literal["operator", "trigger", "notes"]
 """The more urgent first: somebody asks · the session watches for something · it notes for itself
@@ -87,6 +90,9 @@ class Question:
     """Who asks."""
     yes_no: YesNo | None = None
     """The answer is one of two, and only how likely each is: no text, `Done.confidence`."""
+    consistency: bool = False
+    """Whether to find out where the answer comes from: see `edge.session.consistency`. Not with
+    thinking, from which the rest of an answer follows whatever was perceived."""
     tools: tuple[dict[str, Any], ...] = ()
     """What the model may propose to call, as OpenAI describes functions; see `callable_tools`."""
     grammar: str = ""
@@ -110,6 +116,19 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Freshness:
+    """What an answer stands on of one camera or microphone."""
+
+    source: str
+    """As in evidence."""
+    modality: Literal["video", "audio"]
+    age_ns: int | None
+    """Of its newest frame or sound in the state when the answer was begun; None without any."""
+    is_stale: bool
+    """Nothing younger than perception.stale_s has come from it by then."""
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """When the stages of one turn happened, monotonic ns, and what it stood on."""
 
@@ -126,7 +145,21 @@ class Timeline:
     n_context_tokens: int
     """Tokens of the live context that the answer stood on."""
     evidence: tuple[Evidence, ...] = ()
-    """The newest segments of the live context, oldest first."""
+    """The newest segments of the live context, oldest first; before them the newest of each camera,
+    where the answer may name its frame."""
+    freshness: tuple[Freshness, ...] = ()
+    """Of every camera and microphone of the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """Where an answer comes from; how likely it is, 0..1, with one sense alone and with none."""
+
+    verdict: Verdict
+    seen: float | None
+    """None: nothing was seen."""
+    heard: float | None
+    nothing: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +181,10 @@ class Done:
     n_completion_tokens: int
     timeline: Timeline
     confidence: float | None = None
-    """Of a question with `yes_no`: P(yes) / (P(yes) + P(no))."""
+    """0..1. Of a question with `yes_no`: P(yes) / (P(yes) + P(no)). Of any other: how likely the
+    answer's tokens were, see `edge.session.confidence`; None without tokens."""
+    consistency: Consistency | None = None
+    """None: it was not asked for, or there was no time or no room for it."""
 
 
 @dataclass(frozen=True, slots=True)

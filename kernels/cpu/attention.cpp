@@ -11,7 +11,8 @@
 namespace {
 
 constexpr size_t TILE = 64;       // keys at a time
-constexpr size_t SPAN = 1024;     // keys of a piece
+constexpr size_t SPAN = 1024;     // keys of a piece, unless the queries alone make pieces enough
+constexpr size_t ENOUGH_PIECES = 32;  // no matter how many threads: sums are the same everywhere
 constexpr size_t MAX_ROWS = 64;   // queries of a piece
 
 struct Job {
@@ -91,8 +92,8 @@ void attention(Rows q, const float *keys, const float *values, size_t n_past, si
     size_t per_kv_head = q.width / head_dim / n_kv_heads;
     size_t tokens = std::min(q.n, std::max<size_t>(1, MAX_ROWS / per_kv_head));
     size_t n_blocks = (q.n + tokens - 1) / tokens, n_keys = n_past + q.n;
-    // Many rows are pieces enough.
-    size_t span = q.n > 1 ? n_keys : SPAN, n_spans = (n_keys + span - 1) / span;
+    size_t span = n_blocks * n_kv_heads < ENOUGH_PIECES ? SPAN : n_keys;
+    size_t n_spans = (n_keys + span - 1) / span;
     size_t n_pieces = n_blocks * n_kv_heads * n_spans, rows = tokens * per_kv_head;
     Job job{q,      keys,    values, n_past, n_kv_heads, head_dim, per_kv_head,
             tokens, n_spans, outputs.of<float>(n_pieces * rows * head_dim),

@@ -20,11 +20,11 @@ mountpoint -q /proc/sys/fs/binfmt_misc ||
     mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
 update-binfmts --enable qemu-aarch64
 
-# 1. Debian 12, as a flashed board: Python, systemd, nothing of ours.
+# 1. Debian 12, as a flashed board: Python, systemd, procps (the unit reloads with kill), nothing of ours.
 if [ ! -e "$rootfs/ready" ]; then
     mkdir -p "$work"
     debootstrap --arch=arm64 --foreign --variant=minbase \
-        --include=python3,python3-venv,python3-dev,systemd,udev bookworm "$rootfs" "$mirror"
+        --include=python3,python3-venv,python3-dev,systemd,udev,procps bookworm "$rootfs" "$mirror"
     chroot "$rootfs" /debootstrap/debootstrap --second-stage
     touch "$rootfs/ready"
 fi

@@ -3,7 +3,8 @@
     python tests/live/soak.py BUNDLE --minutes 30 --kill-every 120
 
 Needs what tests/live/test_microphone.py needs. Prints a line a life, then one JSON line; ends with
-1 if the service was ever away for longer than 10 s, missed its watchdog, or grew.
+1 if the service was ever away for longer than 10 s, missed its watchdog, grew, or left a zombie or
+a socket that nobody holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import socket
 import statistics
@@ -70,6 +72,7 @@ def soak(bundle: Path, folder: Path, seconds: float, every_s: float) -> int:
 
     pulse = Pulse(folder)
     os.environ.update(pulse.environment)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has been compiled
     pulse.start()
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -99,6 +102,7 @@ def soak(bundle: Path, folder: Path, seconds: float, every_s: float) -> int:
     people = [threading.Thread(target=ask, args=(n,)) for n in range(N_CLIENTS)]
     people.append(threading.Thread(target=speak))
     away_s, memory_mb, silent = [], [], 0
+    zombies, stale = 0, set()
     rng = random.Random(0)
     until_s = time.monotonic() + seconds
     supervisor.start()
@@ -114,6 +118,7 @@ def soak(bundle: Path, folder: Path, seconds: float, every_s: float) -> int:
                 if not is_read and time.monotonic() > born_s + SETTLED_S:
                     memory_mb.append(_memory_mb(supervisor.process.pid))
                     is_read = True
+            zombies += _n_zombies(supervisor.process.pid)
             supervisor.process.send_signal(signal.SIGKILL)
             supervisor.process.wait()
             killed_s = time.monotonic()
@@ -121,13 +126,15 @@ def soak(bundle: Path, folder: Path, seconds: float, every_s: float) -> int:
             supervisor.wait_for("READY=1")
             list(Client(supervisor.path, 60.0).ask("Hello", max_tokens=1))
             away_s.append(time.monotonic() - killed_s)
+            stale |= _stale_sockets(folder)
             print(f"life {len(away_s)}: answering {away_s[-1]:.2f} s after kill -9", flush=True)
         code, drained_s = supervisor.stop()
     finally:
         ended.set()
+        startup_s = [float(s) for s in re.findall(r"startup_s=(\S+)", supervisor.log)]
+        supervisor.close()  # who still waits for an answer is turned away
         for person in people:
             person.join()
-        supervisor.close()
         film.kill()
         film.wait()
         pulse.stop()
@@ -136,15 +143,41 @@ def soak(bundle: Path, folder: Path, seconds: float, every_s: float) -> int:
         "minutes": seconds / 60,
         "kills": len(away_s),
         "away_s": {"median": round(statistics.median(away_s), 2), "most": round(max(away_s), 2)},
+        "startup_s": {
+            "median": round(statistics.median(startup_s), 2),
+            "most": round(max(startup_s), 2),
+        },
         "answered": sum(answered),
         "lost_with_the_service": sum(lost),
         "memory_mb_of_each_life": [round(mb) for mb in memory_mb],
         "watchdog_missed": silent,
+        "zombies": zombies,
+        "stale_sockets": sorted(stale),
         "exit_code": code,
         "drained_s": round(drained_s, 2),
     }
     print(json.dumps(report))
-    return int(max(away_s) > MAX_AWAY_S or grown > MAX_GROWTH or silent > 0 or code != 0)
+    is_wrong = max(away_s) > MAX_AWAY_S or grown > MAX_GROWTH or silent > 0 or code != 0
+    return int(is_wrong or zombies > 0 or bool(stale))
+
+
+def _n_zombies(parent: int) -> int:
+    """Children that have ended and that `parent` has not waited for."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, its_parent = path.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        count += (state, its_parent) == ("Z", str(parent))
+    return count
+
+
+def _stale_sockets(folder: Path) -> set[str]:
+    """Sockets below `folder` that no process has bound."""
+    bound = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
+    found = {str(path) for path in folder.rglob("*") if path.is_socket()}
+    return found - bound
 
 
 def _memory_mb(pid: int) -> float:

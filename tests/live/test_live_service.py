@@ -7,15 +7,25 @@ import re
 import socket
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
-from test_microphone import pulse  # noqa: F401  a fixture
+import numpy as np
+from supervisor import TIMEOUT_S, Supervisor
+from test_microphone import RATE_HZ, pulse  # noqa: F401  a fixture
 from test_supervised import statuses, supervised  # noqa: F401  a fixture
+from websockets.sync.client import unix_connect
 
+from build_engine.bundle import build_bundle
 from edge.client import Client
+from edge.senses.media import mono_blocks
 
 pytest_plugins = ["media"]
 STREAM = Path(__file__).with_name("barcode_stream.py")
+ASSETS = Path(__file__).parents[1] / "assets"
+FILM = ASSETS / "session/session.mp4"
+QUESTION_S = 4.4, 6.6
+"""When the film's sound asks `what color is the triangle`."""
 
 
 def wait_for(supervisor, pattern, count=1):
@@ -78,3 +88,63 @@ source = "device:pulse"
     finally:
         film.kill()
         film.wait()
+
+
+def cut_out_question(path: Path) -> Path:
+    """What is asked in the film, as a WAV file."""
+    sound = np.concatenate([block for _, block in mono_blocks(FILM)])
+    start, end = (int(at_s * RATE_HZ) for at_s in QUESTION_S)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
+        file.writeframes((sound[start:end] * 32767).astype(np.int16).tobytes())
+    return path
+
+
+def test_what_is_asked_aloud_about_what_is_seen_is_answered_right(pulse, tmp_path):  # noqa: F811
+    """paplay speaks, the microphone hears, the small trained model answers about the film."""
+    bundle = tmp_path / "bundle"
+    build_bundle(ASSETS / "tiny_omni", bundle, "cpu", lambda *_: None)
+    settings = tmp_path / "edge.toml"
+    settings.write_text(
+        f"""
+[perception]
+fps = 2
+listen = "utterances"
+[turns]
+mode = "open"
+text = "Answer the question."
+[answer]
+max_tokens = 8
+[[camera]]
+name = "front"
+source = "{FILM}"
+[[microphone]]
+name = "head"
+source = "device:pulse"
+"""
+    )
+    program = [sys.executable, "-m", "edge.cli", "run", str(bundle), "--config", str(settings)]
+    supervisor = Supervisor(tmp_path, program)
+    try:
+        supervisor.start()
+        supervisor.wait_for("READY=1")
+        wait_for(supervisor, "segment=video", 7)
+        with unix_connect(str(supervisor.path), "ws://edge/v1/realtime") as listener:
+            wanted = {"type": "realtime", "edge": {"events": ["speech"]}}
+            listener.send(json.dumps({"type": "session.update", "session": wanted}))
+            pulse.play(cut_out_question(tmp_path / "question.wav"))
+            heard = []
+            while not heard or heard[-1]["type"] != "edge.speech.done":
+                heard.append(json.loads(listener.recv(TIMEOUT_S)))
+        heard = [event for event in heard if event["type"].startswith("edge.speech")]
+        said = "".join(event["delta"] for event in heard if "delta" in event)
+        line = next(line for line in supervisor.log.splitlines() if "turn=" in line)
+        print(f"asked aloud: {said!r}: {line.split('INFO ')[-1]}")
+        assert [event["type"] for event in heard][:2] == [
+            "edge.speech.started",
+            "edge.speech.asked",
+        ]
+        assert said == "green"
+        assert supervisor.stop()[0] == 0
+    finally:
+        supervisor.close()

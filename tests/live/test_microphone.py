@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.cli import main
 from edge.clock import NS_PER_S, MonotonicClock
 from edge.features.resample import resample
 from edge.senses.microphone import Microphone
@@ -148,6 +150,23 @@ def test_a_microphone_that_comes_back_is_heard_again(pulse, caplog):
     print(f"away for 3 s: heard again after {gap_s:.1f} s")
     assert "event=lost" in caplog.text
     assert 3 < gap_s < 60, "PortAudio looks for devices for seconds when there is no server"
+
+
+def test_formats_are_listed(pulse, capsys):
+    assert main(["devices", "--json"]) == 0
+    (found,) = [d for d in json.loads(capsys.readouterr().out) if d["source"] == "device:pulse"]
+    rates = {one["rate_hz"]: one["channels"] for one in found["formats"]}
+    assert rates.keys() >= {8000, 16000, 44100, 48000}
+    assert all(channels[:2] == [1, 2] for channels in rates.values())
+    assert main(["devices"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    at = next(n for n, line in enumerate(said) if '"device:pulse"' in line)
+    print("\n".join(said[at : at + 2]))
+    assert "44100, 48000" in said[at + 1]
+    for rate_hz in (8000, 44100):  # what is listed can be had
+        microphone = Microphone("head", f"device:pulse?rate={rate_hz}&channels=2", MonotonicClock())
+        assert len(next(microphone.chunks()).samples)
+        microphone.close()
 
 
 def test_a_device_that_is_not_there(pulse, caplog):

@@ -20,7 +20,9 @@ from edge.session.triggers import TriggerBook
 from edge.session.turn import (
     AnswerEvent,
     Audience,
+    Consistency,
     Done,
+    Freshness,
     Question,
     SpokenEvent,
     Status,
@@ -44,8 +46,35 @@ TIMELINE = Timeline(
     finished_ns=5100 * MS,
     n_context_tokens=321,
     evidence=(Evidence("camera", 3000 * MS, 4900 * MS, (7, 8)),),
+    freshness=(
+        Freshness("camera", "video", 102 * MS, is_stale=False),
+        Freshness("mast", "audio", None, is_stale=True),
+    ),
 )
-DONE = Done("stop", n_prompt_tokens=330, n_completion_tokens=5, timeline=TIMELINE)
+DONE = Done(
+    "stop",
+    n_prompt_tokens=330,
+    n_completion_tokens=5,
+    timeline=TIMELINE,
+    confidence=0.875,
+    consistency=Consistency("seen", 0.9, None, 0.1),
+)
+REPORT = {
+    "waited_ms": 2.0,
+    "prefilled_ms": 30.0,
+    "first_token_ms": 40.0,
+    "finished_ms": 100.0,
+    "newest_capture_age_ms": 100.0,
+    "n_context_tokens": 321,
+    "confidence": 0.875,
+    "consistency": {"verdict": "seen", "seen": 0.9, "heard": None, "nothing": 0.1},
+    "sources": [
+        {"source": "camera", "modality": "video", "age_s": 0.102, "stale": False},
+        {"source": "mast", "modality": "audio", "age_s": None, "stale": True},
+    ],
+    "evidence": [{"source": "camera", "start_s": -2.0, "end_s": -0.1, "frame_ids": [7, 8]}],
+}
+"""What clients are told of it."""
 
 Play = Callable[[Turn], None]
 

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
 
+import fuzz_messages as fuzz
 import pytest
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
 
 from edge.config import Access, Config, load_config
 from edge.errors import ConfigurationError
 from edge.serve.access import Peer, Roles
+from edge.serve.schema import AnyClientEvent
 
 STRANGER, WATCHER, ROBOT, CHIEF = 60001, 60002, 60003, 60004
 VIDEO, MOTION = 61001, 61002
@@ -109,9 +112,9 @@ from websockets.sync.client import unix_connect
 from edge.client import Client
 from edge.errors import AccessError
 
-uid, path, events = json.loads(sys.argv[1])
+uid, gid, path, events = json.loads(sys.argv[1])
 os.setgroups([])
-os.setgid(uid)
+os.setgid(gid)
 os.setuid(uid)
 try:
     told = [Client(path).health()["ready"]]
@@ -129,9 +132,10 @@ print(json.dumps(told))
 """
 
 
-def as_user(uid, path, events=()):
+def as_user(uid, path, events=(), gid=None):
     """What our client's health and each event on the Realtime socket lead to."""
-    command = [sys.executable, "-c", AS_USER, json.dumps([uid, str(path), list(events)])]
+    who = [uid, gid or uid, str(path), list(events)]
+    command = [sys.executable, "-c", AS_USER, json.dumps(who)]
     return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
@@ -141,21 +145,22 @@ def test_our_own_client_says_why_it_was_refused(path):
 
 
 def test_on_the_realtime_socket_an_observer_hears_and_cannot_talk(path):
-    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "?"}]}
-    talk = (
-        {"type": "response.create"},
-        {"type": "conversation.item.create", "item": item},
-        {"type": "input_audio_buffer.append", "audio": "AAAA"},
-        {"type": "edge.trigger.create", "trigger": {"condition": "?"}},
-    )
-    update = {"type": "session.update", "session": {"type": "realtime", "edge": {}}}
+    events = [{"type": "response.create"}, *fuzz.EVENTS]
+    assert {event["type"] for event in events} == {
+        str(kind.__struct_config__.tag) for kind in get_args(AnyClientEvent)
+    }
+    update, *_ = (event for event in events if event["type"] == "session.update")
+    talk = [event for event in events if event is not update]
     _, *refused, updated = as_user(WATCHER, path, (*talk, update))
     for answered in refused:
         assert answered["type"] == "error"
         assert "is for the role operator, yours is observer" in answered["error"]["message"]
-    assert updated["type"] == "session.updated"
-    _, *served_, _ = as_user(CHIEF, path, (talk[0], talk[1], talk[3], update))
-    assert all("role" not in answered.get("error", {}).get("message", "") for answered in served_)
+    assert updated["type"] == "session.updated"  # of what it hears; it is nobody else's session
+    for uid, gid in ((CHIEF, CHIEF), (STRANGER, MOTION)):
+        talk = [event for event in talk if event["type"] != "input_audio_buffer.append"]
+        _, *served_ = as_user(uid, path, (*talk, update), gid)  # appending has no answer
+        assert len(served_) == len(talk) + 1
+        assert "for the role" not in json.dumps(served_)
     assert as_user(STRANGER, path, [update]) == [f"user {STRANGER}", 403]
 
 

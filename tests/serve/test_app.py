@@ -24,6 +24,7 @@ from serve.scripted import (
 from edge.errors import CapacityError, EngineError
 from edge.senses.turn_events import Button, Choose
 from edge.serve.limits import MAX_BODY_BYTES
+from edge.serve.metrics import N_ANSWERS
 from edge.session.turn import Failed, TextDelta
 
 ASK = {"messages": [{"role": "user", "content": "What is there?"}]}
@@ -147,6 +148,27 @@ def test_health_and_readiness(path):
         assert curl(path, "http://edge/readyz") == (503, b'{"ready":false}')
     with served(path, ScriptedSession(answer("x"))):
         assert curl(path, "http://edge/readyz") == (200, b'{"ready":true}')
+
+
+def test_health_tells_of_clients_and_of_answers_but_not_what_they_say(path):
+    session = ScriptedSession(answer("secret"))
+    with served(path, session):
+        for _ in range(N_ANSWERS + 1):
+            session.events.tell(DONE)
+        body = curl(path, "http://edge/healthz")[1]
+        health = json.loads(body)
+        metrics = curl(path, "http://edge/metrics")[1].decode()
+    assert health["clients"] == {"connected": 1, "refused": 0, "dropped": 0}
+    assert len(health["answers"]) == N_ANSWERS
+    assert health["answers"][0] == {
+        "asked_s": 5.0,
+        "finish_reason": "stop",
+        "n_prompt_tokens": DONE.n_prompt_tokens,
+        "n_completion_tokens": DONE.n_completion_tokens,
+        "first_token_ms": 40.0,
+        "finished_ms": 100.0,
+    }
+    assert f"edge_first_token_seconds_count {N_ANSWERS + 1}.0" in metrics
 
 
 def test_the_mode_of_turns_and_the_button(path):

@@ -6,16 +6,19 @@ import contextlib
 import json
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serve.scripted import DONE, MODEL, TIMELINE
+from serve.scripted import DONE, MODEL, REPORT, TIMELINE
+from serve.traffic import validator
 
 from edge.config import Answer, Config
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
-from edge.serve.completion import Response, timing_of
+from edge.serve.completion import Response
+from edge.serve.report import report_of
 from edge.session.turn import Message, TextDelta
 
 OWN = Sampling(0.6, 0.95)
@@ -192,17 +195,17 @@ def test_a_completion():
     }
 
 
-def test_the_timeline_is_relative_to_the_question():
-    assert timing_of(TIMELINE) == {
-        "waited_ms": 2.0,
-        "prefilled_ms": 30.0,
-        "first_token_ms": 40.0,
-        "finished_ms": 100.0,
-        "newest_capture_age_ms": 100.0,
-        "n_context_tokens": 321,
-        "evidence": [{"source": "camera", "start_s": -2.0, "end_s": -0.1, "frame_ids": [7, 8]}],
-    }
-    assert timing_of(replace(TIMELINE, captured_ns=None))["newest_capture_age_ms"] is None
+def test_an_answer_says_how_sure_how_fresh_and_on_what_it_stands():
+    closing, completion = (
+        msgspec.json.decode(msgspec.json.encode(whole))
+        for whole in (Response(MODEL).closing(DONE, False), Response(MODEL).completion([], DONE))
+    )
+    assert closing["edge"] == completion["edge"] == REPORT
+    validator("edge_answer").validate(REPORT)
+    alone = replace(DONE, timeline=replace(TIMELINE, captured_ns=None), confidence=None)
+    report = msgspec.to_builtins(report_of(alone))
+    validator("edge_answer").validate(report)
+    assert (report["newest_capture_age_ms"], report["confidence"]) == (None, None)
 
 
 def test_our_own_message_can_be_sent_back():

@@ -11,6 +11,7 @@ import pytest
 from serve.scripted import (
     DONE,
     MODEL,
+    REPORT,
     TIMEOUT_S,
     ScriptedSession,
     answer,
@@ -28,6 +29,7 @@ def test_an_answer_streams(tmp_path):
     session = ScriptedSession(answer("Eine Täs", "se ☕", "\n🤖", reasoning="Hm…"))
     with served(path, session):
         asked = {"thinking": True, "max_tokens": 7, "seed": 1, "recall_s": (30, 2)}
+        asked["consistency"] = False
         events = list(Client(path, TIMEOUT_S).ask("Was?", **asked))
     assert events[:-1] == [
         Text("Hm…", reasoning=True),
@@ -40,7 +42,9 @@ def test_an_answer_streams(tmp_path):
     assert finished.finish_reason == "stop"
     assert finished.usage["total_tokens"] == 335
     assert finished.timeline["first_token_ms"] == 40.0
-    assert finished.timeline["evidence"][0]["source"] == "camera"
+    assert finished.timeline == REPORT
+    assert (finished.confidence, finished.sources) == (0.875, REPORT["sources"])
+    assert finished.consistency == REPORT["consistency"]
     (question,) = session.questions
     assert (question.thinking, question.max_tokens, question.sampling.seed) == (True, 7, 1)
     assert question.recall_s == (30, 2)

@@ -11,7 +11,7 @@ import wave
 
 import numpy as np
 import pytest
-from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
+from serve.scripted import REPORT, TIMEOUT_S, ScriptedSession, answer, served
 from test_async_client import tell_watchers, unwatched
 
 from edge.errors import CapacityError
@@ -63,6 +63,9 @@ def test_say_sends_a_recording(path, session, tmp_path):
     code, said, error = edge(path, "say", tmp_path / "spoken.wav", "--json")
     assert (code, error) == (0, "")
     assert json.loads(said)["content"] == "red"
+    assert json.loads(said)["edge"] == REPORT
+    assert edge(path, "ask", "Which?", "--consistency")[0] == 0
+    assert session.questions.pop().consistency
     assert edge(path, "say", tmp_path / "spoken.wav", "--text", "Answer the question.")[0] == 0
     first, second = (question.messages[-1] for question in session.questions)
     (sound,) = first.media

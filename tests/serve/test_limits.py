@@ -21,6 +21,7 @@ from serve.scripted import (
 )
 
 from edge.config import Config, Socket
+from edge.serve import tcp
 from edge.serve.limits import MAX_BODY_BYTES, MAX_READING_BYTES
 from edge.session.turn import TextDelta
 
@@ -32,10 +33,26 @@ def path(tmp_path):
     return tmp_path / "edge.sock"
 
 
-def connected(path) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+@pytest.fixture(params=["unix", "tcp"])
+def start(path, request):
+    """Serve with some limits; yields a function that connects to one of the two listeners."""
+
+    @contextlib.contextmanager
+    def starting(**settings):
+        listener = tcp.bind("127.0.0.1:0") if request.param == "tcp" else None
+        address = path if listener is None else listener.getsockname()
+        with served(path, ScriptedSession(answer("x")), limits(**settings), listener):
+            yield lambda: connected(address)
+
+    return starting
+
+
+def connected(address) -> socket.socket:
+    """A connection to a path, or to a host and port."""
+    is_tcp = isinstance(address, tuple)
+    client = socket.socket(socket.AF_INET if is_tcp else socket.AF_UNIX, socket.SOCK_STREAM)
     client.settimeout(TIMEOUT_S)
-    client.connect(str(path))
+    client.connect(address if is_tcp else str(address))
     return client
 
 
@@ -66,45 +83,65 @@ def limits(**socket_settings) -> Config:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"max_connections_per_client": 3}, f"connections of process {os.getpid()}"),
+        ({"max_connections_per_client": 3}, f"connections of (process {os.getpid()}|address 127)"),
         ({"max_connections": 3}, "connections: 3 are open already"),
     ],
 )
-def test_too_many_connections(path, settings, said):
-    with served(path, ScriptedSession(answer("x")), limits(**settings)):
-        first = [connected(path) for _ in range(3)]
+def test_too_many_connections(path, start, settings, said):
+    with start(**settings) as connect:
+        first = [connect() for _ in range(3)]
         for client in first:  # each is known to be let in
-            client.sendall(b"GET /readyz HTTP/1.1\r\nHost: edge\r\n\r\n")
+            client.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
-        with connected(path) as more:
+        with connect() as more:
             refused = until_closed(more)
         assert refused.startswith(b"HTTP/1.1 503")
         error = json.loads(refused.partition(b"\r\n\r\n")[2])["error"]
-        assert said in error["message"]
+        assert re.match(said, error["message"])
         assert error["code"] == "over_capacity"
         assert b"Retry-After: 1" in refused
         for client in first:
-            client.close()
-        assert get(path, "/readyz").status_code == 200
+            with client:
+                client.shutdown(socket.SHUT_WR)
+                assert until_closed(client) == b""  # the service has noticed
+        with connect() as next_one:
+            next_one.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert next_one.recv(1 << 16).startswith(b"HTTP/1.1 200")
         assert metric(path, 'edge_connections_refused_total{reason="capacity"}') == 1
 
 
+def test_the_two_listeners_share_one_limit(path):
+    listener = tcp.bind("127.0.0.1:0")
+    address = listener.getsockname()
+    with (
+        served(path, ScriptedSession(answer("x")), limits(max_connections=2), listener),
+        connected(address) as first,
+        connected(path) as second,
+    ):
+        for client in (first, second):
+            client.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        for where in (address, path):
+            with connected(where) as more:
+                assert b"connections: 2 are open already" in until_closed(more)
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /readyz HT", b"GET /readyz HTTP/1.1\r\nHost: ed"])
-def test_a_connection_that_never_makes_a_request_is_closed(path, sent):
-    with served(path, ScriptedSession(answer("x")), limits(idle_s=0.1)), connected(path) as idle:
+def test_a_connection_that_never_makes_a_request_is_closed(start, sent):
+    with start(idle_s=0.1) as connect, connect() as idle:
         idle.sendall(sent)
         assert until_closed(idle) == b""
 
 
-def test_a_connection_that_makes_no_more_requests_is_closed(path):
-    with served(path, ScriptedSession(answer("x")), limits(idle_s=0.1)), connected(path) as idle:
-        idle.sendall(b"GET /readyz HTTP/1.1\r\nHost: edge\r\n\r\n")
+def test_a_connection_that_makes_no_more_requests_is_closed(start):
+    with start(idle_s=0.1) as connect, connect() as idle:
+        idle.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert until_closed(idle).endswith(b'{"ready":true}')
 
 
-def test_a_body_that_does_not_arrive_is_408(path):
-    with served(path, ScriptedSession(answer("x")), limits(idle_s=0.1)), connected(path) as slow:
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nContent-Length: 100\r\n\r\n"
+def test_a_body_that_does_not_arrive_is_408(path, start):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+    with start(idle_s=0.1) as connect, connect() as slow:
         slow.sendall(head + b'{"messages"')
         refused = until_closed(slow)
         assert refused.startswith(b"HTTP/1.1 408")
@@ -134,13 +171,13 @@ def test_bodies_that_arrive_together_are_bounded_together(path):
             assert other.post("/v1/chat/completions", json=ASK).status_code == 200
 
 
-def test_a_client_that_reads_nothing_is_dropped(path):
+def test_a_client_that_reads_nothing_is_dropped(path, start):
     """It asks for the same answer again and again without taking one of them."""
-    with served(path, ScriptedSession(answer("x")), limits(idle_s=0.5)), connected(path) as greedy:
+    with start(idle_s=0.5) as connect, connect() as greedy:
         greedy.settimeout(0.05)
         with contextlib.suppress(TimeoutError):
             while True:
-                greedy.sendall(b"GET /metrics HTTP/1.1\r\nHost: edge\r\n\r\n" * 10)
+                greedy.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
         greedy.settimeout(TIMEOUT_S)
         until_closed_by_the_service(greedy)
         assert metric(path, 'edge_clients_dropped_total{reason="reads nothing"}') == 1

@@ -52,6 +52,8 @@ def test_an_agent_uses_all_tools(tmp_path):
         assert (seen["answer"], seen["finish_reason"]) == ("a red circle", "stop")
         assert seen["evidence"][0]["source"] == "camera"
         assert seen["newest_capture_age_ms"] == 100.0
+        assert seen["confidence"] == 0.875
+        assert [source["stale"] for source in seen["sources"]] == [False, True]
         said(await client.call_tool("listen", {}))
         said(await client.call_tool("ask", {"question": "Why?", "max_tokens": 9, "thinking": True}))
         said(await client.call_tool("recall", {"from_s_ago": 30, "to_s_ago": 10}))

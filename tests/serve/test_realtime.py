@@ -19,6 +19,7 @@ import websockets.sync.client
 from serve.scripted import (
     DONE,
     MODEL,
+    REPORT,
     TIMEOUT_S,
     ScriptedSession,
     answer,
@@ -407,9 +408,9 @@ def test_our_own_events_for_those_who_want_them(path):
         evidence = Evidence("microphone", 1, 2)
         for event in (SpeechStarted(3, 4), Spoken(5, evidence), TextDelta("Hi"), DONE):
             session.spoken.tell(event)
-        client.until("edge.speech.done")
+        assert client.until("edge.speech.done")["edge"] == REPORT
         other.send("response.create")
-        other.until("response.done")
+        assert other.until("response.done")["response"]["edge"] == REPORT
     assert [event["type"] for event in client.heard[2:]] == [
         "edge.perceived",
         "edge.degraded",

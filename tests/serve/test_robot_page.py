@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from needed import must_be
 from serve.scripted import TIMEOUT_S
 from serve.test_end_to_end import Service
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs/robot.md"
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs/robot.md"
 EXAMPLES = dict(re.findall(r"<!-- run: (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL))
 SOCKET, ADDRESS, PORT = "/run/edge/edge.sock", "127.0.0.1:8321", "8321"
 
@@ -60,11 +62,10 @@ def run(service, name: str, command: list[str], tmp_path: Path, **environment: s
 
 
 def needs(program: str) -> str:
-    """Skip where a program is not installed."""
+    """Where a program is."""
     found = shutil.which(program)
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    return found
+    must_be(found is not None, f"{program} is not installed")
+    return str(found)
 
 
 def test_curl(service, tmp_path):
@@ -83,11 +84,9 @@ def test_javascript(service, tmp_path):
 
 
 def test_openais_javascript_sdk(service, tmp_path):
-    """Where `npm install openai ws` has been done: EDGE_NODE_MODULES names its node_modules."""
-    modules = os.environ.get("EDGE_NODE_MODULES")
-    if modules is None:
-        pytest.skip("EDGE_NODE_MODULES does not say where openai and ws are installed")
-    output = run(service, "openai-js", [needs("node")], tmp_path, NODE_PATH=modules)
+    modules = Path(os.environ.get("EDGE_NODE_MODULES", ROOT / ".venv/js/node_modules"))
+    must_be((modules / "openai").is_dir(), "needs OpenAI's JavaScript SDK: make test installs it")
+    output = run(service, "openai-js", [needs("node")], tmp_path, NODE_PATH=str(modules))
     assert output.strip().endswith(("(completed)", "(incomplete)"))
 
 

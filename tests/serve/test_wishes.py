@@ -127,6 +127,15 @@ def test_which_tools_may_or_must_be_called():
     )
 
 
+def test_an_answer_that_thinks_comes_from_its_thinking():
+    assert parsed(edge={"consistency": True}).question.consistency
+    assert not parsed().question.consistency
+    thinks = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert refused(edge={"consistency": True}, **thinks).thing == "edge.consistency"
+    config = Config(answer=Answer(thinking=True))
+    assert not parsed(config, edge={"consistency": False}).question.consistency
+
+
 def test_the_abstention_is_the_requests_or_the_configured_one():
     config = Config(answer=Answer(abstain="unknown"))
     assert "unknown" in parsed(config, response_format=SCHEMA).question.grammar

@@ -35,7 +35,12 @@ class Supervisor:
         """Monotonic time and lines of each message."""
 
     def start(self) -> None:
-        environment = {**os.environ, "NOTIFY_SOCKET": str(self._address), "LISTEN_FDS": "1"}
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(self._address),
+            "LISTEN_FDS": "1",
+            "RUNTIME_DIRECTORY": str(self.path.parent),
+        }
         if self.watchdog_s:
             environment["WATCHDOG_USEC"] = str(int(self.watchdog_s * 1e6))
         number = self._listener.fileno()

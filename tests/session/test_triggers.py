@@ -18,7 +18,7 @@ from test_pruning import HEIGHT, WIDTH, a_loop, folder, trained
 
 from edge.clock import NS_PER_S, VirtualClock
 from edge.errors import CapacityError, ProtocolError
-from edge.session.answer import confidence
+from edge.session.confidence import confidence
 from edge.session.record import RecordedClock, Recorder
 from edge.session.replay import replay
 from edge.session.triggers import (

@@ -1,0 +1,94 @@
+"""Bytes that were checked are not read again; bytes that may have changed are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+
+from edge.engines import bundle as bundles
+from edge.engines.bundle import DECODER_WEIGHTS, MANIFEST
+from edge.engines.checked import SETTLED_NS, STAMP, open_bundle
+from edge.errors import BundleError
+
+
+def later_ns() -> int:
+    """The wall clock, when files of now have settled."""
+    return time.time_ns() + 2 * SETTLED_NS
+
+
+@pytest.fixture
+def copied(bundle, tmp_path):
+    return shutil.copytree(bundle("base"), tmp_path / "bundle")
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the files that are hashed, as they are."""
+    names: list[str] = []
+    real = bundles.file_entry
+
+    def noted(path):
+        names.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(bundles, "file_entry", noted)
+    return names
+
+
+def test_the_second_start_hashes_nothing(copied, tmp_path, hashed):
+    first = open_bundle(copied, tmp_path, later_ns)
+    assert sorted(hashed) == sorted(first.manifest.files)
+    hashed.clear()
+    assert open_bundle(copied, tmp_path, later_ns).manifest == first.manifest
+    assert hashed == []
+
+
+def test_without_a_folder_it_is_always_checked(copied, hashed):
+    for _ in range(2):
+        hashed.clear()
+        assert sorted(open_bundle(copied, None).manifest.files) == sorted(hashed)
+
+
+def test_a_changed_byte_is_found_though_size_and_time_are_put_back(copied, tmp_path):
+    open_bundle(copied, tmp_path, later_ns)
+    weights = copied / DECODER_WEIGHTS
+    before = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        old = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([old[0] ^ 1]))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(BundleError, match="is damaged"):
+        open_bundle(copied, tmp_path, later_ns)
+    with pytest.raises(BundleError, match="is damaged"):  # nor is the refusal remembered as good
+        open_bundle(copied, tmp_path, later_ns)
+
+
+@pytest.mark.parametrize("change", ["replaced", "manifest", "boot"])
+def test_what_may_have_changed_is_checked_again(copied, tmp_path, hashed, change):
+    open_bundle(copied, tmp_path, later_ns)
+    hashed.clear()
+    if change == "replaced":
+        shutil.copy2(copied / DECODER_WEIGHTS, tmp_path / "new")
+        (tmp_path / "new").replace(copied / DECODER_WEIGHTS)
+    elif change == "manifest":
+        (copied / MANIFEST).write_bytes((copied / MANIFEST).read_bytes() + b" ")
+    else:
+        stamp = tmp_path / STAMP
+        stamp.write_bytes(stamp.read_bytes().replace(b'["', b'["0', 1))
+    open_bundle(copied, tmp_path, later_ns)
+    assert DECODER_WEIGHTS in hashed
+
+
+def test_a_file_that_just_changed_is_not_trusted(copied, tmp_path):
+    open_bundle(copied, tmp_path, time.time_ns)
+    assert not (tmp_path / STAMP).exists()
+
+
+def test_no_place_to_remember_is_no_reason_to_stop(copied, tmp_path, caplog):
+    open_bundle(copied, tmp_path / "nowhere", later_ns)
+    assert "event=not_remembered" in caplog.text
