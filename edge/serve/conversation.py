@@ -27,12 +27,15 @@ from edge.serve.protocol import (
     Item,
     MessageItem,
 )
+from edge.serve.room import Room
 from edge.session.turn import Message, ToolCall
 from edge.types import Picture, Sound
 
 MAX_ITEMS = 256
 MAX_MEDIA_BYTES = 1 << 28
 """Of one client's pictures and sounds, decoded."""
+MAX_ALL_MEDIA_BYTES = 1 << 29
+"""Of all clients'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +106,14 @@ def _without_media(item: MessageItem, item_id: str) -> MessageItem:
 class ClientConversation:
     """Items in order. Bounded: the oldest make room for the newest."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
+    def __init__(self, room: Room) -> None:
+        """Begin with none.
+
+        Args:
+            room: for the pictures and sounds of all clients.
+        """
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._room = room
 
     @property
     def last_id(self) -> str | None:
@@ -131,7 +139,8 @@ class ClientConversation:
             The ids of those that have made room.
         Raises:
             ProtocolError: its id is taken.
-            CapacityError: its pictures and sounds are too large together with the others'.
+            CapacityError: its pictures and sounds are too large together with the others', or
+                with those of other clients.
         """
         item_id = entry.item.id or ""
         if item_id in self._entries:
@@ -142,9 +151,12 @@ class ClientConversation:
                 f"would hold more than {MAX_MEDIA_BYTES} bytes of pictures and sounds",
                 "delete items, or send smaller pictures",
             )
+        self._room.take("conversation", entry.n_bytes)
         self._entries[item_id] = entry
-        n_over = max(0, len(self._entries) - MAX_ITEMS)
-        return [self._entries.popitem(last=False)[0] for _ in range(n_over)]
+        oldest = [*self._entries][: max(0, len(self._entries) - MAX_ITEMS)]
+        for old_id in oldest:
+            self.delete(old_id)
+        return oldest
 
     def delete(self, item_id: str) -> None:
         """Forget an item.
@@ -153,11 +165,13 @@ class ClientConversation:
             ProtocolError: there is no such item.
         """
         self[item_id]
-        del self._entries[item_id]
+        self._room.give(self._entries.pop(item_id).n_bytes)
 
     def clear(self) -> list[str]:
         """Forget all; their ids."""
-        forgotten, self._entries = [*self._entries], OrderedDict()
+        forgotten = [*self._entries]
+        for item_id in forgotten:
+            self.delete(item_id)
         return forgotten
 
     def messages(self) -> list[Message]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -13,7 +14,11 @@ T = TypeVar("T")
 
 
 class Outbox(Generic[T]):
-    """Carries events from the loop's thread to one client's; nobody ever waits for the client."""
+    """Carries events from the loop's thread to one client's; nobody ever waits for the client.
+
+    An event is there for the client's thread at once: waking it goes twice around its event loop,
+    and is needed only where it waits.
+    """
 
     def __init__(self, max_events: int, overflow: Callable[[], None]) -> None:
         """An empty outbox of the running event loop.
@@ -23,25 +28,36 @@ class Outbox(Generic[T]):
             overflow: drops the client; called once.
         """
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[T] = asyncio.Queue(max_events)
+        self._events: deque[T] = deque()
+        self._max_events = max_events
         self._overflow: Callable[[], None] | None = overflow
+        self._some = asyncio.Event()
+        self._is_waited_for = False
 
     def deliver(self, event: T) -> None:
         """Let an event wait; from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._put, event)
+            if len(self._events) >= self._max_events:
+                self._loop.call_soon_threadsafe(self._is_full)
+                return
+            self._events.append(event)
+            if self._is_waited_for:
+                self._is_waited_for = False
+                self._loop.call_soon_threadsafe(self._some.set)
         except RuntimeError:
             # The socket's event loop has closed, so nobody is left to read; the engine goes on.
             log.debug("event=undelivered kind=%s", type(event).__name__)
 
-    def _put(self, event: T) -> None:
-        try:
-            self._events.put_nowait(event)
-        except asyncio.QueueFull:
-            if self._overflow is not None:
-                overflow, self._overflow = self._overflow, None
-                overflow()
+    def _is_full(self) -> None:
+        if self._overflow is not None:
+            overflow, self._overflow = self._overflow, None
+            overflow()
 
     async def next(self) -> T:
         """The next event."""
-        return await self._events.get()
+        while not self._events:
+            self._some.clear()
+            self._is_waited_for = True
+            if not self._events:  # else it came in between, and whoever brought it may not know
+                await self._some.wait()
+        return self._events.popleft()

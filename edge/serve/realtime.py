@@ -16,12 +16,13 @@ from edge.config import Config
 from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve.chat import ModelNotFoundError
+from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
 from edge.serve.door import LINGER_S, drop
 from edge.serve.limits import ROLE
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime_client import Client
-from edge.serve.room import FREE_BYTES, connection_of
+from edge.serve.room import FREE_BYTES, Room, connection_of
 from edge.session.turn import Asked
 
 MAX_MESSAGE_BYTES = 16 << 20
@@ -45,6 +46,7 @@ class Realtime:
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
+        self._media = Room(MAX_ALL_MEDIA_BYTES, "are held")
 
     def change(self, config: Config) -> None:
         """Take what the next clients leave open from other settings."""
@@ -69,7 +71,13 @@ class Realtime:
             lambda: drop(request.transport, "outbox full", self._metrics),
         )
         client = Client(
-            self._session, self._config, model, self._thinking_sampling, outbox, request[ROLE]
+            self._session,
+            self._config,
+            model,
+            self._thinking_sampling,
+            outbox,
+            request[ROLE],
+            self._media,
         )
         connection = connection_of(request)
 

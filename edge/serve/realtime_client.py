@@ -41,6 +41,7 @@ from edge.serve.protocol import (
     Topic,
 )
 from edge.serve.reply import Begun, Reply, error_body
+from edge.serve.room import Room
 from edge.serve.schema import AnyClientEvent, AnyServerEvent
 from edge.serve.server_events import (
     AudioCleared,
@@ -100,13 +101,14 @@ class Client:
         thinking_sampling: Sampling,
         outbox: Outbox[object],
         role: Role,
+        room: Room,
     ) -> None:
         self._session, self._config, self._outbox = session, config, outbox
         self._role = role
         self._thinking_sampling = thinking_sampling
         self._settings = first_settings(new_id("sess"), model, config)
         self._conversation_id = new_id("conv")
-        self._conversation = ClientConversation()
+        self._conversation = ClientConversation(room)
         self._sound = ClientSound()
         self._sound.detect_turns(True)
         self._speech_id = new_id("item")
@@ -132,6 +134,7 @@ class Client:
                     self._session.triggers.delete(name)
             if self._reply is not None:
                 self._reply.cancel("client_cancelled")
+            self._conversation.clear()
 
     # From the session's thread.
 

@@ -23,9 +23,13 @@ CONTROL_BYTES = 6
 class Room:
     """Bytes that are held for clients, bounded together. Of the event loop's thread."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """All of it is free."""
-        self._max_bytes, self._n_bytes = max_bytes, 0
+    def __init__(self, max_bytes: int, state: str = "are arriving") -> None:
+        """All of it is free.
+
+        Args:
+            state: what those do that are held, for errors.
+        """
+        self._max_bytes, self._n_bytes, self._state = max_bytes, 0, state
 
     def take(self, thing: str, n_bytes: int) -> None:
         """Hold some more.
@@ -36,7 +40,7 @@ class Room:
             CapacityError: there is no room for it now.
         """
         if n_bytes > 0 and self._n_bytes + n_bytes > self._max_bytes:
-            problem = f"of {n_bytes} more bytes: {self._n_bytes} are arriving already"
+            problem = f"of {n_bytes} more bytes: {self._n_bytes} {self._state} already"
             raise CapacityError(thing, problem, "send it again later")
         self._n_bytes += n_bytes
 

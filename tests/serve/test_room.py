@@ -9,6 +9,7 @@ import socket
 import pytest
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
 from serve.test_limits import connected, until_closed
+from serve.test_realtime import data_url, png
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import unix_connect
 
@@ -107,6 +108,38 @@ def test_a_stock_client_reads_why_its_message_was_refused(path, monkeypatch):
         with pytest.raises(ConnectionClosedError) as caught:
             client.recv(TIMEOUT_S)
         assert caught.value.rcvd.code == 1013
+
+
+def test_pictures_of_all_conversations_are_bounded_together(path, monkeypatch):
+    monkeypatch.setattr("edge.serve.realtime.MAX_ALL_MEDIA_BYTES", 5000)
+    picture = [{"type": "input_image", "image_url": data_url(png(40, 30))}]  # 3600 bytes of RGB
+    item = {"type": "message", "role": "user", "content": picture, "id": "picture"}
+
+    def shows(client) -> bool:
+        """Whether there is room for one more picture."""
+        client.send(json.dumps({"type": "conversation.item.create", "item": item}))
+        told = json.loads(client.recv(TIMEOUT_S))
+        if told["type"] == "conversation.item.added":
+            assert json.loads(client.recv(TIMEOUT_S))["type"] == "conversation.item.done"
+            return True
+        assert "conversation: of 3600 more bytes: 3600 are held" in told["error"]["message"]
+        return False
+
+    with (
+        served(path, ScriptedSession(answer("x"))),
+        unix_connect(str(path), "ws://edge/v1/realtime") as first,
+    ):
+        first.recv(TIMEOUT_S)
+        with unix_connect(str(path), "ws://edge/v1/realtime") as second:
+            second.recv(TIMEOUT_S)
+            assert shows(first)
+            assert not shows(second)
+            first.send('{"type": "conversation.item.delete", "item_id": "picture"}')
+            assert json.loads(first.recv(TIMEOUT_S))["type"] == "conversation.item.deleted"
+            assert shows(second)
+            assert not shows(first)
+        # The second goes, and its room comes back once the service has noticed.
+        assert any(shows(first) for _ in range(1000))
 
 
 def test_room_that_is_given_back_can_be_taken_again():
