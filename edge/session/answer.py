@@ -340,9 +340,8 @@ class Answering:
 
     def end(self, reason: FinishReason, consistency: Consistency | None = None) -> Done:
         """The turn is over."""
-        if self._check is None:
-            self._leave(reason)
-        else:
+        self._leave(reason)
+        if self._check is not None:
             reason = self._ended  # whatever ends the check, the answer was complete
         now_ns = self._clock.now_ns()
         return Done(
