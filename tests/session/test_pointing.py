@@ -92,7 +92,7 @@ def test_the_frames_are_those_of_the_answers_beginning(make):
     for one in (frame(2), frame(3)):
         loop._senses[1].put(one)
     while loop._context.newest_looks()[-1].frame_ids != (2, 3):
-        assert loop._perceive()
+        assert loop._perception.step()
     drive(loop)
     assert json.loads(journal.text("asked"))["frame"] == "camera:1"
     assert any(1 in e.frame_ids for e in journal.of("asked")[-1].timeline.evidence)
