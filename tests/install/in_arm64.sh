@@ -98,7 +98,12 @@ install_it() { inside WHEELS=/src BUNDLE=/bundle EXTRAS=runtime "$@" sh /src/jet
 listing() { (cd "$rootfs" && find etc usr opt var -xdev ! -path 'var/cache/*' ! -path '*/__pycache__*' \
     ! -path 'var/log/*' ! -path 'etc/*-' | sort); }
 expect() { if ! eval "$2"; then say "FAILED: $1" >&2; exit 1; fi; say "ok: $1"; }
-timed() { start=$(date +%s); "$@"; say "took $(($(date +%s) - start)) s"; }
+timed() {
+    start=$(date +%s) status=0
+    "$@" || status=$?
+    say "took $(($(date +%s) - start)) s"
+    return $status
+}
 
 inside sh /src/jetson/uninstall.sh >/dev/null
 listing >"$work/before"
