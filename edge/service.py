@@ -40,7 +40,7 @@ from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turns import TurnDetector
 from edge.serve import tcp, unix_socket
 from edge.serve.app import CHANGE, make_app, serving
-from edge.session.answer import LivePrompt
+from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
 from edge.session.sense import Sense, audio_sense, video_sense

@@ -31,8 +31,8 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.session import answer as answering
-from edge.session.answer import LivePrompt
 from edge.session.context import LiveContext
+from edge.session.live_prompt import LivePrompt
 from edge.session.turn import AnswerEvent, Message, Question, TextDelta, Turn
 
 WORDS = ("red", "blue", "circle", "square", "left", "right", "count", "seen", "x", "Größe")

@@ -36,8 +36,9 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.spec import model_spec
 from edge.model.tokenizer import Tokenizer
-from edge.session.answer import LivePrompt, answer
+from edge.session.answer import answer
 from edge.session.context import LiveContext
+from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import Watcher, encoded
 from edge.session.turn import Done, Message, Question, Turn
 from edge.types import Frame

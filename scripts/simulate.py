@@ -45,9 +45,9 @@ from edge.model.sampling import Sampling
 from edge.model.spec import model_spec
 from edge.model.tokenizer import Tokenizer
 from edge.senses.turn_events import TurnEvent
-from edge.session.answer import LivePrompt
 from edge.session.budget import LADDER, Degraded
 from edge.session.health import BoardHealth
+from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Seen
 from edge.session.sense import AUDIO_RING_CHUNKS, Sense

@@ -21,9 +21,10 @@ from edge.errors import (
     MediaError,
     ProtocolError,
 )
-from edge.session.answer import Answering, LivePrompt
+from edge.session.answer import Answering
 from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
+from edge.session.live_prompt import LivePrompt
 from edge.session.turn import Done, Failed, Priority, Turn
 
 PRIORITIES: tuple[str, ...] = get_args(Priority)

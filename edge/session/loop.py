@@ -25,13 +25,13 @@ from edge.config import Config
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, MediaError, ProtocolError
 from edge.senses.turn_events import Button, Choose, Control, Mode
-from edge.session.answer import LivePrompt
 from edge.session.answers import Answers
 from edge.session.budget import Degraded
 from edge.session.context import LiveContext
 from edge.session.conversation import Conversation
 from edge.session.freshness import freshness
 from edge.session.health import BoardHealth
+from edge.session.live_prompt import LivePrompt
 from edge.session.notes import Notes
 from edge.session.perception import Perception
 from edge.session.sense import Sense

@@ -39,8 +39,9 @@ from edge.model.sampling import Sampling
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
 from edge.senses.turns import UtteranceDetector
-from edge.session.answer import LivePrompt, answer
+from edge.session.answer import answer
 from edge.session.context import LiveContext
+from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import Listener, Watcher, embed_media, encoded
 from edge.session.turn import Done, Message, Question, TextDelta, Turn
 from edge.types import AudioChunk, Frame

@@ -14,8 +14,9 @@ from edge.errors import CapacityError, ProtocolError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
-from edge.session.answer import LivePrompt, answer
+from edge.session.answer import answer
 from edge.session.context import LiveContext
+from edge.session.live_prompt import LivePrompt
 from edge.session.speech import StopTexts
 from edge.session.turn import Message, Question, TextDelta, Turn
 

@@ -22,8 +22,9 @@ from edge.model.prompt import ChatTemplate, audio_text, image_text
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.model.tool_calls import parse_tool_call, tool_call_lark
-from edge.session.answer import Answering, LivePrompt, answer
+from edge.session.answer import Answering, answer
 from edge.session.context import LiveContext
+from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import embed_media
 from edge.session.turn import Message, Question, TextDelta, ToolCall, Turn
 from edge.types import Picture, Sound

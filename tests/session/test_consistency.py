@@ -17,9 +17,10 @@ from edge.model.constrain import grammar_of_choice
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
-from edge.session.answer import LivePrompt, answer
+from edge.session.answer import answer
 from edge.session.consistency import LIKELY, Followed, judged
 from edge.session.context import LiveContext
+from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import Listener, Watcher, WindowCollector, encoded
 from edge.session.turn import Done, Message, Question, TextDelta, Turn
 from edge.types import AudioChunk

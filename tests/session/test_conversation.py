@@ -18,8 +18,8 @@ from edge.model.tokenizer import Tokenizer
 from edge.senses.sound import BLOCK_NS, BLOCK_SAMPLES
 from edge.senses.turn_events import Button, Choose, Played, SpeechStarted
 from edge.senses.turns import MIN_SILENCE_BLOCKS, SOFT_END_BLOCKS, TurnDetector
-from edge.session.answer import LivePrompt
 from edge.session.intake import Refused
+from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher
 from edge.session.record import RecordedClock, Recorder

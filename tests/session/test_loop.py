@@ -20,8 +20,8 @@ from edge.senses.recording import Recording
 from edge.senses.ring import Ring
 from edge.senses.sound import end_ns
 from edge.service import _collector
-from edge.session.answer import LivePrompt
 from edge.session.intake import Refused
+from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher, embed_media
 from edge.session.sense import audio_sense, video_sense

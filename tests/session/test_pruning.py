@@ -20,7 +20,7 @@ from edge.model.prompt import ChatTemplate, tubelet_text
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
 from edge.service import _pruner
-from edge.session.answer import LivePrompt
+from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Watcher
 from edge.session.sense import Sense
