@@ -26,6 +26,7 @@ from edge.serve.wishes import (
     chosen_tools,
     grammar_of,
     recalled,
+    remembered,
 )
 from edge.session.turn import Question
 
@@ -138,7 +139,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         max_tokens=_max_tokens(request, config),
         thinking=thinking,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        remember=_first(edge.remember, answer.remember),
+        remember=remembered(edge, config),
         recall_s=recalled(edge),
         consistency=checked(edge, thinking=thinking),
         deadline_s=edge.deadline_s or answer.deadline_s,

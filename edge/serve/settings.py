@@ -28,6 +28,7 @@ from edge.serve.wishes import (
     chosen_tools,
     grammar_of,
     recalled,
+    remembered,
 )
 from edge.session.turn import Message, Question
 
@@ -142,7 +143,7 @@ def question_of(
         ),
         max_tokens=answer.max_tokens if limit == "inf" else limit,
         thinking=thinking,
-        remember=_first(edge.remember, answer.remember),
+        remember=remembered(edge, config),
         recall_s=recalled(edge),
         consistency=checked(edge, thinking=thinking),
         deadline_s=edge.deadline_s or answer.deadline_s,

@@ -128,6 +128,19 @@ def checked(edge: EdgeAnswer, *, thinking: bool) -> bool:
     return bool(edge.consistency)
 
 
+def remembered(edge: EdgeAnswer, config: Config) -> bool:
+    """Whether question and answer stay in the live context.
+
+    Raises:
+        ProtocolError: the question stands on a part of the past, which nothing is added to.
+    """
+    if edge.recall_s is None:
+        return config.answer.remember if edge.remember is None else edge.remember
+    if edge.remember:
+        raise ProtocolError("edge.remember", "is asked together with edge.recall_s", "leave one out")
+    return False
+
+
 def recalled(edge: EdgeAnswer) -> tuple[float, float] | None:
     """The part of the past that is asked about.
 

@@ -65,9 +65,10 @@ def test_every_setting_of_a_request():
         n=1,
         user="robot-1",
         chat_template_kwargs={"enable_thinking": True},
-        edge={"recall_s": [30, 2.5], "remember": True},
+        edge={"recall_s": [30, 2.5]},
     )
-    assert request.question.remember
+    assert parsed(edge={"remember": True}).question.remember
+    assert not request.question.remember
     assert not parsed().question.remember
     assert request.question.recall_s == (30, 2.5)
     assert request.question.sampling == Sampling(0.5, 0.25, 3, 11)
@@ -140,6 +141,7 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "length <= 4"),
         ({"stop": ""}, "stop", "length >= 1"),
         ({"edge": {"recall_s": [1, 2]}}, "edge.recall_s", "[1.0, 2.0]"),
+        ({"edge": {"recall_s": [2, 1], "remember": True}}, "edge.remember", "edge.recall_s"),
         ({"edge": {"recall_s": [-1, 2]}}, "edge.recall_s[0]", ">= 0"),
         ({"edge": {"recal_s": [2, 1]}}, "edge.recal_s", "not a known field"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
