@@ -85,7 +85,8 @@ def test_javascript(service, tmp_path):
 
 def test_openais_javascript_sdk(service, tmp_path):
     modules = Path(os.environ.get("EDGE_NODE_MODULES", ROOT / ".venv/js/node_modules"))
-    must_be((modules / "openai").is_dir(), "needs OpenAI's JavaScript SDK: make test installs it")
+    if not (modules / "openai").is_dir():  # of a registry that not every machine reaches
+        pytest.skip("needs OpenAI's JavaScript SDK: make test installs it")
     output = run(service, "openai-js", [needs("node")], tmp_path, NODE_PATH=str(modules))
     assert output.strip().endswith(("(completed)", "(incomplete)"))
 
