@@ -137,7 +137,9 @@ def remembered(edge: EdgeAnswer, config: Config) -> bool:
     if edge.recall_s is None:
         return config.answer.remember if edge.remember is None else edge.remember
     if edge.remember:
-        raise ProtocolError("edge.remember", "is asked together with edge.recall_s", "leave one out")
+        raise ProtocolError(
+            "edge.remember", "is asked together with edge.recall_s", "leave one out"
+        )
     return False
 
 
