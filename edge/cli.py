@@ -24,9 +24,6 @@ EXIT_IO_ERROR = 74
 
 def run(arguments: argparse.Namespace) -> None:
     """Perceive and answer until stopped (SIGTERM or Ctrl-C)."""
-    # aiohttp reads the machine's certificates as it is imported, for calls that no service makes:
-    # an eighth of its start.
-    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     # Only this command needs the runtime's packages; a client works without them.
     from edge import service
     from edge.engines.choose import Choice
