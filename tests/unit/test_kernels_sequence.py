@@ -160,7 +160,7 @@ def test_state_space_in_any_split() -> None:
 @pytest.mark.parametrize(
     ("n_rows", "n_past", "n_kv_heads", "per_head", "dim"),
     [(1, 0, 1, 1, 3), (1, 1, 2, 3, 5), (1, 2500, 2, 16, 128), (5, 3, 2, 2, 8), (300, 0, 1, 4, 16),
-     (130, 200, 2, 16, 12)],
+     (130, 200, 2, 16, 12), (7, 1021, 1, 16, 8), (20, 1010, 2, 16, 8), (3, 5000, 2, 3, 32)],
 )  # fmt: skip
 def test_attention(
     n_rows: int, n_past: int, n_kv_heads: int, per_head: int, dim: int, size: float
