@@ -24,12 +24,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from simulate import CONFIG, GENERATION_CONFIG, TOKENIZER  # what the simulator uses too
@@ -56,19 +56,24 @@ CALL_S = 0.005
 NOTHING = Cost(0.0, 0.0, "none")
 
 
-class TimedResponse(web.WebSocketResponse):
+class LeftAt:
     """Remembers when the first text of each response had been handed to the kernel."""
 
-    left_ns: ClassVar[list[int]] = []
-    _response = b""
+    def __init__(self) -> None:
+        self.times_ns: list[int] = []
+        self._is_waiting = False
 
-    async def send_frame(self, message: bytes, *rest: Any) -> None:
-        await super().send_frame(message, *rest)
-        if b'"response.created"' in message:
-            self._response = b"waiting"
-        elif self._response and b'"response.output_text.delta"' in message:
-            self._response = b""
-            self.left_ns.append(time.monotonic_ns())
+    def watch(self, write: Callable[[Any, bytes], None]) -> Callable[[Any, bytes], None]:
+        """The write of a transport, watched."""
+
+        def watched(transport: Any, data: bytes) -> None:
+            write(transport, data)
+            self._is_waiting |= b'"response.created"' in data
+            if self._is_waiting and b'"response.output_text.delta"' in data:
+                self._is_waiting = False
+                self.times_ns.append(time.monotonic_ns())
+
+        return watched
 
 
 class TimedLoop(LiveLoop):
@@ -96,7 +101,7 @@ class LetterEngine(SimulatedEngine):
     def __init__(self, tokenizer: Tokenizer, call_s: float) -> None:
         self._call_s = call_s
         spec = model_spec(CONFIG, GENERATION_CONFIG)
-        super().__init__(Costs(*[NOTHING] * 5), VirtualClock(), spec)
+        super().__init__(Costs(*[NOTHING] * len(fields(Costs))), VirtualClock(), spec)
         letter = int(tokenizer.encode("a")[0])
         self._logits = np.zeros(letter + 1, np.float32)
         self._logits[letter] = 1.0
@@ -180,8 +185,9 @@ def client(path: Path, n_rounds: int, n_idle: int, results: Connection) -> None:
     assert len(idle) == n_idle  # they were there all the time
 
 
-def measure(n_rounds: int, n_idle: int, call_s: float) -> dict[str, float]:
+def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str, float]:
     """One run: ms."""
+    left.times_ns = []
     loop = make_loop(call_s)
     thread = threading.Thread(target=loop.run)
     thread.start()
@@ -203,8 +209,7 @@ def measure(n_rounds: int, n_idle: int, call_s: float) -> dict[str, float]:
         turnaround_ns, asked_ns, first_ns = asyncio.run(serve())
     loop.stop()
     thread.join()
-    left_ns, TimedResponse.left_ns = TimedResponse.left_ns, []
-    until_left_ns = [a - b for a, b in zip(left_ns, loop.sampled_ns, strict=True)]
+    until_left_ns = [a - b for a, b in zip(left.times_ns, loop.sampled_ns, strict=True)]
     after_sampled_ns = [a - b for a, b in zip(first_ns, loop.sampled_ns, strict=True)]
     after_asked_ns = [a - b for a, b in zip(first_ns, asked_ns, strict=True)]
     return {
@@ -230,10 +235,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--idle", type=int, default=16)
     words = parser.parse_args()
-    web.WebSocketResponse = TimedResponse  # type: ignore[misc]
+    left = LeftAt()
+    transport: Any = asyncio.selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+    transport.write = left.watch(transport.write)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    runs = [measure(words.rounds, n_idle, 0.0) for n_idle in (0, words.idle)]
-    runs += [measure(words.rounds // 10, n_idle, CALL_S) for n_idle in (0, words.idle)]
+    runs = [measure(words.rounds, n_idle, 0.0, left) for n_idle in (0, words.idle)]
+    runs += [measure(words.rounds // 10, n_idle, CALL_S, left) for n_idle in (0, words.idle)]
     for run in runs:
         print("  ".join(f"{name}={value}" for name, value in run.items()))
     print(json.dumps({"benchmark": "socket", "rounds": words.rounds, "runs": runs}))

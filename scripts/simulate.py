@@ -457,11 +457,11 @@ def main() -> None:
         print(json.dumps(found))
         return
     print("simulated, not measured; costs of the engine:")
-    for name in ("see", "hear", "prefill", "decode", "snapshot"):
+    for name in ("see", "hear", "prefill", "decode", "past", "snapshot"):
         cost = getattr(COSTS[arguments.board], name)
-        print(
-            f"  {name:9} {cost.floor_ms:6.1f} ms + {cost.per_token_ms:.4f} a token   {cost.source}"
-        )
+        ms = f"{cost.floor_ms:8.3g} ms + {cost.per_token_ms:7.3g} a token"
+        of_each = ", of each token of the context" if name == "past" else ""
+        print(f"  {name:9}{ms}   {cost.source}{of_each}")
     for name, value in found.items():
         print(f"{name:16} {value}")
 

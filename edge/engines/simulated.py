@@ -42,9 +42,16 @@ class Costs:
     hear: Cost
     prefill: Cost
     decode: Cost
+    past: Cost
+    """On top of both, for each token of the context before the call: its keys and values are read
+    (floor), and every new token attends to it."""
     snapshot: Cost
 
 
+KEY_VALUE_BYTES = 6 * 2 * 128 * 2 * 2
+"""Of one token: 6 attention layers, 2 heads of 128, keys and values, FP16."""
+ATTENTION_FLOP = 6 * 32 * 128 * 2 * 2
+"""Of one pair of tokens: 6 layers, 32 heads of 128, two products, 2 a multiply-add."""
 STATE_BYTES = 46.8 * 2**20
 COSTS: dict[str, Costs] = {
     "thor": Costs(
@@ -52,6 +59,11 @@ COSTS: dict[str, Costs] = {
         hear=Cost(4.4, 0.05, "roofline: 1.2 GB of BF16 weights at 273 GB/s, 40 % of the peak"),
         prefill=Cost(70.9, 0.0453, "published: 66 tokens 73.9 ms, 2,048 tokens 163.6 ms"),
         decode=Cost(1000 / 72, 0.0, "published: 71-73 tokens/s"),
+        past=Cost(
+            KEY_VALUE_BYTES / 273e9 * 1e3,
+            ATTENTION_FLOP / (0.4 * 258e12) * 1e3,
+            "roofline: 273 GB/s; 40 % of 258 TFLOPS (FP16, dense)",
+        ),
         snapshot=Cost(2 * STATE_BYTES / 273e9 * 1e3, 0.0, "roofline: state read and written"),
     ),
     "agx-orin-64": Costs(
@@ -59,6 +71,11 @@ COSTS: dict[str, Costs] = {
         hear=Cost(5.9, 0.08, "roofline: 1.2 GB of FP16 weights at 205 GB/s, 40 % of the peak"),
         prefill=Cost(67.2, 0.39, "derived: Qwen3-30B-A3B INT4, 61 tokens 91 ms; roofline"),
         decode=Cost(1000 / 39.1, 0.0, "published: llama.cpp Q4_K_M 39.1 tokens/s"),
+        past=Cost(
+            KEY_VALUE_BYTES / 205e9 * 1e3,
+            ATTENTION_FLOP / (0.4 * 42e12) * 1e3,
+            "roofline: 205 GB/s; 40 % of 42 TFLOPS (FP16, dense)",
+        ),
         snapshot=Cost(2 * STATE_BYTES / 205e9 * 1e3, 0.0, "roofline: state read and written"),
     ),
 }
@@ -90,8 +107,9 @@ class SimulatedEngine:
     def spec(self) -> ModelSpec:
         return self._spec
 
-    def _charge(self, cost: Cost, n_tokens: int) -> None:
-        ms = cost.ms(n_tokens) * self.slowdown + self.stall_ms
+    def _charge(self, cost: Cost, n_tokens: int, n_past: int = 0) -> None:
+        ms = cost.ms(n_tokens) + n_past * self._costs.past.ms(n_tokens)
+        ms = ms * self.slowdown + self.stall_ms
         self.stall_ms = 0.0
         self.busy_ms += ms
         self._clock.sleep_until(self._clock.now_ns() + round(ms * NS_PER_MS))
@@ -123,12 +141,12 @@ class SimulatedEngine:
     def prefill(self, state: SimulatedState, embeddings: Float32) -> Float32:
         for start in range(0, len(embeddings), MAX_PREFILL_TOKENS):
             n = min(MAX_PREFILL_TOKENS, len(embeddings) - start)
-            self._charge(self._costs.prefill, n)
+            self._charge(self._costs.prefill, n, state.n_tokens)
             state.n_tokens += n
         return self._logits
 
     def decode(self, state: SimulatedState, _token: int) -> Float32:
-        self._charge(self._costs.decode, 1)
+        self._charge(self._costs.decode, 1, state.n_tokens)
         state.n_tokens += 1
         return self._logits
 

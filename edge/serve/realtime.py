@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
+from collections import deque
+from functools import partial
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -85,6 +88,7 @@ class Realtime:
             client.refuse(error)
             outbox.deliver(_Full())
 
+        outbox.at_once = partial(_write_at_once, socket, request.transport, client)
         writer = asyncio.create_task(_write(socket, outbox, client))
         looker = asyncio.create_task(client.look())
         try:
@@ -107,6 +111,33 @@ class Realtime:
                 task.cancel()
             await asyncio.gather(writer, looker, return_exceptions=True)
         return socket
+
+
+def _write_at_once(
+    socket: web.WebSocketResponse,
+    transport: asyncio.Transport | None,
+    client: Client,
+    waiting: deque[object],
+) -> None:
+    """Send what waits in one piece, if the client has taken all that was sent before."""
+    if transport is None or socket.closed or transport.get_write_buffer_size():
+        return
+    frames: list[bytes] = []
+    while waiting and not isinstance(waiting[0], _Full):
+        frames += [_text_frame(msgspec.json.encode(e)) for e in client.told(waiting.popleft())]
+    transport.write(b"".join(frames))
+
+
+def _text_frame(message: bytes) -> bytes:
+    """A whole message of a server (RFC 6455, section 5.2)."""
+    n_bytes = len(message)
+    if n_bytes < 126:
+        head = struct.pack("!BB", 0x81, n_bytes)
+    elif n_bytes < 1 << 16:
+        head = struct.pack("!BBH", 0x81, 126, n_bytes)
+    else:
+        head = struct.pack("!BBQ", 0x81, 127, n_bytes)
+    return head + message
 
 
 async def _write(socket: web.WebSocketResponse, outbox: Outbox[object], client: Client) -> None:

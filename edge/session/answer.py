@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,10 @@ from edge.session.turn import (
 from edge.types import Evidence, Float32
 
 log = logging.getLogger(__name__)
+
+LET_GO_S = 0.0001
+"""After its first token an answer leaves the interpreter alone for so long: about what the thread
+that sends it needs to wake up. The engine's calls leave it alone for less, and take it back."""
 
 
 class Answering:
@@ -185,9 +190,12 @@ class Answering:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
         token = self._choose()
         self._said.append(token)
+        is_first = not self._first_token_ns
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
             return self._finish("stop")
+        if is_first:
+            time.sleep(LET_GO_S)
         if len(self._said) == question.max_tokens:
             return self._finish("length")
         self._logits = engine.decode(state, token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections import deque
 
 import pytest
@@ -24,23 +25,47 @@ def hasty():
     sys.setswitchinterval(before)
 
 
-def test_nothing_is_lost_or_forgotten_however_threads_take_turns(hasty):
+@pytest.mark.parametrize("most", [0, 1, N_THREADS * N_EVENTS])
+def test_nothing_is_lost_or_forgotten_however_threads_take_turns(hasty, most):
+    """Nor overtaken: whatever share of it is taken at once."""
+
     async def main():
         outbox = Outbox(N_THREADS * N_EVENTS, lambda: pytest.fail("it is large enough"))
         heard = [[] for _ in range(N_THREADS)]
+        n_at_once = 0
+
+        def at_once(waiting):
+            nonlocal n_at_once
+            for _ in range(min(most, len(waiting))):
+                who, number = waiting.popleft()
+                heard[who].append(number)
+                n_at_once += 1
+
+        async def others():
+            while True:
+                who, number = await outbox.next()
+                heard[who].append(number)
+
+        if most:
+            outbox.at_once = at_once
 
         def bring(who):
             for number in range(N_EVENTS):
                 outbox.deliver((who, number))
 
         threads = [threading.Thread(target=bring, args=(k,)) for k in range(N_THREADS)]
+        reader = asyncio.create_task(others())
+        await asyncio.sleep(0)  # now it waits
         for thread in threads:
             thread.start()
-        for _ in range(N_THREADS * N_EVENTS):
-            who, number = await asyncio.wait_for(outbox.next(), TIMEOUT_S)
-            heard[who].append(number)
+        end_s = time.monotonic() + TIMEOUT_S
+        while sum(map(len, heard)) < N_THREADS * N_EVENTS:
+            assert time.monotonic() < end_s
+            await asyncio.sleep(0.001)
+        reader.cancel()
         for thread in threads:
             thread.join()
+        assert bool(n_at_once) == bool(most)
         return heard
 
     assert asyncio.run(main()) == [list(range(N_EVENTS))] * N_THREADS
@@ -64,6 +89,40 @@ def test_one_event_at_a_time_wakes_who_waits_for_it(hasty):
             assert await asyncio.wait_for(outbox.next(), TIMEOUT_S) == number
             go.release()
         thread.join()
+
+    asyncio.run(main())
+
+
+def test_what_is_not_taken_at_once_is_next():
+    async def main():
+        outbox = Outbox(16, lambda: pytest.fail("there are three"))
+        taken = []
+        outbox.at_once = lambda waiting: taken.append(waiting.popleft())
+        reader = asyncio.create_task(outbox.next())
+        await asyncio.sleep(0)  # now it waits
+        for number in range(3):
+            outbox.deliver(number)
+        assert await asyncio.wait_for(reader, TIMEOUT_S) == 1
+        assert taken == [0]
+        outbox.deliver(3)  # nobody waits: it is for who comes
+        await asyncio.sleep(0.01)
+        assert taken == [0]
+        assert [await outbox.next(), await outbox.next()] == [2, 3]
+
+    asyncio.run(main())
+
+
+def test_nothing_is_taken_at_once_when_the_reader_has_gone():
+    async def main():
+        outbox = Outbox(16, lambda: pytest.fail("there is one"))
+        outbox.at_once = deque.clear
+        reader = asyncio.create_task(outbox.next())
+        await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        outbox.deliver("x")
+        await asyncio.sleep(0.01)
+        assert await outbox.next() == "x"
 
     asyncio.run(main())
 

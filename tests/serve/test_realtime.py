@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import threading
+import time
 import wave
 from dataclasses import replace
 
@@ -498,6 +499,25 @@ def test_items_can_be_looked_at_and_deleted(path):
         client.until("conversation.item.deleted")
         client.send("conversation.item.delete", item_id="mine")
         assert "not in the conversation" in client.until("error")["error"]["message"]
+
+
+@pytest.mark.parametrize("n_bytes", [1, 200, 70_000])
+def test_whoever_reads_late_gets_everything_in_its_order(path, n_bytes):
+    """More than a socket holds, so that some of it is sent at once and some when there is room."""
+    content = [{"type": "input_text", "text": "x" * n_bytes}]
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        client.send("conversation.item.create", item={**TEXT, "id": "a", "content": content})
+        client.until("conversation.item.done")
+        for number in range(40):
+            client.send("conversation.item.retrieve", item_id="a")
+            client.send("conversation.item.retrieve", item_id=f"item {number}")
+        time.sleep(0.2)
+        for number in range(40):
+            found = client.until("conversation.item.retrieved")
+            assert found["item"]["content"][0]["text"] == "x" * n_bytes
+            assert f"item {number}'" in client.until("error")["error"]["message"]
+    kinds = [event["type"] for event in client.heard[-80:]]
+    assert kinds == ["conversation.item.retrieved", "error"] * 40
 
 
 def test_a_response_aside_leaves_nothing(path):

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from simulate import DEADLINE_S, FAULTS, TEXT_TOKENS, World, check, report
 
@@ -43,10 +44,26 @@ def test_a_turn_never_waits_for_a_rebase():
     assert world.n_rebases > 50
     costs = world.engine._costs
     n_chunks = -(-(256 + TEXT_TOKENS + 1) // MAX_PREFILL_TOKENS)
-    one_step = max(costs.see.ms(256), n_chunks * costs.prefill.ms(256))
-    own = costs.prefill.ms(30) + costs.snapshot.ms(0)
+    bound = world.config.context.max_tokens
+    one_chunk = costs.prefill.ms(256) + bound * costs.past.ms(256)
+    one_step = max(costs.see.ms(256), n_chunks * one_chunk)
+    own = costs.prefill.ms(30) + bound * costs.past.ms(30) + costs.snapshot.ms(0)
     assert max(s for _, s in world.first_token_s) <= (one_step + own) / 1000
     assert world.n_dropped == 0
+
+
+def test_a_call_costs_more_the_more_context_it_attends_to():
+    """Else "flat in the history" would hold by construction."""
+    world = World("thor", 2.0, 0, faults=False)
+    past, state = world.engine._costs.past, world.engine.new_state()
+    seconds = []
+    for n_past in (0, 8192):
+        state.n_tokens = n_past
+        began_ns = world.clock.now_ns()
+        world.engine.prefill(state, world.engine.embed(np.zeros(20, np.int32)))
+        seconds.append((world.clock.now_ns() - began_ns) / NS_PER_S)
+    assert seconds[1] - seconds[0] == pytest.approx(8192 * past.ms(20) / 1000, rel=1e-6)
+    assert past.ms(20) > 0
 
 
 def test_turns_stay_in_time_under_overload_on_the_slower_board_too():
