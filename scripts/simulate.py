@@ -210,7 +210,7 @@ class World:
             start_ns=self.clock.now_ns(),
             health=lambda: self.health,
         )
-        self._n_steps_seen = 0
+        self.loop.observe(self._heard)
 
     def run(self, duration_s: float, look: Callable[[World], object] = id) -> None:
         """Let time pass.
@@ -237,7 +237,7 @@ class World:
                 continue
             if busy:
                 look(self)
-                self._measure()
+                self.most_tokens = max(self.most_tokens, self.loop._context.n_tokens)
             else:
                 self.clock.sleep_until(self._events[0][0])
         self._close()
@@ -251,16 +251,12 @@ class World:
         self.loop.stop()
         self.loop.run()
 
-    def _measure(self) -> None:
-        status = self.loop.status()
-        self.most_tokens = max(self.most_tokens, status.n_context_tokens)
-        segments = status.counters.get("video_segments", 0)
-        if segments > self._n_steps_seen and status.recent[-1].modality == "video":
-            self._n_steps_seen, newest = segments, status.recent[-1]
-            passed_s = (newest.prefilled_ns - newest.captured_ns) / NS_PER_S
-            self.glass_to_state_s.append((newest.captured_ns / NS_PER_S, passed_s))
-        if self.loop.degraded and self.loop.degraded[-1] not in self.steps[-1:]:
-            self.steps.append(self.loop.degraded[-1])
+    def _heard(self, event: object) -> None:
+        if isinstance(event, Stages) and event.modality == "video":
+            passed_s = (event.prefilled_ns - event.captured_ns) / NS_PER_S
+            self.glass_to_state_s.append((event.captured_ns / NS_PER_S, passed_s))
+        elif isinstance(event, Degraded):
+            self.steps.append(event)
 
     # What happens in the world: each generator does something and gives the time of the next.
 
