@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,7 +71,7 @@ class AsyncClient:
         """What the service tells of itself: ready, context tokens, counters."""
         return await self._get("/healthz")
 
-    async def ask(self, asked: Ask | str) -> AsyncIterator[Event]:
+    async def ask(self, asked: Ask | str) -> AsyncGenerator[Event, None]:
         """Ask about what the service sees and hears.
 
         Returns:
@@ -85,7 +85,7 @@ class AsyncClient:
                     yield event
         yield answer.finished()
 
-    async def watch(self, wish: Watch | str) -> AsyncIterator[Triggered]:
+    async def watch(self, wish: Watch | str) -> AsyncGenerator[Triggered, None]:
         """Hear when something begins and ends to be so."""
         wish = Watch(wish) if isinstance(wish, str) else wish
         body = wish.body(stream=True)
@@ -94,7 +94,7 @@ class AsyncClient:
                 if (triggered := Triggered.of(payload)) is not None:
                     yield triggered
 
-    async def events(self, types: Sequence[str] = ()) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, types: Sequence[str] = ()) -> AsyncGenerator[dict[str, Any], None]:
         """What happens in the service from now on; only types that begin as given."""
         async with self._answer("GET", events_target(types)) as response:
             async for payload in self._payloads(response):
@@ -144,7 +144,7 @@ class AsyncClient:
 
     async def _payloads(
         self, response: aiohttp.ClientResponse, ends: bool = False
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The objects of a stream of server-sent events, which `ends` with [DONE] or never."""
         async for line in response.content:
             payload = payload_of(line)

@@ -83,7 +83,7 @@ def make_server(path: Path) -> MCPServer[Any]:
         try:
             async with AsyncClient(path) as client:
                 told = client.watch(Watch(condition, cooldown_s=0.0))
-                async with contextlib.aclosing(told):  # type: ignore[type-var]
+                async with contextlib.aclosing(told):
                     triggered = await asyncio.wait_for(anext(told), timeout_s)
         except asyncio.TimeoutError:
             return {"met": False, "waited_s": timeout_s}

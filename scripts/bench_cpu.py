@@ -33,7 +33,9 @@ from edge.config import load_config
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.model.sampling import Sampling
+from edge.notify import Notifier
 from edge.session.turn import Done, Failed, Message, Question
+from edge.startup import Startup
 
 CALLS = ("encode_tubelets", "encode_audio", "embed", "prefill", "snapshot", "restore")
 """What else the engine offers calls these."""
@@ -93,7 +95,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(None, changes)
     senses = service.open_senses(config, arguments.film, None, sound=True, repeat=True)
     bundle = Bundle(arguments.bundle)
-    loop = service._session(bundle, config, senses, MonotonicClock(), None)
+    notifier = Notifier.of({})
+    loop = service._session(
+        *(CpuEngine(bundle), bundle, config, senses, MonotonicClock(), None),
+        *(Startup(notifier), notifier),
+    )
     _kernels.set_threads(1)  # so that no feature is computed on a thread of the pool
     runner = threading.Thread(target=loop.run, name="loop")
     runner.start()

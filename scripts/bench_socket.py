@@ -3,7 +3,8 @@
 The loop, its thread and the application run in this process; the client is another process and
 talks plain WebSocket. Times are the client's, on the clock that both share, so they hold the
 client's own part too. A session of zero cost never leaves the interpreter, so it is measured once
-more with calls that do. Prints a table; the last line is JSON.
+more with calls that do. "echo" is a thread that sends back what it receives: what the machine
+itself takes for such a round at the time. Prints a table; the last line is JSON.
 
     python scripts/bench_socket.py [--rounds 2000] [--idle 16]
 """
@@ -32,7 +33,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from simulate import CONFIG, GENERATION_CONFIG, TOKENIZER  # what the simulator uses too
+from published_config import CONFIG, GENERATION_CONFIG
+from simulate import TOKENIZER
 
 from edge.clock import MonotonicClock, VirtualClock
 from edge.config import Config, Context
@@ -163,8 +165,30 @@ class Client:
                 return now_ns
 
 
+def echo(listener: socket.socket) -> None:
+    """Send one client back what it sends."""
+    connection, _ = listener.accept()
+    with connection:
+        while data := connection.recv(4096):
+            connection.sendall(data)
+
+
+def echoed_ns(path: Path, n_rounds: int) -> list[int]:
+    """How long `echo` takes, time after time."""
+    times_ns: list[int] = []
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        for _ in range(n_rounds):
+            began_ns = time.monotonic_ns()
+            connection.sendall(b"x" * 60)
+            connection.recv(4096)
+            times_ns.append(time.monotonic_ns() - began_ns)
+    return times_ns
+
+
 def client(path: Path, n_rounds: int, n_idle: int, results: Connection) -> None:
     """The other process: one that talks among some that do not."""
+    echo_ns = echoed_ns(path.with_name("echo.sock"), n_rounds)
     idle = [Client(path) for _ in range(n_idle)]
     talking = Client(path)
     turnaround_ns: list[int] = []
@@ -181,7 +205,7 @@ def client(path: Path, n_rounds: int, n_idle: int, results: Connection) -> None:
         talking.send(create)
         first_ns.append(talking.until("response.output_text.delta"))
         talking.until("response.done")
-    results.send((turnaround_ns, asked_ns, first_ns))
+    results.send((echo_ns, turnaround_ns, asked_ns, first_ns))
     assert len(idle) == n_idle  # they were there all the time
 
 
@@ -195,6 +219,9 @@ def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "edge.sock"
         listener = unix_socket.bind(path)
+        echoing = unix_socket.bind(path.with_name("echo.sock"))
+        echoes = threading.Thread(target=echo, args=(echoing,))
+        echoes.start()
 
         async def serve() -> Any:
             async with serving(make_app(loop, Config(), MODEL, Sampling()), listener):
@@ -206,7 +233,9 @@ def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str
                 await asyncio.to_thread(other.join)
                 return found
 
-        turnaround_ns, asked_ns, first_ns = asyncio.run(serve())
+        echo_ns, turnaround_ns, asked_ns, first_ns = asyncio.run(serve())
+        echoes.join()
+        echoing.close()
     loop.stop()
     thread.join()
     until_left_ns = [a - b for a, b in zip(left.times_ns, loop.sampled_ns, strict=True)]
@@ -215,6 +244,7 @@ def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str
     return {
         "engine_call_ms": call_s * 1e3,
         "idle_clients": n_idle,
+        **_summary("echo", echo_ns),
         **_summary("event_to_event", turnaround_ns),
         **_summary("asked_to_first_token", after_asked_ns),
         **_summary("sampled_to_left", until_left_ns),

@@ -153,9 +153,9 @@ def main() -> None:
     print(f"\na pause of {PAUSE_S} s stays inside: {kept:.1%}")
     n_false = false_starts(options.minutes, rng)
     print(f"false starts in {options.minutes} min each of silence and two noises: {n_false}")
-    shares = own_voice(list(conversations(sentences, options.conversations, rng)))
+    interrupted = own_voice(list(conversations(sentences, options.conversations, rng)))
     print("\nthe robot is interrupted by")
-    for name, share in shares.items():
+    for name, share in interrupted.items():
         print(f"  {name:<18}{share:>7.1%}")
     cost = {"alone_ms": cost_ms(clips, False), "with_own_voice_ms": cost_ms(clips, True)}
     print(
@@ -170,7 +170,7 @@ def main() -> None:
         "timing": told,
         "pause_kept": kept,
         "false_starts": n_false,
-        "own_voice": shares,
+        "own_voice": interrupted,
         "cost": cost,
     }
     print(json.dumps(figures))

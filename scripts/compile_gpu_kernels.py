@@ -114,7 +114,8 @@ def instructions_per_weight(kernel: Kernel, made: Compiled, k: int) -> float:
     else:
         rows, columns = fixed["BLOCK_N"], fixed["BLOCK_K"]
     turns = -(-k // columns)
-    return inner_loop(made.cubin) * made.resources.threads * turns / (rows * k)
+    issued: float = inner_loop(made.cubin) * made.resources.threads * turns / (rows * k)
+    return issued
 
 
 def kernel_row(name: str, board: str, made: Compiled, spec: ModelSpec) -> dict[str, Any]:

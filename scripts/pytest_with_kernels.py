@@ -26,7 +26,7 @@ def main() -> None:
     sys.modules[NAME] = module
     import edge
 
-    edge._kernels = module
+    edge.__dict__["_kernels"] = module
     print(f"{path}: {', '.join(module.instruction_sets())}", flush=True)
     sys.exit(pytest.main(arguments))
 

@@ -329,7 +329,7 @@ class World:
             self.sound.put(Item(self.clock.now_ns(), 0.5))
 
     def _engine(self, _length_s: float) -> None:
-        def fail(*_: object) -> None:
+        def fail(*_: Any, **__: Any) -> None:
             raise EngineError("engine", "gave NaN", "restart")
 
         self.engine._charge = fail  # type: ignore[method-assign]

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,10 @@ async def _do(what: str, one: AsyncClient, rng: random.Random) -> None:
     if what == "status":
         await one.health()
     elif what == "ask":
-        events = [event async for event in one.ask(Ask("Say red.", max_tokens=rng.randrange(1, 9)))]
-        assert isinstance(events[-1], Finished)
+        told = [event async for event in one.ask(Ask("Say red.", max_tokens=rng.randrange(1, 9)))]
+        assert isinstance(told[-1], Finished)
     else:
-        streams = {
+        streams: dict[str, Callable[[], AsyncGenerator[Any, None]]] = {
             "cancel": lambda: one.ask(Ask("Hello", max_tokens=200)),
             "watch": lambda: one.watch(Watch("Is there a circle?", cooldown_s=0.0)),
             "events": lambda: one.events(),
@@ -172,7 +173,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                     crowd.kill_one()
                     killed_s = time.monotonic()
         told = crowd.end()
-        wrong, report = [], {}
+        wrong: list[str] = []
+        report: dict[str, Any] = {}
         if service.poll() is None:
             time.sleep(2.0)
             report = after(Client(path), service.pid, n_before, wrong)

@@ -11,10 +11,11 @@ import wave
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.types import AudioChunk, Float32
@@ -69,7 +70,8 @@ def _read(file: Path) -> Float32:
     with wave.open(str(file)) as sound:
         raw = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
         mono = raw.reshape(-1, sound.getnchannels()).mean(axis=1) / 32768
-        return soxr.resample(mono, sound.getframerate(), SAMPLE_RATE_HZ).astype(np.float32)
+        resampled = soxr.resample(mono, sound.getframerate(), SAMPLE_RATE_HZ)
+    return np.asarray(resampled, np.float32)
 
 
 def _trimmed(samples: Float32) -> Float32:
@@ -108,7 +110,7 @@ def placements(
         level = 10 ** rng.uniform(-1.0, 0.3)
         before, after = (int(rng.uniform(1.0, 1.4) * SAMPLE_RATE_HZ) for _ in range(2))
         speech = np.pad(clips[name], (before, after))
-        background = rng.standard_normal(len(speech)) * _ROOM_NOISE
+        background: NDArray[Any] = rng.standard_normal(len(speech)) * _ROOM_NOISE
         if noise == "white":
             background = rng.standard_normal(len(speech)) * _LEVEL * 10 ** (-SNR_DB / 20)
         elif noise == "babble":
@@ -123,7 +125,7 @@ def babble(clips: Mapping[str, Float32], n: int, rng: np.random.Generator) -> Fl
     """[n] of all clips over one another, four times each, of power 1."""
     voices = [np.roll(np.resize(clip, n), rng.integers(n)) for clip in clips.values()] * 4
     crowd = np.sum([np.roll(voice, rng.integers(n)) for voice in voices], axis=0)
-    return (crowd / crowd.std()).astype(np.float32)
+    return np.asarray(crowd / crowd.std(), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +153,7 @@ def conversations(
     Args:
         level_db: the echo's level, beside a person's usual one.
     """
-    names = {
+    names: dict[tuple[str, ...], list[str]] = {
         voices: [name for name in clips if name.split("-")[0] in voices]
         for voices in (ROBOT, PEOPLE)
     }
@@ -191,4 +193,4 @@ def _room(rng: np.random.Generator) -> Float32:
     reflections *= 0.7 / np.sqrt(np.square(reflections).sum())
     reflections[0] = 1.0
     response = np.pad(reflections, (int(rng.uniform(0, 0.25) * SAMPLE_RATE_HZ), 0))
-    return (response / np.sqrt(np.square(response).sum())).astype(np.float32)
+    return np.asarray(response / np.sqrt(np.square(response).sum()), np.float32)
