@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edge.clock import NS_PER_S
+from edge.serve.memory import AllocatedMemory
 from edge.session.turn import Done, Status
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -40,6 +41,7 @@ class Metrics:
         """The newest, oldest first."""
         self._registry = CollectorRegistry()
         self._registry.register(_Session(status))
+        self._registry.register(AllocatedMemory())
         ProcessCollector(namespace="edge", registry=self._registry)
         where: Any = {"registry": self._registry}
         self.connections = Gauge("edge_connections", "Open connections.", **where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -248,6 +249,22 @@ def test_requests_are_counted_by_route_and_status(path):
     ):
         assert line in text.text.splitlines(), line
     assert "edge_process_open_fds" in text.text
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_what_malloc_has_given_out_is_counted(path):
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    n_bytes = 64 << 20
+    with served(path, ScriptedSession(answer("x"))):
+        before = metric(path, "edge_malloc_used_bytes")
+        block = libc.malloc(ctypes.c_size_t(n_bytes))
+        during = metric(path, "edge_malloc_used_bytes")
+        libc.free(block)
+        after = metric(path, "edge_malloc_used_bytes")
+        assert metric(path, "edge_python_blocks") > 10_000
+    assert during - before == pytest.approx(n_bytes, rel=0.05)
+    assert during - after == pytest.approx(n_bytes, rel=0.05)
 
 
 def test_what_is_no_http_is_counted_and_leaves_no_traceback_in_the_log(path, caplog):
