@@ -188,9 +188,8 @@ class Answering:
             return None
         if question.yes_no is not None:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
-        token = self._choose()
+        token, is_first = self._choose(), not self._said
         self._said.append(token)
-        is_first = not self._first_token_ns
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
             return self._finish("stop")

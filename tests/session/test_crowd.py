@@ -74,7 +74,7 @@ class Crowd:
 def test_a_crowd_that_asks_without_pause_blinds_nobody_and_everybody_is_answered(
     board, max_age_s, least
 ):
-    """Measured: the state is 3.1 and 4.9 s old at most; 120 s of nothing new without a share."""
+    """Measured: the state is 2.9 and 5.2 s old at most; 120 s of nothing new without a share."""
     crowd = Crowd(board).run()
     assert max(crowd.ages_s) < max_age_s
     assert crowd.failed == []
