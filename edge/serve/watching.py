@@ -93,7 +93,9 @@ class Watching:
             try:
                 stream = await open_stream(request)
                 await send(stream, EdgeTriggerCreated(trigger_id=name, trigger=trigger))
-                await self._tell(stream, outbox, lambda event: getattr(event, "id", "") == name)
+                await self._tell(
+                    request, stream, outbox, lambda event: getattr(event, "id", "") == name
+                )
             finally:
                 with contextlib.suppress(ProtocolError):  # somebody else has deleted it
                     self._session.triggers.delete(name)
@@ -113,7 +115,9 @@ class Watching:
         wanted = tuple(part for part in request.query.get("types", "").split(",") if part)
         with self._heard(request) as outbox:
             stream = await open_stream(request)
-            await self._tell(stream, outbox, lambda event: not wanted or _is_one(event, wanted))
+            await self._tell(
+                request, stream, outbox, lambda event: not wanted or _is_one(event, wanted)
+            )
         return stream
 
     @contextlib.contextmanager
@@ -137,13 +141,15 @@ class Watching:
 
     async def _tell(
         self,
+        request: web.Request,
         stream: web.StreamResponse,
         outbox: Outbox[object],
         wants: Callable[[AnyServerEvent], bool],
     ) -> None:
-        """Until the client goes: aiohttp then cancels this."""
+        """Until the client goes: aiohttp then cancels this, and the request has no transport."""
         start_ns = self._session.status().start_ns
-        while True:
+        # Before Python 3.12 wait_for loses a cancellation that comes together with an event.
+        while request.transport is not None:
             try:
                 event = await asyncio.wait_for(outbox.next(), ALIVE_S)
             except asyncio.TimeoutError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import httpx2
 import pytest
@@ -92,6 +93,31 @@ def test_there_are_not_too_many(client):
         assert made.status_code == 200
     refused = client.post("/v1/edge/triggers", json={"condition": "x"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "over_capacity")
+
+
+def test_no_trigger_outlives_its_client_however_much_happens(client, session):
+    """Before Python 3.12 `wait_for` loses a cancellation that comes together with an event."""
+    stopped = threading.Event()
+
+    def happen():
+        while not stopped.wait(0.0002):
+            session.events.tell(TriggerBegan("another", "?", 9 * S, 8 * S, 0.75, (SEEN,)))
+
+    thread = threading.Thread(target=happen)
+    thread.start()
+    try:
+        for _ in range(60):
+            with client.stream(
+                "POST", "/v1/edge/triggers", json={"condition": "?", "stream": True}
+            ):
+                pass
+        end_s = time.monotonic() + TIMEOUT_S
+        while session.triggers.entries() and time.monotonic() < end_s:
+            time.sleep(0.05)
+        assert session.triggers.entries() == ()
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def test_a_watched_trigger_tells_its_own_events_and_goes_with_its_client(client, session):
