@@ -28,10 +28,13 @@ from serve.scripted import (
     speak_until_cancelled,
 )
 from serve.traffic import Recorded
+from websockets.frames import Frame, Opcode
+from websockets.streams import StreamReader
 
 from edge.config import Answer, Config
 from edge.errors import CapacityError
 from edge.senses.turn_events import SpeechStarted
+from edge.serve.realtime import _text_frame
 from edge.session.budget import LADDER, Degraded
 from edge.session.turn import Failed, Spoken, TextDelta, ToolCall
 from edge.types import Evidence, Picture, Sound, Stages
@@ -499,6 +502,16 @@ def test_items_can_be_looked_at_and_deleted(path):
         client.until("conversation.item.deleted")
         client.send("conversation.item.delete", item_id="mine")
         assert "not in the conversation" in client.until("error")["error"]["message"]
+
+
+@pytest.mark.parametrize("n_bytes", [0, 125, 126, 65_535, 65_536])
+def test_frames_of_every_length_are_read_by_the_stock_parser(n_bytes):
+    reader = StreamReader()
+    reader.feed_data(_text_frame(b"x" * n_bytes))
+    with pytest.raises(StopIteration) as parsed:
+        next(Frame.parse(reader.read_exact, mask=False))
+    frame = parsed.value.value
+    assert (frame.opcode, frame.fin, frame.data) == (Opcode.TEXT, True, b"x" * n_bytes)
 
 
 @pytest.mark.parametrize("n_bytes", [1, 200, 70_000])
