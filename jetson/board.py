@@ -47,8 +47,7 @@ class Board:
     @property
     def mode_power_w(self) -> float | None:
         """What the power mode allows, where its name says so."""
-        found = re.search(r"(\d+)W", self.power_mode)
-        return float(found[1]) if found else None
+        return _mode_power_w(self.power_mode)
 
 
 def read_board(root: Path = SYSTEM) -> Board:
@@ -102,14 +101,13 @@ class HealthReader:
         rails = rails_w(self.root)
         whole = next((name for name in WHOLE_BOARD if name in rails), None)
         power_w = rails[whole] if whole else sum(rails.values()) or None
-        board = read_board(self.root)
         return BoardHealth(
             linux.temperature_c,
             linux.max_temperature_c,
             is_throttled=self._is_held_down(),
             memory_share=linux.memory_share,
             power_w=power_w,
-            max_power_w=None if whole == CARRIER else board.mode_power_w,
+            max_power_w=None if whole == CARRIER else _mode_power_w(_power_mode(self.root)),
         )
 
     def _is_held_down(self) -> bool:
@@ -137,6 +135,11 @@ def _power_mode(root: Path) -> str:
         r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", _text(root / "etc/nvpmodel.conf")
     )
     return dict(modes).get(number[1], "") if number else ""
+
+
+def _mode_power_w(mode: str) -> float | None:
+    found = re.search(r"(\d+)W", mode)
+    return float(found[1]) if found else None
 
 
 def _text(path: Path) -> str:
