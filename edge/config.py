@@ -55,7 +55,7 @@ class Perception(msgspec.Struct, frozen=True):
     """Frames a second taken from a video source, above 0, at most 60."""
     evs_tokens_per_s: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
     """Efficient video sampling: of each picture only what changed is kept, within so many tokens a
-    second of capture time; 0 keeps everything."""
+    second of capture time; a still one costs nothing. 0 keeps everything."""
     evs_keep: Literal["pictures", "places"] = "pictures"
     """pictures: where anything changed, all of it as far as the budget goes, changed places first;
     places: only these."""

@@ -74,8 +74,7 @@ class CausalPruner:
     Kept are the places that changed since the tubelet before, most changed first, within a budget;
     what the budget leaves out is owed, and counts the more the longer it waits. The first tubelet
     and the first after a cut are kept whole, one in a second at most: only so can the budget be
-    exceeded. Every tubelet keeps a token: where nothing changed, the most
-    typical place, for a thing shown alone reads as news.
+    exceeded. A tubelet in which nothing changed keeps nothing: a token of it reads as news.
     Memory: one tubelet and one second of counts.
 
     Where nothing is cut or left out, a clip keeps exactly what `retention_mask` keeps of it at the
@@ -91,7 +90,7 @@ class CausalPruner:
         Args:
             tokens_per_s: the budget, more than `max_tubelets_per_s`.
             max_tubelets_per_s: that will ever arrive in a second of capture time; one token each is
-                set aside.
+                set aside, for something may change in each.
             whole_pictures: keep the unchanged places, too, where others changed.
         """
         self._whole_pictures = whole_pictures
@@ -115,7 +114,7 @@ class CausalPruner:
             capture_ns: when it was taken, not before the one before.
             share: of the budget that may be spent now.
         Returns:
-            bool [rows, columns], True at least once.
+            bool [rows, columns]; nowhere True if nothing changed, else at least once.
         """
         change, is_new = self._change(tubelet, capture_ns)
         changed = change >= CHANGED
@@ -127,10 +126,9 @@ class CausalPruner:
         else:
             left = int(share * self._shared_tokens) - sum(n for _, n in self._spent)
             n_wanted = int(changed.sum())
-            rank = change if n_wanted else _likeness_to_mean(tubelet)
             if n_wanted and self._whole_pictures:
                 n_wanted = changed.size
-            kept = _largest(rank, max(1, min(left, n_wanted)))
+            kept = _largest(change, min(max(1, left), n_wanted))
         self._spent.append((capture_ns, int(kept.sum())))
         self._owed = np.where(changed & ~kept, change, np.float32(0))
         self._kept_ns[kept] = capture_ns
@@ -157,11 +155,6 @@ def _largest(values: Float32, n: int) -> NDArray[np.bool_]:
     mask = np.zeros(values.size, np.bool_)
     mask[np.argsort(-values, axis=None, kind="stable")[:n]] = True
     return mask.reshape(values.shape)
-
-
-def _likeness_to_mean(tubelet: Float32) -> Float32:
-    """How typical of its tubelet each place is: background rather than a thing."""
-    return -_dissimilarity(tubelet, np.broadcast_to(tubelet.mean(axis=(0, 1)), tubelet.shape))
 
 
 def _dissimilarity(tubelet: Float32, before: Float32) -> Float32:

@@ -11,7 +11,7 @@ from typing import Any
 from edge.clock import NS_PER_S
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, ConfigurationError
-from edge.session.slot import Perceived, Slot
+from edge.session.slot import Perceived, Slot, prolong
 from edge.types import Evidence, Int32, Modality, Segment
 
 N_EVIDENCE = 4
@@ -123,6 +123,9 @@ class LiveContext:
         Raises:
             CapacityError: as `append`.
         """
+        if not len(perceived.embeddings):
+            self._prolong(perceived)
+            return
         self._make_room("append", perceived)
         self._live.add(perceived)
         self._keep(perceived)
@@ -158,6 +161,13 @@ class LiveContext:
             self._next.add(perceived)
         elif self._room() < self._rebase_room:
             self._begin_rebase()
+
+    def _prolong(self, still: Perceived) -> None:
+        self._must_stand_alone("append")
+        prolong(self._kept, still)
+        for slot in (self._live, self._next):
+            if slot is not None:
+                prolong(slot.ledger, still)
 
     def _must_stand_alone(self, what: str) -> None:
         if self._before_fork is not None:

@@ -143,7 +143,9 @@ class Watcher:
         times_s = [(frame.capture_ns - self._start_ns) / NS_PER_S for frame in frames]
         text = self._prefix + tubelet_text(self._n_frames + 1, times_s, len(media))
         self._n_frames += len(frames)
-        rows = embed_media(self._engine, self._tokenizer, text, media)
+        rows = media
+        if len(media):  # else nothing changed, and the text would say nothing either
+            rows = embed_media(self._engine, self._tokenizer, text, media)
         evidence = Evidence(
             source=self.name or frames[0].source,
             start_ns=frames[0].capture_ns,

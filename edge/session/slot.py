@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import MutableSequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +19,19 @@ class Perceived:
 
     modality: Modality
     embeddings: Float32
-    """[n, H]: text around the media and the media itself, in order."""
+    """[n, H]: text around the media and the media itself, in order. Without rows it is still what
+    the source's segment before shows."""
     evidence: Evidence
+
+
+def prolong(segments: MutableSequence[Any], still: Perceived) -> None:
+    """Let the newest of the segments that is of the same source and modality reach until now."""
+    for i in reversed(range(len(segments))):
+        evidence = segments[i].evidence
+        if segments[i].modality == still.modality and evidence.source == still.evidence.source:
+            until_now = replace(evidence, end_ns=still.evidence.end_ns)
+            segments[i] = replace(segments[i], evidence=until_now)
+            return
 
 
 class Slot:

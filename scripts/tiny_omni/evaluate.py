@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,9 @@ MAX_TUBELETS_PER_S = 1
 CHUNK = SAMPLE_RATE_HZ // 10
 HONEST = "honest none"
 """All cases whose truth is that there is none."""
-FILM_TASKS = tuple(dict.fromkeys(ABOUT_A_FILM))
+FILM_TASKS = {maker.__name__.removeprefix("ask_"): maker for maker in ABOUT_A_FILM}
+HEARD = ("word", "spoken")
+TASKS = (*FILM_TASKS, "text", *HEARD)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,6 @@ class Subject:
 def cases(kind: str, n: int, sounds: Sounds | None, seed: int) -> Iterator[Case]:
     """n cases of one kind: a film task's name, `word`, `spoken` or `text`."""
     rng = np.random.default_rng([seed, 77, sum(kind.encode())])
-    makers = {maker.__name__.removeprefix("ask_"): maker for maker in FILM_TASKS}
     found = 0
     while found < n:
         height, width = SIZES[rng.integers(len(SIZES))]
@@ -162,7 +163,7 @@ def cases(kind: str, n: int, sounds: Sounds | None, seed: int) -> Iterator[Case]
         else:
             n_frames = 2 * int(rng.integers(2 if kind == "change" else 1, 4))
             scene = a_scene(rng, width / height, n_frames)
-            maker = SPOKEN[rng.integers(len(SPOKEN))] if kind == "spoken" else makers[kind]
+            maker = SPOKEN[rng.integers(len(SPOKEN))] if kind == "spoken" else FILM_TASKS[kind]
             asked = maker(rng, scene)
             if asked is None:
                 continue
@@ -184,6 +185,7 @@ def withheld(case: Case, sense: str | None) -> Case:
 
 def measure(
     subject: Subject,
+    tasks: Sequence[str],
     n: int,
     seed: int,
     without: str | None,
@@ -195,13 +197,11 @@ def measure(
 
     With a budget, also live with pruned tubelets, and the share of their tokens that was kept.
     """
-    kinds = [maker.__name__.removeprefix("ask_") for maker in FILM_TASKS] + ["text"]
-    kinds += ["word", "spoken"] if sounds else []
     live: dict[str, list[bool]] = defaultdict(list)
     request: dict[str, list[bool]] = defaultdict(list)
     pruned: dict[str, list[bool]] = defaultdict(list)
     agree: list[bool] = []
-    for kind in kinds:
+    for kind in tasks:
         for case in tqdm(cases(kind, n, sounds, seed), total=n, desc=kind, disable=quiet):
             shown = withheld(case, without)
             one, other = subject.live(shown), subject.request(shown)
@@ -231,6 +231,7 @@ def _shares(hits: dict[str, list[bool]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="only these")
     parser.add_argument("--n", type=int, default=200, help="cases a task")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--without", choices=("video", "audio"), help="withhold a sense")
@@ -246,6 +247,7 @@ def main() -> None:
     reports = {
         path.name: measure(
             Subject(path, arguments.evs_keep == "pictures"),
+            [task for task in arguments.tasks if sounds or task not in HEARD],
             arguments.n,
             arguments.seed,
             arguments.without,

@@ -183,3 +183,47 @@ def test_a_part_of_the_past_is_recalled_and_the_live_state_stays(engine):
     np.testing.assert_array_equal(decoded(context), before)
     with pytest.raises(CapacityError, match="nothing is kept of that time"):
         context.recall(50, 60)
+
+
+def still_of(engine, end_ns):
+    rows = np.zeros((0, engine.spec.decoder.hidden_size), np.float32)
+    return Perceived("video", rows, Evidence("camera", end_ns - 1, end_ns, (end_ns,)))
+
+
+def test_what_is_still_so_prolongs_the_newest_segment_of_its_own_kind(engine):
+    context = context_of(engine("base"))
+    for modality, source, end_ns in (
+        ("video", "camera", 1),
+        ("video", "camera", 2),
+        ("audio", "camera", 3),
+        ("video", "other", 4),
+    ):
+        rows = perceived(context.engine, 4).embeddings
+        context.append(Perceived(modality, rows, Evidence(source, end_ns - 1, end_ns)))
+    before, n_before = decoded(context), context.n_tokens
+    context.append(still_of(context.engine, 9))
+    assert context.n_tokens == n_before
+    np.testing.assert_array_equal(decoded(context), before)
+    assert [evidence.end_ns for evidence in context.evidence()] == [1, 9, 3, 4]
+    assert context.newest_capture_ns("camera") == 9
+    assert [s.evidence.end_ns for s in context.recall(8, 9).ledger[1:]] == [9]
+
+
+def test_what_is_still_so_is_known_also_after_a_rebase(engine):
+    context = context_of(engine("base"))
+    n = 0
+    while context._next is None:
+        n += 1
+        context.append(perceived(context.engine, 10, n))
+    context.append(still_of(context.engine, 99))
+    while context.rebase():
+        pass
+    assert context.n_rebases == 1
+    assert [context.evidence()[-1].frame_ids, context.newest_capture_ns()] == [(n,), 99]
+
+
+def test_before_anything_was_seen_nothing_can_still_be_so(engine):
+    context = context_of(engine("base"))
+    context.append(still_of(context.engine, 9))
+    assert len(context.ledger) == 1
+    assert context.newest_capture_ns() is None

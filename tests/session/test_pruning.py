@@ -152,11 +152,35 @@ def test_after_a_rebuild_the_next_picture_is_whole(folder, trained, clips):
     after_rebase = []
     for i in range(40):
         before = loop._context.n_rebases
-        sight.put(replace(frame, capture_ns=i * NS_PER_S // 2, frame_id=i))
+        pixels = np.roll(frame.pixels, 40 * (i // 4), axis=1)  # every second tubelet is still
+        sight.put(replace(frame, pixels=pixels, capture_ns=i * NS_PER_S // 2, frame_id=i))
         while loop.step():
             pass
         after_rebase.append(loop._context.n_rebases > before)
     rebased = after_rebase.index(True) // 2
-    n_pruned = [stages.n_pruned for stages in loop.status().recent]
-    assert n_pruned[0] == n_pruned[rebased + 1] == 0
-    assert min(n_pruned[1 : rebased + 1]) > 0
+    n_kept = [stages.n_kept for stages in loop.status().recent]
+    assert (rebased + 1) % 2 == 1
+    assert n_kept[rebased + 1] == n_kept[0]
+    assert set(n_kept[1:rebased:2]) == {0}
+
+
+def test_a_still_picture_costs_no_token_and_its_evidence_reaches_until_now(folder, trained, clips):
+    loop, _, sight = a_loop(
+        folder, trained, VirtualClock(), {"perception": {"evs_tokens_per_s": 16}}
+    )
+    (frame, *_) = (
+        Recording.open(clips / "carphone_pristine.mp4").video(VirtualClock(), 0, 2).frames()
+    )
+    n_tokens = []
+    for i in range(20):
+        sight.put(replace(frame, capture_ns=i * NS_PER_S // 2, frame_id=i))
+        while loop.step():
+            pass
+        n_tokens.append(loop.status().n_context_tokens)
+    assert len(set(n_tokens[1:])) == 1
+    assert loop.status().counters["video_segments"] == 10
+    (evidence,) = loop._context.evidence()
+    assert evidence.frame_ids == (0, 1)
+    assert (evidence.start_ns, evidence.end_ns) == (0, 19 * NS_PER_S // 2)
+    recalled = loop._context.recall(8 * NS_PER_S, 9 * NS_PER_S)
+    assert [segment.evidence for segment in recalled.ledger[1:]] == [evidence]
