@@ -69,7 +69,8 @@ class Evidence:
     start_ns: int
     """Capture time of its first sample or frame."""
     end_ns: int
-    """Capture time of its last sample or frame."""
+    """Capture time of its last sample or frame; of a picture, of the newest that was still the same
+    where those are not kept (`perception.evs_tokens_per_s`)."""
     frame_ids: tuple[int, ...] = ()
 
 

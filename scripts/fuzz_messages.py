@@ -45,6 +45,7 @@ EVENTS: tuple[dict[str, Any], ...] = (
     {"type": "conversation.item.delete", "item_id": "item_1"},
     {"type": "conversation.item.retrieve", "item_id": "item_1"},
     {"type": "response.cancel"},
+    {"type": "edge.playback.append", "audio": "AAAA", "delay_ms": 20},
     {"type": "edge.trigger.create", "trigger": TRIGGER},
     {"type": "edge.trigger.delete", "trigger_id": "trigger_1"},
 )

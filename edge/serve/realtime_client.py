@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,13 +21,14 @@ from edge.config import Config
 from edge.errors import EdgeError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.still import from_base64
-from edge.senses.turn_events import Ended, SpeechStarted
+from edge.senses.turn_events import Ended, Played, SpeechStarted
 from edge.serve.access import Role, require
 from edge.serve.client_sound import ClientSound
 from edge.serve.completion import health_of
 from edge.serve.conversation import ClientConversation, Entry, as_turns, entry_of, sound_entry
 from edge.serve.messages import wrong_field
 from edge.serve.outbox import Outbox
+from edge.serve.playback import Playback, PlaybackAppend
 from edge.serve.protocol import (
     AudioAppend,
     AudioClear,
@@ -109,7 +111,7 @@ class Client:
         self._settings = first_settings(new_id("sess"), model, config)
         self._conversation_id = new_id("conv")
         self._conversation = ClientConversation(room)
-        self._sound = ClientSound()
+        self._sound, self._playback = ClientSound(), Playback()
         self._sound.detect_turns(True)
         self._speech_id = new_id("item")
         self._reply: Reply | None = None
@@ -232,6 +234,11 @@ class Client:
             self._say(ItemDeleted(item_id=event.item_id))
         elif isinstance(event, ItemRetrieve):
             self._say(ItemRetrieved(item=self._conversation[event.item_id]))
+        elif isinstance(event, PlaybackAppend):
+            starts_ns = event.starts_ns(time.monotonic_ns())
+            pcm = from_base64("audio", event.audio)
+            played = await asyncio.to_thread(self._playback.push, pcm, starts_ns)
+            self._session.control(Played(played))
         elif isinstance(event, TriggerCreate):
             name = self._session.triggers.create(event.trigger)
             self._triggers.add(name)

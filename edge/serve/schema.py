@@ -6,13 +6,14 @@ from typing import Any
 
 import msgspec
 
+from edge.serve.playback import PlaybackAppend
 from edge.serve.pointing import Box, Point
 from edge.serve.protocol import ClientEvent, EdgeAnswer
 from edge.serve.report import AnswerReport
 from edge.serve.server_events import ServerEvent
 from edge.serve.trigger_events import ClientTriggerEvent, ServerTriggerEvent
 
-AnyClientEvent = ClientEvent | ClientTriggerEvent
+AnyClientEvent = ClientEvent | ClientTriggerEvent | PlaybackAppend
 AnyServerEvent = ServerEvent | ServerTriggerEvent
 
 

@@ -157,7 +157,7 @@ def test_on_the_realtime_socket_an_observer_hears_and_cannot_talk(path):
         assert "is for the role operator, yours is observer" in answered["error"]["message"]
     assert updated["type"] == "session.updated"  # of what it hears; it is nobody else's session
     for uid, gid in ((CHIEF, CHIEF), (STRANGER, MOTION)):
-        talk = [event for event in talk if event["type"] != "input_audio_buffer.append"]
+        talk = [event for event in talk if not event["type"].endswith(".append")]
         _, *served_ = as_user(uid, path, (*talk, update), gid)  # appending has no answer
         assert len(served_) == len(talk) + 1
         assert "for the role" not in json.dumps(served_)

@@ -15,7 +15,7 @@ from openai.types import realtime
 from serve.traffic import validator
 from write_schemas import FOLDER, schema_text
 
-from edge.serve import protocol, server_events, trigger_events
+from edge.serve import playback, protocol, server_events, trigger_events
 from edge.serve.schema import AnyClientEvent, AnyServerEvent, event_schemas
 
 CLIENT, SERVER = get_args(AnyClientEvent), get_args(AnyServerEvent)
@@ -81,7 +81,7 @@ def test_every_event_round_trips_and_its_schema_describes_it(event):
 
 
 def test_no_event_of_the_modules_is_left_out():
-    for module in (protocol, server_events, trigger_events):
+    for module in (protocol, server_events, trigger_events, playback):
         for thing in vars(module).values():
             if not (isinstance(thing, type) and issubclass(thing, msgspec.Struct)):
                 continue
