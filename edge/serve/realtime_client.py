@@ -61,7 +61,7 @@ from edge.serve.server_events import (
     new_id,
 )
 from edge.serve.server_events import SpeechStarted as SpeechStartedEvent
-from edge.serve.session_events import TOPICS, dropped_events, observed_event, spoken_event
+from edge.serve.session_events import TOPICS, dropped_events, told_event
 from edge.serve.settings import changed, first_settings, question_of, vad_of
 from edge.serve.trigger_events import (
     EdgeTriggerCreated,
@@ -83,13 +83,6 @@ class _Answered:
 
     reply: Reply
     event: AnswerEvent | Begun
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Spoken:
-    """Something in the robot's own conversation."""
-
-    event: SpokenEvent
 
 
 class Client:
@@ -147,7 +140,7 @@ class Client:
 
     def _heard(self, event: SpokenEvent) -> None:
         if "speech" in self._topics:
-            self._outbox.deliver(_Spoken(event))
+            self._outbox.deliver(event)
 
     # In the event loop's thread.
 
@@ -155,14 +148,10 @@ class Client:
         """What was in the outbox, as events for the client."""
         if isinstance(waiting, _Answered):
             yield from self._answered(waiting.reply, waiting.event)
-        elif isinstance(waiting, _Spoken):
-            spoken = spoken_event(waiting.event, self._start_ns)
-            if spoken is not None:
-                yield spoken
         elif isinstance(waiting, AnyServerEvent):
             yield waiting
-        elif (observed := observed_event(waiting, self._start_ns)) is not None:
-            yield observed
+        elif (told := told_event(waiting, self._start_ns)) is not None:
+            yield told
 
     async def look(self) -> None:
         """Once a second, tell who wants it how the session is."""

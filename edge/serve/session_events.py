@@ -28,7 +28,7 @@ from edge.session.intake import Refused
 from edge.session.notes import Noted
 from edge.session.perception import Rebased
 from edge.session.triggers import TriggerBegan, TriggerEnded
-from edge.session.turn import Done, Failed, Spoken, SpokenEvent, TextDelta
+from edge.session.turn import Done, Failed, Spoken, TextDelta
 from edge.types import Evidence, Stages
 
 TOPICS: dict[type, Topic] = {
@@ -40,22 +40,16 @@ TOPICS: dict[type, Topic] = {
     TriggerBegan: "trigger",
     TriggerEnded: "trigger",
 }
-"""The events of `observe` that are for clients; answers are for those who asked."""
+"""The events of `observe` that are for clients. Answers are for those who asked; those to spoken
+questions are for all, by `watch`."""
 
 
-def is_for_clients(event: object) -> bool:
-    """Whether `observed_event` has something to tell of it."""
-    return type(event) in TOPICS or isinstance(event, SpeechStarted | Spoken)
-
-
-def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerEvent | None:
-    """One of the session's events as clients see it; None for those that are not for them.
+def told_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerEvent | None:
+    """What was observed or watched as clients see it; None for what they are not told.
 
     Args:
         start_ns: the session's beginning, from which `*_s` count.
     """
-    if isinstance(event, SpeechStarted | Spoken):
-        return spoken_event(event, start_ns)
 
     def at_s(at_ns: int) -> float:
         return round((at_ns - start_ns) / NS_PER_S, 3)
@@ -79,7 +73,7 @@ def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerE
     if isinstance(event, Noted):
         return EdgeNoted(at_s=at_s(event.at_ns), text=event.text)
     if not isinstance(event, TriggerBegan | TriggerEnded):
-        return None
+        return _spoken_event(event, start_ns)
     kind = EdgeTriggerBegan if isinstance(event, TriggerBegan) else EdgeTriggerEnded
     return kind(
         id=event.id,
@@ -91,8 +85,8 @@ def observed_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerE
     )
 
 
-def spoken_event(event: SpokenEvent, start_ns: int) -> ServerEvent | None:
-    """What happens in the robot's own conversation; None for what no client is told."""
+def _spoken_event(event: object, start_ns: int) -> ServerEvent | None:
+    """What happens in the robot's own conversation."""
     if isinstance(event, SpeechStarted):
         return EdgeSpeechStarted(onset_s=round((event.onset_ns - start_ns) / NS_PER_S, 3))
     if isinstance(event, Spoken):

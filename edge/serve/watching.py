@@ -17,7 +17,7 @@ from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.replies import NotFoundError, json_reply, open_stream, send
 from edge.serve.schema import AnyServerEvent
-from edge.serve.session_events import is_for_clients, observed_event
+from edge.serve.session_events import TOPICS, told_event
 from edge.serve.trigger_events import EdgeTriggerCreated
 from edge.session.triggers import Trigger, TriggerStatus
 from edge.session.turn import Asked
@@ -130,14 +130,15 @@ class Watching:
         outbox: Outbox[object] = Outbox(self._config.socket.max_outbox_events, overflow)
 
         def deliver(event: object) -> None:
-            if is_for_clients(event):
+            if type(event) in TOPICS:
                 outbox.deliver(event)
 
-        leave = self._session.observe(deliver)
+        leave, unwatch = self._session.observe(deliver), self._session.watch(outbox.deliver)
         try:
             yield outbox
         finally:
             leave()
+            unwatch()
 
     async def _tell(
         self,
@@ -155,7 +156,7 @@ class Watching:
             except asyncio.TimeoutError:
                 await stream.write(b": alive\n\n")
                 continue
-            payload = observed_event(event, start_ns)
+            payload = told_event(event, start_ns)
             if payload is not None and wants(payload):
                 await send(stream, payload)
 

@@ -8,7 +8,7 @@ import time
 
 import httpx2
 import pytest
-from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
+from serve.scripted import DONE, TIMEOUT_S, ScriptedSession, answer, served
 
 from edge.config import Config, Socket
 from edge.senses.turn_events import SpeechStarted
@@ -156,11 +156,10 @@ EVENTS = [
     Rebased(S, 100),
     Noted(S, "a red circle", 5),
     Refused(S, "camera", "has no room"),
-    SpeechStarted(S, 2 * S),
-    Spoken(S, SEEN),
     TriggerBegan("trigger_1", "?", S, S, 0.9, ()),
     TriggerEnded("trigger_1", "?", S, S, 0.1, ()),
 ]
+SPOKEN = [SpeechStarted(S, 2 * S), Spoken(S, SEEN), TextDelta("green"), DONE]
 
 
 def test_all_events_of_the_session_and_none_of_other_clients_answers(client, session):
@@ -168,12 +167,18 @@ def test_all_events_of_the_session_and_none_of_other_clients_answers(client, ses
         session.events.tell(TextDelta("somebody else's"))
         for event in EVENTS:
             session.events.tell(event)
+        for event in SPOKEN:  # those who observe hear of them, too
+            session.events.tell(event)
+            session.spoken.tell(event)
+        session.events.tell(EVENTS[0])
         events = payloads(response)
-        found = [next(events) for _ in EVENTS]
+        found = [next(events) for _ in (*EVENTS, *SPOKEN, EVENTS[0])]
     assert [event["type"] for event in found] == [
         *("edge.perceived", "edge.degraded", "edge.rebased", "edge.noted", "edge.refused"),
-        *("edge.speech.started", "edge.speech.asked", "edge.trigger.began", "edge.trigger.ended"),
+        *("edge.trigger.began", "edge.trigger.ended", "edge.speech.started", "edge.speech.asked"),
+        *("edge.speech.delta", "edge.speech.done", "edge.perceived"),
     ]
+    assert found[-3]["delta"] == "green"
     assert found[0]["segment"]["n_tokens"] == 30
     assert found[1] == {
         "type": "edge.degraded",
