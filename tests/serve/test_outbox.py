@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -23,6 +24,80 @@ def hasty():
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Knows how often other threads called it: each call writes to a pipe and wakes it."""
+
+    n_calls = 0
+
+    def call_soon_threadsafe(self, *arguments, **keywords):
+        self.n_calls += 1
+        return super().call_soon_threadsafe(*arguments, **keywords)
+
+
+def counted(main):
+    """What `main` returns, given a loop that counts."""
+    with contextlib.closing(CountingLoop()) as loop:
+        return loop.run_until_complete(main(loop))
+
+
+def test_whoever_took_everything_at_once_hears_of_what_comes_next():
+    """Each time, though the reader never goes on in between; together come at the cost of one."""
+
+    async def main(loop):
+        outbox = Outbox(16, lambda: pytest.fail("there are two at a time"))
+        taken = []
+
+        def at_once(waiting):
+            taken.append([*waiting])
+            waiting.clear()
+
+        outbox.at_once = at_once
+        reader = asyncio.create_task(outbox.next())
+        await asyncio.sleep(0)  # now it waits
+        for number in range(0, 6, 2):
+            outbox.deliver(number)
+            outbox.deliver(number + 1)
+            await asyncio.sleep(0)
+            assert taken[-1] == [number, number + 1]
+        assert not reader.done()
+        outbox.at_once = None
+        outbox.deliver(6)
+        assert await asyncio.wait_for(reader, TIMEOUT_S) == 6
+        return len(taken), loop.n_calls
+
+    assert counted(main) == (3, 4)
+
+
+@pytest.mark.parametrize("n_taken", [0, 1])
+def test_what_comes_while_the_reader_is_on_its_way_wakes_nobody(n_taken):
+    """It was woken for what was left, and finds the rest as well."""
+
+    async def main(loop):
+        outbox = Outbox(16, lambda: pytest.fail("there are six"))
+        offered = []
+
+        def at_once(waiting):
+            offered.append([*waiting])
+            for _ in range(n_taken):
+                waiting.popleft()
+
+        async def read():
+            return [await outbox.next() for _ in range(6 - n_taken)]
+
+        outbox.at_once = at_once
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0)  # now it waits
+        outbox.deliver(0)
+        outbox.deliver(1)
+        await asyncio.sleep(0)  # some was left, and the reader's turn is the next
+        for number in range(2, 6):
+            outbox.deliver(number)
+        assert await asyncio.wait_for(reader, TIMEOUT_S) == [*range(n_taken, 6)]
+        return offered, loop.n_calls
+
+    assert counted(main) == ([[0, 1]], 1)
 
 
 @pytest.mark.parametrize("most", [0, 1, N_THREADS * N_EVENTS])
@@ -115,13 +190,15 @@ def test_what_is_not_taken_at_once_is_next():
 def test_nothing_is_taken_at_once_when_the_reader_has_gone():
     async def main():
         outbox = Outbox(16, lambda: pytest.fail("there is one"))
-        outbox.at_once = deque.clear
+        offered = []
+        outbox.at_once = offered.append
         reader = asyncio.create_task(outbox.next())
         await asyncio.sleep(0)
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
         outbox.deliver("x")
         await asyncio.sleep(0.01)
+        assert not offered
         assert await outbox.next() == "x"
 
     asyncio.run(main())
@@ -156,5 +233,7 @@ def test_one_more_than_may_wait_is_the_clients_end_once():
         await asyncio.sleep(0)
         assert ends == [True]
         assert [await outbox.next(), await outbox.next()] == [0, 1]
+        outbox.deliver(5)
+        assert await outbox.next() == 5  # those between had no room
 
     asyncio.run(main())
