@@ -20,9 +20,12 @@ else:
     import tomli as tomllib
 
 MIN_EVS_TOKENS_PER_FRAME = 4
-"""Fewer would hardly show a change: each tubelet keeps one token whatever has changed."""
+"""Fewer would hardly show a change: each tubelet in which anything changed keeps one."""
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+DEFAULT_BOUND, KEEP_ONE_IN = 8192, 4
+"""A bound that is left to the model is at most so many tokens; one part in so many is kept."""
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
+PositiveOrOpen = Annotated[int, Meta(ge=0, le=1 << 20)]
 
 
 Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,31}$")]
@@ -73,10 +76,11 @@ class Context(msgspec.Struct, frozen=True):
 
     system: str = ""
     """System prompt at its start; empty for none."""
-    max_tokens: PositiveInt = 8192
-    """Bound of its tokens; near it a shorter state is rebuilt."""
-    keep_tokens: PositiveInt = 2048
-    """Newest tokens that are kept then; below max_tokens."""
+    max_tokens: PositiveOrOpen = 0
+    """Bound of its tokens; near it a shorter state is rebuilt. 0: 8192, or what the model is made
+    for, where that is less; see `for_model`."""
+    keep_tokens: PositiveOrOpen = 0
+    """Newest tokens that are kept then; below max_tokens. 0: a quarter of it."""
     notes_tokens: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Notes that the model writes then about the rest, at most so long; 0 for none."""
 
@@ -219,8 +223,45 @@ def load_config(
     return config
 
 
+def for_model(config: Config, trained_tokens: int, max_tokens: int) -> Config:
+    """Settings with a bound of the context: the model's own where none is set.
+
+    Args:
+        trained_tokens: the longest sequence that the model is made for.
+        max_tokens: the longest that its engine holds: context, question and answer.
+
+    Returns:
+        They with context.max_tokens and context.keep_tokens above 0, which depend on nothing that
+        `without_restart` takes up.
+
+    Raises:
+        ConfigurationError: what is set does not fit the model's bound, or its engine.
+    """
+    room = max_tokens // 2  # the other half is for the question and its answer
+    bound = min(DEFAULT_BOUND, room, max(trained_tokens, Answer().max_tokens))
+    config = msgspec.structs.replace(config, context=_bounded(config.context, bound))
+    problems = list(_beyond_the_bound(config))
+    if problems:
+        raise ConfigurationError(
+            "settings",
+            ", ".join(problems),
+            f"correct it, or set context.max_tokens: unset, it is {bound} for this model",
+        )
+    context, answer = config.context.max_tokens, config.answer.max_tokens
+    if context + answer >= max_tokens:
+        raise ConfigurationError(
+            "context.max_tokens",
+            f"is {context}; with answers of {answer} that exceeds the model's {max_tokens}",
+            "lower it",
+        )
+    return config
+
+
 def without_restart(now: Config, wanted: Config) -> tuple[Config, list[str]]:
     """What of new settings a running session can take up and keep its context.
+
+    Args:
+        wanted: `for_model`, like those it runs with.
 
     Returns:
         Settings with the new [answer], [turns] and socket.max_waiting; the sections that hold more
@@ -294,7 +335,7 @@ def _expected(kind: object, error: msgspec.ValidationError) -> str:
 
 
 def _contradictions(config: Config) -> Iterable[str]:
-    perception, context, answer = config.perception, config.context, config.answer
+    perception = config.perception
     least = math.ceil(MIN_EVS_TOKENS_PER_FRAME * max(perception.fps, 1))
     if 0 < perception.evs_tokens_per_s < least:
         yield (
@@ -313,6 +354,19 @@ def _contradictions(config: Config) -> Iterable[str]:
     names = [*(c.name for c in config.camera), *(m.name for m in config.microphone)]
     for name in sorted({name for name in names if names.count(name) > 1 or name == "turn"}):
         yield f"the name {_shown(name)} of a camera or microphone is taken: choose another"
+    most = msgspec.structs.replace(config, context=_bounded(config.context, DEFAULT_BOUND))
+    yield from _beyond_the_bound(most)  # of any model; `for_model` looks at one
+
+
+def _bounded(context: Context, bound: int) -> Context:
+    """With what is left open: the bound, and how much of it is kept."""
+    bound = context.max_tokens or bound
+    keep = context.keep_tokens or max(1, bound // KEEP_ONE_IN)
+    return msgspec.structs.replace(context, max_tokens=bound, keep_tokens=keep)
+
+
+def _beyond_the_bound(config: Config) -> Iterable[str]:
+    context, answer = config.context, config.answer
     for name, tokens, fits in (
         ("context.keep_tokens", context.keep_tokens, context.keep_tokens < context.max_tokens),
         (

@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from edge.clock import Clock, MonotonicClock
-from edge.config import Config, Perception, without_restart
+from edge.config import Config, Perception, for_model, without_restart
 from edge.engines.bundle import Bundle
 from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
@@ -163,10 +163,18 @@ def run(
             bundle = open_bundle(bundle_path, runtime_folder(os.environ))
             startup.stage("engine", f"loading {bundle.manifest.name}")
             engine = stack.enter_context(opened(bundle, choice))
+            decoder = engine.spec.decoder
+
+            def fitted(config: Config) -> Config:
+                return for_model(config, decoder.trained_tokens, decoder.max_tokens)
+
+            config = fitted(config)
             loop = _session(engine, bundle, config, senses, clock, recorder, startup, notifier)
             own, model = bundle.manifest.spec.sampling, bundle.manifest.name
             app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
-            changes = None if reload is None else Reload(loop, app, config, reload, notifier)
+            changes = None
+            if reload is not None:
+                changes = Reload(loop, app, config, lambda: fitted(reload()), notifier)
             startup.ready(str(path), model)
             asyncio.run(_serve(loop, app, listener, tcp_listener, notifier, changes))
     finally:
@@ -251,7 +259,6 @@ def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
 
 
 def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
-    _check_room(config, engine.spec.decoder.max_tokens)
     template = ChatTemplate(bundle.path)
     tokenizer = Tokenizer(bundle.path)
     # Slow the first time: not to be waited for in the first turn that asks for a format.
@@ -304,17 +311,6 @@ def _collector(config: Config, takes_turns: bool = True) -> Collector:
     if config.perception.listen == "utterances":
         return TurnDetector(config.turns.mode if takes_turns else "typed")
     return WindowCollector(config.perception.audio_window_s)
-
-
-def _check_room(config: Config, model_max_tokens: int) -> None:
-    """Live context, question and answer share the model's own context."""
-    context, answer = config.context.max_tokens, config.answer.max_tokens
-    if context + answer >= model_max_tokens:
-        raise ConfigurationError(
-            "context.max_tokens",
-            f"is {context}; with answers of {answer} that exceeds the model's {model_max_tokens}",
-            "lower it",
-        )
 
 
 async def _serve(

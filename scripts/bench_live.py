@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from published_config import CONFIG, GENERATION_CONFIG
 
 from edge.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, VirtualClock
+from edge.config import KEEP_ONE_IN, Config, Context, for_model
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.engines.engine import AnyEngine
@@ -45,7 +46,6 @@ from edge.types import Frame
 
 FPS = 2
 SHORT_S, LONG_S, RESENT_S = 10, 600, 60
-KEEP_ONE_IN = 4
 HEIGHT, WIDTH = 360, 640
 N_PICTURES = 16
 QUESTION = "What do you see?"
@@ -60,17 +60,22 @@ def film(seconds: int, since_s: int = 0) -> Iterator[Frame]:
 
 
 class Bench:
-    """One engine and what is asked of it."""
+    """One engine and what is asked of it; 0 max_tokens for the model's own bound."""
 
     def __init__(self, engine: AnyEngine, folder: Path, clock: Clock, max_tokens: int) -> None:
-        self.engine, self.clock, self.max_tokens = engine, clock, max_tokens
+        decoder, context = engine.spec.decoder, Context(max_tokens=max_tokens)
+        config = for_model(Config(context=context), decoder.trained_tokens, decoder.max_tokens)
+        self.engine, self.clock, self.bound = engine, clock, config.context
         self.prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), system="")
 
     def session(self) -> LiveContext:
         """A session that has perceived nothing yet."""
         anchor, separator = self.prompt.anchor(), self.prompt.separator()
-        bounds = {"max_tokens": self.max_tokens, "keep_tokens": self.max_tokens // KEEP_ONE_IN}
-        return LiveContext(self.engine, anchor, separator, **bounds)
+        return LiveContext(
+            *(self.engine, anchor, separator),
+            max_tokens=self.bound.max_tokens,
+            keep_tokens=self.bound.keep_tokens,
+        )
 
     def perceive(self, context: LiveContext, frames: Iterator[Frame]) -> None:
         """Take frames in, with the rebases that they cause."""
@@ -119,6 +124,7 @@ def measure(bench: Bench, rounds: int, quiet: bool) -> dict[str, Any]:
     medians = {name: float(np.median(values)) for name, values in times.items()}
     return {
         **{f"{name}_ms": round(value, 2) for name, value in medians.items()},
+        "bound": bench.bound.max_tokens,
         "tokens": {"short": short.n_tokens, "long": long.n_tokens},
         "rebases": long.n_rebases,
         "long_over_short": round(medians["long"] / medians["short"], 3),
@@ -134,7 +140,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--simulated", choices=COSTS, help="a board's costs instead of this CPU")
     parser.add_argument(
-        "--max-tokens", type=int, default=8192, help="bound of the live context (default 8192)"
+        "--max-tokens", type=int, default=0, help="bound of the live context (default: the model's)"
     )
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--json", action="store_true", help="one JSON line for machines")
@@ -155,7 +161,8 @@ def main() -> None:
         print(json.dumps(found))
         return
     of = f"simulated {arguments.simulated}" if arguments.simulated else "measured on this CPU"
-    print(f"time to the first token, {of}, median of {arguments.rounds}")
+    print(f"time to the first token, {of}, median of {arguments.rounds}", end="")
+    print(f", bound {found['bound']} tokens")
     print(f"  after {SHORT_S:4} s of film   {found['short_ms']:9.1f} ms")
     print(f"  after {LONG_S:4} s of film   {found['long_ms']:9.1f} ms", end="")
     print(f"   {found['long_over_short']} times that ({found['rebases']} rebases)")

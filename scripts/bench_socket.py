@@ -52,6 +52,7 @@ from edge.session.turn import AnswerEvent, Done, Question, Turn
 from edge.types import Float32
 
 MODEL = "zero-cost"
+SETTINGS = Config(context=Context(max_tokens=8192, keep_tokens=2048))
 N_TOKENS = 8
 CALL_S = 0.005
 """As a device's: meanwhile the interpreter is free. Without cost it never is."""
@@ -123,9 +124,8 @@ def make_loop(call_s: float) -> TimedLoop:
     """The real loop without senses."""
     tokenizer, clock = Tokenizer(TOKENIZER), MonotonicClock()
     prompt = LivePrompt(tokenizer, ChatTemplate(TOKENIZER), "")
-    config = Config(context=Context(max_tokens=8192, keep_tokens=2048))
     loop = TimedLoop(
-        LetterEngine(tokenizer, call_s), prompt, config, clock, MODEL, [], start_ns=clock.now_ns()
+        LetterEngine(tokenizer, call_s), prompt, SETTINGS, clock, MODEL, [], start_ns=clock.now_ns()
     )
     loop.sampled_ns = []
     return loop
@@ -224,7 +224,7 @@ def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str
         echoes.start()
 
         async def serve() -> Any:
-            async with serving(make_app(loop, Config(), MODEL, Sampling()), listener):
+            async with serving(make_app(loop, SETTINGS, MODEL, Sampling()), listener):
                 other = multiprocessing.get_context("spawn").Process(
                     target=client, args=(path, n_rounds, n_idle, theirs)
                 )

@@ -37,7 +37,7 @@ from published_config import CONFIG, GENERATION_CONFIG
 
 from build_engine.chart import curves
 from edge.clock import NS_PER_S, VirtualClock
-from edge.config import Config, load_config
+from edge.config import Config, for_model, load_config
 from edge.engines.simulated import COSTS, SimulatedEngine
 from edge.errors import CapacityError, EngineError
 from edge.model.prompt import ChatTemplate
@@ -182,6 +182,8 @@ class World:
         self.rng = np.random.default_rng(self.seed)
         self.clock = VirtualClock()
         self.spec = model_spec(CONFIG, GENERATION_CONFIG)
+        decoder = self.spec.decoder
+        self.config = for_model(self.config, decoder.trained_tokens, decoder.max_tokens)
         self.tokenizer, self.template = Tokenizer(TOKENIZER), ChatTemplate(TOKENIZER)
         self.first_token_s: list[tuple[float, float]] = []
         self.glass_to_state_s: list[tuple[float, float]] = []

@@ -26,6 +26,8 @@ VIT_GEOMETRY = {
     "vit_large_patch16_224": (1024, 24, 16),
     "vit_huge_patch16_224": (1280, 32, 16),
 }
+PUBLISHED_TRAINED_TOKENS = 131_072
+"""max_sequence_length of the published config.json."""
 IMAGE_CONTEXT_TOKENS = 16_384
 """Context that the published preprocessor budgets for (preprocessor_config.json max_model_len)."""
 
@@ -55,6 +57,9 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routed_scaling_factor: float
     expert_size: int
     shared_expert_size: int
+    trained_tokens: int = PUBLISHED_TRAINED_TOKENS
+    """Longest sequence that the checkpoint is made for; the published one's, in manifests that were
+    written before it was told."""
 
     @property
     def d_inner(self) -> int:
@@ -176,7 +181,7 @@ def model_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
         CheckpointError: a key is missing or its value cannot be served.
     """
     top = _Section(config, "config.json")
-    decoder = _decoder(top.section("llm_config"))
+    decoder = _decoder(top)
     audio = _audio(top.section("sound_config"))
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     stop_ids = tuple(eos) if isinstance(eos, list) else (eos,)
@@ -188,7 +193,9 @@ def model_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
     return ModelSpec(decoder, _vision(top), audio, sampling)
 
 
-def _decoder(llm: _Section) -> DecoderSpec:
+def _decoder(top: _Section) -> DecoderSpec:
+    llm = top.section("llm_config")
+    max_tokens = llm.size("max_position_embeddings", 262_144)
     pattern = llm.get("hybrid_override_pattern", str)
     for i, letter in enumerate(pattern):
         if letter not in LAYER_LETTERS:
@@ -201,7 +208,7 @@ def _decoder(llm: _Section) -> DecoderSpec:
         pattern=pattern,
         hidden_size=llm.size("hidden_size"),
         vocab_size=llm.size("vocab_size"),
-        max_tokens=llm.size("max_position_embeddings", 262_144),
+        max_tokens=max_tokens,
         norm_eps=llm.get("layer_norm_epsilon", float, 1e-5),
         n_q_heads=llm.size("num_attention_heads"),
         n_kv_heads=llm.size("num_key_value_heads"),
@@ -219,6 +226,7 @@ def _decoder(llm: _Section) -> DecoderSpec:
         routed_scaling_factor=llm.get("routed_scaling_factor", float, 1.0),
         expert_size=llm.size("moe_intermediate_size"),
         shared_expert_size=llm.size("moe_shared_expert_intermediate_size"),
+        trained_tokens=top.size("max_sequence_length", max_tokens),
     )
     _multiple(llm, "num_attention_heads", spec.n_q_heads, "num_key_value_heads", spec.n_kv_heads)
     _multiple(llm, "mamba_num_heads", spec.mamba_n_heads, "n_groups", spec.n_groups)

@@ -82,7 +82,7 @@ def make_app(
 
     Args:
         session: answers the questions.
-        config: what a request leaves open, and the bound on its max_tokens.
+        config: what a request leaves open, and the bound on its max_tokens (`config.for_model`).
         model_name: what clients call the model.
         thinking_sampling: the checkpoint's own, for answers that think.
     """

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.clock import NS_PER_S, Clock
-from edge.config import Config
+from edge.config import Config, for_model
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, MediaError, ProtocolError
 from edge.senses.turn_events import Button, Choose, Control, Mode
@@ -85,6 +85,7 @@ class LiveLoop:
         """Prefill the anchor; nothing plays before `run`.
 
         Args:
+            config: the context's bound, where left open, is the model's.
             model: the name that clients see.
             senses: the most urgent first.
             start_ns: the session's time 0, from which the prompt counts.
@@ -93,6 +94,8 @@ class LiveLoop:
             alive: called from the loop's thread after each step, and while there is nothing to do;
                 not while the engine hangs.
         """
+        decoder = engine.spec.decoder
+        config = for_model(config, decoder.trained_tokens, decoder.max_tokens)
         self._alive = alive
         self._recorder, self._health = recorder, health
         self._clock, self._model, self._prompt, self._config = clock, model, prompt, config

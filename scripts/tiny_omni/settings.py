@@ -18,6 +18,7 @@ CHECKPOINT = ROOT / "tests" / "assets" / "tiny_omni"
 
 SIZES: dict[str, Any] = {
     "dtype": BF16,
+    "max_sequence_length": 512,
     "projector_hidden_size": 384,
     "llm_config": {
         "vocab_size": 512,

@@ -104,6 +104,7 @@ def test_a_nan_is_named(broken, capsys):
         (("vision_config", "hidden_size"), None, "is 'tiny', an unknown ViT"),
         (("sound_config", "sampling_rate"), 8000, "has sampling_rate 8000"),
         (("downsample_ratio",), 0.25, "downsample_ratio: is 0.25"),
+        (("max_sequence_length",), 0, "config.json.max_sequence_length: is 0, below 1"),
     ],
 )
 def test_a_wrong_configuration_is_named(broken, capsys, keys, value, expected):
@@ -216,6 +217,11 @@ def test_an_unreadable_or_newer_manifest_is_refused(damaged, text, expected):
     (damaged / "manifest.json").write_text(text)
     with pytest.raises(BundleError, match=expected):
         Bundle(damaged)
+
+
+def test_a_manifest_from_before_trained_tokens_is_read(damaged):
+    edit_json(damaged / "manifest.json", "spec", "decoder", "trained_tokens", value=None)
+    assert Bundle(damaged).manifest.spec.decoder.trained_tokens == 131_072
 
 
 def test_a_manifest_cannot_name_files_outside(damaged):

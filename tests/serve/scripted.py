@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from edge.config import Config
+from edge.config import Config, for_model
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Control
@@ -155,10 +155,11 @@ def served(
     loop = asyncio.new_event_loop()
     listener = unix_socket.bind(path)
     started, stop = threading.Event(), asyncio.Event()
+    config = for_model(config or Config(), 131_072, 262_144)
 
     async def serve() -> None:
         async with serving(
-            make_app(session, config or Config(), MODEL, Sampling(0.6, 0.95)),
+            make_app(session, config, MODEL, Sampling(0.6, 0.95)),
             listener,
             tcp_listener,
         ):

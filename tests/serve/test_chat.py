@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serve.scripted import DONE, MODEL, REPORT, TIMELINE
 from serve.traffic import validator
 
-from edge.config import Answer, Config
+from edge.config import Answer, Config, for_model
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
@@ -27,7 +27,8 @@ USER = {"role": "user", "content": "What is on the table?"}
 
 def parsed(config: Config | None = None, **fields: object) -> ChatRequest:
     body = {"messages": [USER], **fields}
-    return parse_request(json.dumps(body).encode(), MODEL, config or Config(), OWN)
+    config = for_model(config or Config(), 131_072, 262_144)
+    return parse_request(json.dumps(body).encode(), MODEL, config, OWN)
 
 
 def refused(**fields: object) -> ProtocolError:

@@ -177,6 +177,8 @@ def test_settings_are_reloaded_and_the_context_stays(supervised, tmp_path):
 
     assert n_answered() == 5
     before = client.health()
+    assert before["max_context_tokens"] == 8192
+    assert reload("[answer]\nmax_tokens = 5\n").endswith("restart for: nothing")
     said = reload("[answer]\nmax_tokens = 3\n[context]\nmax_tokens = 4096\n")
     assert said == "STATUS=settings reloaded; restart for: context"
     assert n_answered() == 3

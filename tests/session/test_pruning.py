@@ -24,6 +24,7 @@ from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Watcher
 from edge.session.sense import Sense
+from edge.types import Frame
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "tiny_omni"))
@@ -184,3 +185,17 @@ def test_a_still_picture_costs_no_token_and_its_evidence_reaches_until_now(folde
     assert (evidence.start_ns, evidence.end_ns) == (0, 19 * NS_PER_S // 2)
     recalled = loop._context.recall(8 * NS_PER_S, 9 * NS_PER_S)
     assert [segment.evidence for segment in recalled.ledger[1:]] == [evidence]
+
+
+def test_without_settings_the_context_is_as_long_as_the_model_is_made_for(folder, trained):
+    loop, _, sight = a_loop(folder, trained, VirtualClock(), {})
+    most = 0
+    for i in range(80):
+        sight.put(Frame(np.full((360, 640, 3), i, np.uint8), i * NS_PER_S // 2, i, "camera"))
+        while loop.step():
+            most = max(most, loop.status().n_context_tokens)
+    status = loop.status()
+    assert status.max_context_tokens == 512
+    assert 256 < most <= 512
+    assert status.counters["rebases"] > 1
+    assert "segments_refused" not in status.counters

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
-from edge.config import Config, load_config
+from edge.config import Config, for_model, load_config, without_restart
 from edge.errors import ConfigurationError
 
 
@@ -27,7 +29,7 @@ def refusal(path, changes=None) -> str:
 def test_no_file_is_the_defaults():
     config = load_config(None)
     assert config == Config()
-    assert (config.perception.fps, config.context.keep_tokens) == (2.0, 2048)
+    assert (config.perception.fps, config.context.max_tokens) == (2.0, 0)
     assert (config.answer.max_tokens, config.socket.path) == (256, "/run/edge/edge.sock")
 
 
@@ -88,7 +90,10 @@ def test_everything_wrong_is_listed_at_once(tmp_path):
         ("[answer]\nmax_tokens = 1.5", "expected int, got float"),
         ('[answer]\nmax_tokens = "a; b"', "is 'a, b'"),
         ('["a\\n; b"]\nx = 1', r"unknown section 'a\n, b'"),
-        ("[context]\nmax_tokens = 100\n", "context.keep_tokens is 2048"),
+        ("[context]\nmax_tokens = 100\nkeep_tokens = 2048", "context.keep_tokens is 2048"),
+        ("[context]\nkeep_tokens = 8192", "too many for context.max_tokens = 8192"),
+        ("[context]\nmax_tokens = 400\nnotes_tokens = 300", "context.notes_tokens is 300"),
+        ("[context]\nmax_tokens = -1", "expected int >= 0"),
         ("[context]\nmax_tokens = 2048\nkeep_tokens = 2048", "too many for context.max_tokens"),
         ("[answer]\nmax_tokens = 9000", "answer.max_tokens is 9000"),
         ("[answer]\nmax_tokens =", "is not TOML"),
@@ -118,6 +123,61 @@ def test_every_section_is_frozen_and_has_defaults():
             continue
         assert field.type.__struct_config__.frozen
         assert field.default == field.type()
+
+
+def bound(config, trained_tokens=512, max_tokens=262_144):
+    context = for_model(config, trained_tokens, max_tokens).context
+    return context.max_tokens, context.keep_tokens
+
+
+@pytest.mark.parametrize(
+    ("trained", "holds", "expected"),
+    [
+        (131_072, 262_144, (8192, 2048)),  # the published model
+        (512, 262_144, (512, 128)),  # the small trained one
+        (100, 262_144, (256, 64)),  # the default answer fits
+        (131_072, 8192, (4096, 1024)),  # plans of 8192 tokens: question and answer fit as well
+        (512, 640, (320, 80)),
+    ],
+)
+def test_the_bound_is_what_the_model_is_made_for(trained, holds, expected):
+    assert bound(Config(), trained, holds) == expected
+
+
+def test_a_bound_that_is_set_stays_and_what_is_left_open_follows_it():
+    def of(**context):
+        return bound(load_config(None, {"context": context}))
+
+    assert of(max_tokens=4096) == (4096, 1024)  # above 512: who says so knows
+    assert of(max_tokens=4096, keep_tokens=100) == (4096, 100)
+    assert of(keep_tokens=300) == (512, 300)
+    assert of(max_tokens=0, keep_tokens=0) == (512, 128)
+    once = for_model(Config(), 512, 262_144)
+    assert for_model(once, 131_072, 262_144) == once
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"context": {"keep_tokens": 512}}, "context.keep_tokens is 512: too many for"),
+        ({"context": {"notes_tokens": 384}}, "context.notes_tokens is 384: too many for"),
+        ({"answer": {"max_tokens": 513}}, "context.max_tokens = 512; correct it, or set"),
+        ({"context": {"max_tokens": 9744}}, "with answers of 256 that exceeds the model's 10000"),
+    ],
+)
+def test_what_contradicts_the_models_bound_is_refused(changes, said):
+    config = load_config(None, changes)
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        for_model(config, 512, 10_000)
+
+
+def test_a_reloaded_file_that_leaves_the_bound_open_changes_nothing():
+    now = for_model(Config(), 512, 10_000)
+    wanted = for_model(load_config(None, {"answer": {"max_tokens": 400}}), 512, 10_000)
+    taken, waiting = without_restart(now, wanted)
+    assert (taken.answer.max_tokens, taken.context, waiting) == (400, now.context, [])
+    wanted = for_model(load_config(None, {"context": {"max_tokens": 600}}), 512, 10_000)
+    assert without_restart(now, wanted) == (now, ["context"])
 
 
 def test_several_cameras_and_microphones(tmp_path):

@@ -47,6 +47,12 @@ def test_parameters_are_the_published_ones():
     }
 
 
+def test_the_longest_sequence_is_the_one_that_the_configuration_names():
+    assert (DECODER.trained_tokens, DECODER.max_tokens) == (131_072, 262_144)
+    unnamed = {key: value for key, value in CONFIG.items() if key != "max_sequence_length"}
+    assert model_spec(unnamed, {}).decoder.trained_tokens == 262_144
+
+
 def test_state_is_the_published_one():
     assert kv_bytes_per_token(DECODER, BF16_RECIPE) == 6144
     assert kv_bytes_per_token(DECODER, load_recipe("nvfp4")) == 3072
