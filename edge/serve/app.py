@@ -37,7 +37,7 @@ from edge.serve.limits import (
     http_log,
 )
 from edge.serve.metrics import CONTENT_TYPE, Metrics
-from edge.serve.outbox import Outbox
+from edge.serve.outbox import Outbox, first_text_hurried
 from edge.serve.realtime import Realtime
 from edge.serve.replies import (
     error_body,
@@ -225,7 +225,7 @@ class _Api:
             self._config.socket.max_outbox_events,
             lambda: drop(request.transport, "outbox full", self._metrics),
         )
-        turn = self._session.ask(asked.question, events.deliver)
+        turn = self._session.ask(asked.question, first_text_hurried(events.deliver))
         try:
             if asked.stream:
                 done = await _stream(request, asked, events, Response(self._model_name))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+from edge.session.turn import AnswerEvent, TextDelta
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+HURRY_S = 0.001
+"""Whoever delivers something hurried waits no longer for it to be read."""
 
 
 class Outbox(Generic[T]):
@@ -38,9 +43,23 @@ class Outbox(Generic[T]):
         self._overflow: Callable[[], None] | None = overflow
         self._some = asyncio.Event()
         self._is_idle = self._is_waited_for = False
+        self._is_read = threading.Event()
 
-    def deliver(self, event: T) -> None:
-        """Let an event wait; from any thread."""
+    def deliver(self, event: T, hurried: bool = False) -> None:
+        """Let an event wait; from any thread.
+
+        Args:
+            hurried: leave the interpreter to the client's thread until it has dealt with it. One
+                that goes on computing gives the interpreter away for microseconds at a time only,
+                and the other would not get it for milliseconds.
+        """
+        if hurried:
+            self._is_read.clear()
+        self._deliver(event)
+        if hurried:
+            self._is_read.wait(HURRY_S)
+
+    def _deliver(self, event: T) -> None:
         try:
             if len(self._events) >= self._max_events:
                 self._loop.call_soon_threadsafe(self._is_full)
@@ -64,10 +83,13 @@ class Outbox(Generic[T]):
             self._is_waited_for = not self._events
         if self._events:  # also what came in between: whoever brought it may not know
             self._some.set()
+        else:
+            self._is_read.set()
 
     async def next(self) -> T:
         """The next event."""
         while not self._events:
+            self._is_read.set()
             self._some.clear()
             self._is_idle = self._is_waited_for = True
             try:
@@ -76,3 +98,23 @@ class Outbox(Generic[T]):
             finally:
                 self._is_idle = False
         return self._events.popleft()
+
+
+class Deliver(Protocol):
+    """Where an answer's events go."""
+
+    def __call__(self, event: AnswerEvent, hurried: bool) -> None:
+        """`Outbox.deliver`, or what wraps the event first."""
+
+
+def first_text_hurried(deliver: Deliver) -> Callable[[AnswerEvent], None]:
+    """Deliver an answer's events, and hurry with the first text: somebody waits for it."""
+    waits = True
+
+    def delivered(event: AnswerEvent) -> None:
+        nonlocal waits
+        hurried = waits and isinstance(event, TextDelta)
+        waits = waits and not hurried
+        deliver(event, hurried)
+
+    return delivered

@@ -27,7 +27,7 @@ from edge.serve.client_sound import ClientSound
 from edge.serve.completion import health_of
 from edge.serve.conversation import ClientConversation, Entry, as_turns, entry_of, sound_entry
 from edge.serve.messages import wrong_field
-from edge.serve.outbox import Outbox
+from edge.serve.outbox import Outbox, first_text_hurried
 from edge.serve.playback import Playback, PlaybackAppend
 from edge.serve.protocol import (
     AudioAppend,
@@ -289,9 +289,11 @@ class Client:
         is_kept = wanted.conversation == "auto"
         reply = Reply(self._conversation_id if is_kept else None, wanted.metadata)
         reply.remembers, reply.may_call = question.remember, bool(question.callable_tools)
-        reply.turn = self._session.ask(
-            question, lambda event: self._outbox.deliver(_Answered(reply, event))
-        )
+
+        def deliver(event: AnswerEvent, hurried: bool) -> None:
+            self._outbox.deliver(_Answered(reply, event), hurried)
+
+        reply.turn = self._session.ask(question, first_text_hurried(deliver))
         self._reply = reply
         self._outbox.deliver(_Answered(reply, Begun()))
 

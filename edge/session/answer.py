@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -33,10 +32,6 @@ from edge.session.turn import (
 from edge.types import Evidence, Float32
 
 log = logging.getLogger(__name__)
-
-LET_GO_S = 0.0001
-"""After its first token an answer leaves the interpreter alone for so long: about what the thread
-that sends it needs to wake up. The engine's calls leave it alone for less, and take it back."""
 
 
 class Answering:
@@ -188,13 +183,11 @@ class Answering:
             return None
         if question.yes_no is not None:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
-        token, is_first = self._choose(), not self._said
+        token = self._choose()
         self._said.append(token)
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
             return self._finish("stop")
-        if is_first:
-            time.sleep(LET_GO_S)
         if len(self._said) == question.max_tokens:
             return self._finish("length")
         self._logits = engine.decode(state, token)

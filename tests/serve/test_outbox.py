@@ -10,9 +10,10 @@ import time
 from collections import deque
 
 import pytest
-from serve.scripted import TIMEOUT_S
+from serve.scripted import DONE, TIMEOUT_S
 
-from edge.serve.outbox import Outbox
+from edge.serve.outbox import Outbox, first_text_hurried
+from edge.session.turn import TextDelta, ToolCall
 
 N_THREADS, N_EVENTS = 3, 5000
 
@@ -237,3 +238,56 @@ def test_one_more_than_may_wait_is_the_clients_end_once():
         assert await outbox.next() == 5  # those between had no room
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_whoever_hurries_goes_on_when_it_has_been_dealt_with(monkeypatch, at_once):
+    monkeypatch.setattr("edge.serve.outbox.HURRY_S", TIMEOUT_S)
+
+    async def main():
+        outbox, dealt_with = Outbox(16, lambda: pytest.fail("there is one at a time")), []
+
+        def take(waiting):
+            time.sleep(0.001)  # the other thread could go on meanwhile
+            dealt_with.append(waiting.popleft())
+
+        async def read():
+            while True:
+                event = await outbox.next()
+                await asyncio.sleep(0.001)
+                dealt_with.append(event)
+
+        def hurry():
+            seen = []
+            for number in range(20):
+                outbox.deliver(number, hurried=True)
+                seen.append(len(dealt_with))
+            return seen
+
+        outbox.at_once = take if at_once else None
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        seen = await asyncio.to_thread(hurry)
+        reader.cancel()
+        return seen
+
+    assert asyncio.run(main()) == [*range(1, 21)]
+
+
+def test_whoever_hurries_does_not_wait_for_a_client_that_has_gone():
+    async def main():
+        outbox = Outbox(16, lambda: pytest.fail("there is one"))
+        began_s = time.monotonic()
+        await asyncio.to_thread(outbox.deliver, "x", True)
+        return time.monotonic() - began_s
+
+    assert asyncio.run(main()) < TIMEOUT_S / 2
+
+
+def test_only_the_first_text_is_hurried():
+    delivered = []
+    deliver = first_text_hurried(lambda event, hurried: delivered.append((event, hurried)))
+    events = [ToolCall("look", {}), TextDelta("a"), TextDelta("b"), DONE]
+    for event in events:
+        deliver(event)
+    assert delivered == [(event, i == 1) for i, event in enumerate(events)]

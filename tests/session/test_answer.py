@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -88,17 +87,6 @@ def test_an_answer_is_greedy_decoding_of_the_prompt(parts):
     assert "".join(event.text for event in events) == prompt.tokenizer.decode(expected)
     assert done.n_prompt_tokens == len(ids)
     assert context.n_tokens == len(prompt.anchor())
-
-
-def test_an_answer_lets_go_of_the_interpreter_once_its_first_token_is_told(parts, monkeypatch):
-    """And not again: a later one comes when it comes."""
-    context, prompt = parts
-    told, told_before = [], []
-    monkeypatch.setattr(time, "sleep", lambda _s: told_before.append(len(told)))
-    question = Question((Message("user", "Hello"),), Sampling(), 6)
-    done = answer(context, prompt, Turn(question, 0, told.append), VirtualClock())
-    assert done.n_completion_tokens == 6
-    assert told_before == [1]
 
 
 def test_the_same_question_twice_gets_the_same_answer(parts):
