@@ -4,7 +4,8 @@ The loop, its thread and the application run in this process; the client is anot
 talks plain WebSocket. Times are the client's, on the clock that both share, so they hold the
 client's own part too. A session of zero cost never leaves the interpreter, so it is measured once
 more with calls that do. "echo" is a thread that sends back what it receives: what the machine
-itself takes for such a round at the time. Prints a table; the last line is JSON.
+itself takes for such a round at the time; "stalls" is how often it takes the core away from a
+thread that only looks at the clock. Prints a table; the last line is JSON.
 
     python scripts/bench_socket.py [--rounds 2000] [--idle 16]
 """
@@ -54,6 +55,7 @@ from edge.types import Float32
 MODEL = "zero-cost"
 SETTINGS = Config(context=Context(max_tokens=8192, keep_tokens=2048))
 N_TOKENS = 8
+STALL_NS, STALLS_SEEN_S = 100_000, 2.0
 CALL_S = 0.005
 """As a device's: meanwhile the interpreter is free. Without cost it never is."""
 NOTHING = Cost(0.0, 0.0, "none")
@@ -209,9 +211,21 @@ def client(path: Path, n_rounds: int, n_idle: int, results: Connection) -> None:
     assert len(idle) == n_idle  # they were there all the time
 
 
-def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str, float]:
-    """One run: ms."""
+def stalls_per_s() -> float:
+    """How often a thread that has the core loses it for more than 0.1 ms."""
+    began_ns = last_ns = time.monotonic_ns()
+    n_stalls = 0
+    while last_ns - began_ns < STALLS_SEEN_S * 1e9:
+        now_ns = time.monotonic_ns()
+        n_stalls += now_ns - last_ns > STALL_NS
+        last_ns = now_ns
+    return round(n_stalls / STALLS_SEEN_S, 1)
+
+
+def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str, Any]:
+    """One run: ms; stalls before and after it."""
     left.times_ns = []
+    n_stalls = stalls_per_s()
     loop = make_loop(call_s)
     thread = threading.Thread(target=loop.run)
     thread.start()
@@ -244,6 +258,7 @@ def measure(n_rounds: int, n_idle: int, call_s: float, left: LeftAt) -> dict[str
     return {
         "engine_call_ms": call_s * 1e3,
         "idle_clients": n_idle,
+        "stalls_per_s": [n_stalls, stalls_per_s()],
         **_summary("echo", echo_ns),
         **_summary("event_to_event", turnaround_ns),
         **_summary("asked_to_first_token", after_asked_ns),
