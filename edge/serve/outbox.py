@@ -19,7 +19,8 @@ HURRY_S = 0.001
 
 
 class Outbox(Generic[T]):
-    """Carries events from the loop's thread to one client's; nobody ever waits for the client.
+    """Carries events from the loop's thread to one client's; nobody waits for the client, or for a
+    millisecond at most (`hurried`).
 
     An event is there for the client's thread at once: waking it is needed only where it waits. A
     task that waits goes on one round of its event loop after it was woken, and each round may have
