@@ -43,7 +43,7 @@ ECHO_SHARE = 0.1
 INAUDIBLE = 0.003
 """A residue below this share of the sound masks nothing."""
 MAX_WAITING_SAMPLES = 60 * SAMPLE_RATE_HZ
-"""Played sound that the microphone has not come to yet."""
+"""Played sound that the microphone has not come to yet; beyond it the oldest is forgotten."""
 
 _BAND_EDGES_HZ = (
     *(150, 250, 350, 450, 570, 700, 850, 1000, 1200),
@@ -123,7 +123,7 @@ class _Played:
             place = self._end
         self._end = place + len(samples)
         self._pieces.append((place, samples))
-        while self._pieces[0][0] < self._end - MAX_WAITING_SAMPLES:
+        while sum(len(piece) for _, piece in self._pieces) > MAX_WAITING_SAMPLES:
             self._pieces.popleft()
 
     def take(self, place: int) -> Float32:

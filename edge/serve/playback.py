@@ -12,7 +12,7 @@ import msgspec
 from edge.clock import NS_PER_MS, NS_PER_S
 from edge.features.resample import Resampler
 from edge.senses.sound import MAX_JITTER_NS
-from edge.senses.still import pcm_samples
+from edge.senses.still import check_length, pcm_samples
 from edge.serve.protocol import RATE_HZ
 from edge.types import AudioChunk
 
@@ -23,7 +23,7 @@ class PlaybackAppend(msgspec.Struct, frozen=True, kw_only=True, tag="edge.playba
     """The robot plays this: send each piece when it is given to the loudspeaker, not much ahead."""
 
     audio: str
-    """Base64 of PCM as in input_audio_buffer.append, any length."""
+    """Base64 of PCM as in input_audio_buffer.append, at most 30 s."""
     delay_ms: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0
     """Until its first sample leaves the loudspeaker. A little less than the truth is good: the
     microphone may hear it up to 0.3 s later, but never earlier."""
@@ -50,8 +50,10 @@ class Playback:
             start_ns: when its first sample leaves the loudspeaker.
         Raises:
             ProtocolError: half a sample is left.
+            MediaError: it lasts more than 30 s.
         """
         stored = pcm_samples(pcm)
+        check_length(len(stored), RATE_HZ)
         if abs(start_ns - self._end_ns) > MAX_JITTER_NS:
             self._resampler = Resampler(RATE_HZ, 1)
         self._end_ns = start_ns + len(stored) * NS_PER_S // RATE_HZ

@@ -97,6 +97,7 @@ def test_what_the_robot_says_of_its_own_voice_keeps_it_from_taking_its_turn(tmp_
         ({"audio": "AAAA", "delay_ms": -1.0}, "delay_ms"),
         ({"audio": "AAAA", "delay_ms": 1001.0}, "delay_ms"),
         ({"audio": "?"}, "base64"),
+        ({"audio": base64.b64encode(bytes(2 * 30 * RATE_HZ + 2)).decode()}, "30 s"),
     ],
 )
 def test_a_piece_that_cannot_be_used_is_refused(tmp_path, fields, said):

@@ -8,6 +8,7 @@ from bench_turns import bounds, false_starts, heard, own_voice, pauses_kept, tim
 from turn_scenes import NOISES, SAMPLE_RATE_HZ, chunks, conversations
 
 from edge.clock import NS_PER_S
+from edge.senses.echo import MAX_WAITING_SAMPLES, Echo
 from edge.senses.turn_events import Ended, SoftEnd, SpeechStarted
 from edge.senses.turns import TurnDetector
 from edge.types import AudioChunk
@@ -108,3 +109,12 @@ def test_any_cutting_of_sound_and_voice_gives_the_same_events(talks, length):
     expected = told(1600)
     assert expected
     assert told(length) == expected
+
+
+def test_a_voice_that_the_microphone_never_comes_to_is_bounded():
+    echo, minute = Echo(), np.ones(60 * SAMPLE_RATE_HZ, np.float32)
+    for piece in (np.ones(61 * SAMPLE_RATE_HZ, np.float32), *np.split(minute, 6), minute[:1600]):
+        echo.play(AudioChunk(piece, 0, "loudspeaker"))
+        waiting = [len(samples) for _, samples in echo._played._pieces]
+        assert sum(waiting) <= MAX_WAITING_SAMPLES
+    assert waiting == [10 * SAMPLE_RATE_HZ] * 5 + [1600]
