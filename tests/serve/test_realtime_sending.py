@@ -7,11 +7,13 @@ import re
 
 import httpx2
 import pytest
+import websockets.sync.client
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
 from serve.test_limits import until_closed
 from serve.test_room import talking
 
 from edge.config import Config, Socket
+from edge.serve.outbox import Outbox
 from edge.serve.room import FREE_BYTES
 from edge.session.notes import Noted
 
@@ -76,3 +78,26 @@ def test_a_refused_client_hears_why_and_then_its_connection_ends(path, monkeypat
                 break
     assert b"are arriving already" in received
     assert received.endswith(b"\x88\x02" + (1013).to_bytes(2, "big"))
+
+
+@pytest.mark.parametrize("protocol", ["realtime", "chat"])
+def test_the_first_text_of_an_answer_is_hurried(path, monkeypatch, protocol):
+    hurried, deliver = [], Outbox.deliver
+
+    def seen(self, event, hurry=False):
+        hurried.append(hurry)
+        deliver(self, event, hurry)
+
+    monkeypatch.setattr(Outbox, "deliver", seen)
+    session = ScriptedSession(answer("a", "b", "c"))
+    with served(path, session), neighbour(path) as other:
+        if protocol == "chat":
+            body = {"messages": [{"role": "user", "content": "?"}]}
+            assert other.post("/v1/chat/completions", json=body).status_code == 200
+        else:
+            with websockets.sync.client.unix_connect(str(path), "ws://e/v1/realtime") as ws:
+                ws.send('{"type": "response.create"}')
+                while json.loads(ws.recv(TIMEOUT_S))["type"] != "response.done":
+                    pass
+    assert hurried.count(True) == 1
+    assert hurried[-3:] == [False] * 3  # two more texts, and the end

@@ -188,6 +188,17 @@ def test_all_events_of_the_session_and_none_of_other_clients_answers(client, ses
     }
 
 
+def test_a_client_that_goes_is_told_no_more(client, session):
+    before = session.events._all, session.spoken._all
+    with client.stream("GET", "/v1/edge/events") as response:
+        session.spoken.tell(SPOKEN[0])
+        assert next(payloads(response))["type"] == "edge.speech.started"
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while (session.events._all, session.spoken._all) != before and time.monotonic() < deadline_s:
+        client.get("/readyz")
+    assert (session.events._all, session.spoken._all) == before
+
+
 def test_a_client_chooses_which_events(client, session):
     where = "/v1/edge/events?types=edge.trigger.,edge.rebased"
     with client.stream("GET", where) as response:

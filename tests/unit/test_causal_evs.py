@@ -114,6 +114,8 @@ def test_what_was_not_kept_for_long_is_kept_again():
     assert counts[0] == 256
     assert set(counts[1:n]) == {0}
     assert counts[n] == 256
+    assert set(counts[n + 1 : -1]) == {0}
+    assert counts[-1] == 256
 
 
 def test_another_size_and_a_forgotten_context_start_again():
