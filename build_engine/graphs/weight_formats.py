@@ -156,7 +156,8 @@ def _e2m1_values() -> Float32:
 
 
 def _int4_values() -> Float32:
-    return np.concatenate([np.arange(8), np.arange(-8, 0)]).astype(np.float32)
+    values: Float32 = np.concatenate([np.arange(8), np.arange(-8, 0)]).astype(np.float32)
+    return values
 
 
 def _both_halves(values: Float32) -> Float32:

@@ -67,7 +67,7 @@ class CpuOps:
         return a + b
 
     def relu2(self, x: Float32) -> Float32:
-        y = np.maximum(x, 0)
+        y: Float32 = np.maximum(x, 0)
         return np.multiply(y, y, out=y)
 
     def split(self, x: Float32, sizes: Sequence[int]) -> Sequence[Float32]:

@@ -57,7 +57,8 @@ class ReferenceOps:
         return a + b
 
     def relu2(self, x: Float32) -> Float32:
-        return np.square(np.maximum(x, 0))
+        y: Float32 = np.maximum(x, 0)
+        return np.square(y)
 
     def split(self, x: Float32, sizes: Sequence[int]) -> Sequence[Float32]:
         return np.split(x, np.cumsum(sizes)[:-1], axis=-1)

@@ -99,8 +99,8 @@ class CausalPruner:
         self._before: Float32 | None = None
         self._was_changing = False
         self._whole_ns: int | None = None
-        self._owed = np.zeros(0, np.float32)
-        self._kept_ns = np.zeros(0, np.int64)
+        self._owed: Float32 = np.zeros(0, np.float32)
+        self._kept_ns: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def start_again(self) -> None:
         """Keep the next tubelet whole: what was kept so far may be forgotten."""

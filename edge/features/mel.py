@@ -132,7 +132,7 @@ class LogMelStream:
 
     def _begin_clip(self) -> None:
         self._n_samples = self._n_frames = 0
-        self._rest = np.empty(0, np.float32)  # what the next frames still need
+        self._rest: Float32 = np.empty(0, np.float32)  # what the next frames still need
         self._start = -_WINDOW // 2  # where the next frame begins in it
 
     def _append(self, samples: Float32) -> None:
@@ -203,7 +203,8 @@ def mel_filter_bank(n_mels: int) -> Float32:
         which equals librosa `filters.mel`.
     """
     nyquist_hz = SAMPLE_RATE_HZ / 2
-    edges_hz = _mel_to_hz(np.linspace(0, _hz_to_mel(nyquist_hz), n_mels + 2))
+    edges_mel = np.linspace(0, _hz_to_mel(nyquist_hz), n_mels + 2)
+    edges_hz = _mel_to_hz(edges_mel.astype(np.float64))
     low, centre, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
     bins_hz = np.linspace(0, nyquist_hz, _N_BINS)
     rising = (bins_hz - low) / (centre - low)

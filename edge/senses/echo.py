@@ -65,7 +65,8 @@ class Echo:
         self._n_blocks = 0  # with the robot's voice in them
         self._heard_power = self._played_power = 0.0
         self._residue_db = np.full(len(_BAND_EDGES) - 1, FIRST_RESIDUE_DB)
-        self._left = self._expected = np.zeros(len(_BAND_EDGES) - 1)
+        self._left: NDArray[np.float64] = np.zeros(len(_BAND_EDGES) - 1)
+        self._expected: NDArray[np.float64] = self._left
 
     def play(self, chunk: AudioChunk) -> None:
         """Know what is played, before it is heard."""
@@ -146,7 +147,7 @@ class _Filter:
         self._path: Complex64 = np.zeros(shape, np.complex64)
         self._variance = np.zeros(shape, np.float32)
         self._voice: Complex64 = np.zeros(shape, np.complex64)  # spectra, the newest first
-        self._last = np.zeros(BLOCK_SAMPLES, np.float32)
+        self._last: Float32 = np.zeros(BLOCK_SAMPLES, np.float32)
         self._noise = np.zeros(shape[1], np.float32)
 
     def expect(self, variance: float) -> None:
@@ -185,7 +186,8 @@ def _spectrum(block: Float32) -> Complex64:
 
 
 def _power(spectrum: Complex64) -> Float32:
-    return np.square(spectrum.real) + np.square(spectrum.imag)
+    power: Float32 = np.square(spectrum.real) + np.square(spectrum.imag)
+    return power
 
 
 def _in_bands(power: Float32) -> Float32:

