@@ -47,7 +47,7 @@ $(VENV)/.oracle: pyproject.toml $(VENV)/.dev
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/python scripts/demo.py
+	$(BIN)/edge demo
 
 test: $(VENV)/.dev
 	sh scripts/install_test_media.sh
