@@ -76,7 +76,7 @@ check-lock: $(VENV)/.dev
 	sh scripts/check_lock.sh $(BIN)/uv
 
 demo: $(VENV)/.demo
-	$(BIN)/python scripts/demo.py
+	$(BIN)/edge demo
 
 test: $(VENV)/.dev
 	sh scripts/install_test_media.sh

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import edge
 from build_engine import plans
 from build_engine.boards import BOARDS
 from build_engine.bundle import TARGETS, Progress, build_bundle, save_manifest
@@ -28,7 +29,7 @@ from edge.engines.choose import ENGINES
 from edge.engines.cpu import CpuEngine
 from edge.errors import ConfigurationError, EdgeError
 
-EXIT_IO_ERROR = 74
+EXIT_USAGE, EXIT_IO_ERROR = 2, 74
 
 
 def _progress(quiet: bool) -> Progress:
@@ -172,7 +173,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: build-engine bundle ./checkpoint ./bundle --target cpu",
     )
     recipes = f"{', '.join(known_recipes())}, or a TOML file"
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"build-engine {edge.__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
     command = commands.add_parser("bundle", help="build a bundle", description=bundle.__doc__)
     command.add_argument("checkpoint", type=Path, help="folder in the published layout")
     command.add_argument("out", type=Path, help="folder to create")
@@ -241,7 +243,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one clear line on failure."""
-    arguments = parser().parse_args(argv)
+    command_line = parser()
+    arguments = command_line.parse_args(argv)
+    if "run" not in arguments:
+        command_line.print_help(sys.stderr)
+        return EXIT_USAGE
     try:
         arguments.run(arguments)
     except EdgeError as error:

@@ -21,6 +21,7 @@ from build_engine.graphs.onnx_ops import ExternalData
 from build_engine.graphs.weight_formats import BFLOAT16
 from build_engine.isolated import compile_isolated, require
 from build_engine.profiles import profiles_of
+from edge import advice
 from edge.engines.bundle import Bundle, Manifest, Plans, file_entry
 from edge.engines.choose import open_cuda
 from edge.engines.encoders import AUDIO, VISION
@@ -80,7 +81,7 @@ def check_bundle(path: Path, target: Target, options: Options, report: Report) -
 
 def check(made: Sequence[Order], target: Target, report: Report) -> Iterator[Built]:
     """Compile graphs for what stands for the target."""
-    require(CHECKER, "pip install 'omni-edge[dev]'")
+    require(CHECKER, advice.install("dev"))
     for order in made:
         yield _compiled(CHECKER, replace(order, stand_in=target.stand_in), None, report)
 

@@ -35,6 +35,7 @@ from build_engine.pack import (
 from build_engine.quantization_config import quantization_configuration
 from build_engine.recipe import CALIBRATED, Format, Recipe
 from build_engine.stored import format_of
+from edge import advice
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
 from edge.errors import CheckpointError, ConfigurationError
 from edge.types import Float32
@@ -103,7 +104,7 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
         )
     if job.samples and find_spec("modelopt") is None:
         raise ConfigurationError(
-            "modelopt", "is not installed, and calibrates", "pip install 'omni-edge[quantize]'"
+            "modelopt", "is not installed, and calibrates", advice.install("quantize")
         )
     units = _units(job.checkpoint)
     n_bytes = sum(unit.n_bytes for unit in units)

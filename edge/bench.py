@@ -6,9 +6,7 @@ measured in turn, in one run: machines are noisy, their ratio is not.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import _kernels
+from edge.child import python
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.features.mel import log_mel
@@ -146,7 +145,7 @@ def _seconds(call: Callable[[], object], rounds: int) -> list[float]:
 
 
 FIRST_TOKEN = """
-import sys, time
+import time
 from pathlib import Path
 began = time.perf_counter()
 import numpy as np
@@ -160,6 +159,6 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def _first_token(path: Path, n_threads: int) -> tuple[float, float]:
-    command = [sys.executable, "-c", FIRST_TOKEN, str(path), str(n_threads)]
-    seconds, resident = subprocess.check_output(command, text=True, env=os.environ).split()
+    command = python(FIRST_TOKEN, path, n_threads)
+    seconds, resident = subprocess.check_output(command, text=True).split()
     return float(seconds), float(resident) * 1024 / 1e9

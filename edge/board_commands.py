@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edge import advice
 from edge.errors import ConfigurationError
 from edge.wire import DEFAULT_SOCKET
 
@@ -50,7 +52,9 @@ def devices(arguments: argparse.Namespace) -> None:
         for line in devices.shown(device):
             print(f"{'':13}{line}")
     if not found:
-        print("no camera and no microphone was found (these need omni-edge[microphone])")
+        print("no camera and no microphone was found")
+    if find_spec("pyaudio") is None:
+        print(f"microphones need PyAudio: {advice.install('microphone')}")
 
 
 def top(arguments: argparse.Namespace) -> None:
@@ -58,7 +62,7 @@ def top(arguments: argparse.Namespace) -> None:
     try:
         from edge import top
     except ImportError:
-        raise ConfigurationError("edge top", "needs rich", "pip install 'omni-edge[top]'") from None
+        raise ConfigurationError("edge top", "needs rich", advice.install("top")) from None
     top.watch(arguments.socket or DEFAULT_SOCKET, once=arguments.once)
 
 

@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import edge
-from edge import board_commands
+from edge import advice, board_commands
 from edge.commands import add_commands
 from edge.config import load_config
 from edge.errors import ConfigurationError, EdgeError, ReplayError
 from edge.wire import DEFAULT_SOCKET
 
-EXIT_IO_ERROR = 74
+EXIT_USAGE, EXIT_IO_ERROR = 2, 74
+
+
+def demo(_: argparse.Namespace) -> None:
+    """Watch a recorded session with a small model, and answer five questions about it."""
+    from edge import demo
+
+    demo.run()
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -105,11 +112,15 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="edge",
         description="Keep perceiving: camera and microphone in, answers out, one omni model.",
-        epilog="example: edge run ./bundle --video clip.mp4 --socket ./edge.sock, then "
-        'edge ask "What do you see?" --socket ./edge.sock',
+        epilog="example: edge demo, which says at its end what to type next",
     )
     top.add_argument("--version", action="version", version=f"edge {edge.__version__}")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    command = commands.add_parser(
+        "demo", help="watch a recorded session and answer about it", description=demo.__doc__
+    )
+    command.set_defaults(call=demo)
 
     command = commands.add_parser("run", help="perceive and serve", description=run.__doc__)
     command.add_argument("bundle", type=Path, help="folder made by `build-engine bundle`")
@@ -157,21 +168,30 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(call=bench)
     board_commands.add(commands)
     for name, command in commands.choices.items():
-        if name not in ("bench", "replay", "doctor", "devices"):
+        if name not in ("demo", "bench", "replay", "doctor", "devices"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
-        if name not in ("run", "mcp", "top"):
+        if name not in ("demo", "run", "mcp", "top"):
             command.add_argument("--json", action="store_true", help="one JSON line for machines")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one clear line on failure."""
-    arguments = parser().parse_args(argv)
+    command_line = parser()
+    arguments = command_line.parse_args(argv)
+    if "call" not in arguments:
+        command_line.print_help(sys.stderr)
+        return EXIT_USAGE
     try:
         arguments.call(arguments)
     except EdgeError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("edge", "jetson"):
+            raise
+        print(f"edge: {error.name}: is not installed; {advice.install('runtime')}", file=sys.stderr)
+        return ConfigurationError.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

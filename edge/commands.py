@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge import advice
 from edge.client import Client, Event, Finished, Text
 from edge.errors import ConfigurationError
 from edge.wire import DEFAULT_SOCKET
@@ -87,7 +88,7 @@ def mcp(arguments: argparse.Namespace) -> None:
         from edge.mcp_server import make_server
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            "edge mcp", f"needs the package {error.name}", "pip install 'omni-edge[mcp]'"
+            "edge mcp", f"needs the package {error.name}", advice.install("mcp")
         ) from error
     make_server(Path(arguments.socket or DEFAULT_SOCKET)).run("stdio")
 

@@ -114,7 +114,7 @@ def _cuda(root: Path) -> Check:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         return Check(
-            "CUDA", "warning", "no driver", "install JetPack's: apt install nvidia-jetpack"
+            "CUDA", "warning", "no driver", "install JetPack's: sudo apt install nvidia-jetpack"
         )
     closed = [
         path.name
@@ -132,7 +132,10 @@ def _tensorrt() -> Check:
         version = importlib.import_module("tensorrt").__version__
     except ImportError:
         return Check(
-            "TensorRT", "warning", "not found", "apt install python3-libnvinfer; then make install"
+            "TensorRT",
+            "warning",
+            "not found",
+            "sudo apt install python3-libnvinfer; then sudo make install",
         )
     return Check("TensorRT", "ok", str(version))
 
@@ -187,7 +190,7 @@ def _kernels() -> Check:
         kernels.choose_instruction_set()
         return Check("kernels", "ok", f"{platform.machine()}: loaded")
     except (ImportError, EdgeError) as error:
-        return Check("kernels", "failure", str(error), "install again: make install")
+        return Check("kernels", "failure", str(error), "install again: sudo make install")
 
 
 def _memory(board: Board, weights_bytes: int) -> Check:

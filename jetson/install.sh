@@ -57,7 +57,7 @@ say "building $new with $extras"
 mkdir -p "$root$versions"
 # JetPack's TensorRT and Debian's PyGObject are the system's.
 "$python" -m venv --system-site-packages "$root$new" ||
-    die "cannot make a virtual environment: apt-get install python3-venv"
+    die "cannot make a virtual environment: sudo apt install python3-venv"
 if [ -n "${WHEELS:-}" ]; then from="--no-index --find-links $WHEELS omni-edge[$extras]"
 else from="$source[$extras]"; fi
 # pip compiles what it installs: the service may not write, and would compile at each start.

@@ -11,7 +11,7 @@ unpacked source package of llama-cpp-python 0.3.36 with its llama.cpp built in S
     cd llama_cpp_python-0.3.36
     cmake -S vendor/llama.cpp -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON
     cmake --build build --target llama
-    pip install diskcache                     # which its Python binding imports
+    pip install diskcache==5.6.3              # which its Python binding imports
 
 On a processor with AMX, GCC 12 drops part of the tile configuration and Q4_0 then crashes in a
 prefill: add -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse' to the first cmake there.
@@ -50,7 +50,7 @@ WORKER = Path(__file__).with_name("peers") / "worker.py"
 DECODE_TOKENS, PREFILL_TOKENS, COMPARED_TOKENS = 32, 512, 64
 OURS, ORACLE = "Omni Edge NVFP4", "transformers FP32"
 BESIDE_A_BUSY_PROCESS = (OURS, "llama.cpp NVFP4", "llama.cpp Q4_0")
-INSTALL_TRANSFORMERS = "pip install 'omni-edge[oracle]'"
+INSTALL_TRANSFORMERS = "make .venv/.oracle"
 INSTALL_LLAMA = "build it as `bench_peers.py --help` says and give --llama"
 
 

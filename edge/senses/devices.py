@@ -82,7 +82,7 @@ def _formats_of(source: str) -> tuple[tuple[PictureFormat, ...], str]:
             command, capture_output=True, text=True, timeout=LIST_TIMEOUT_S, check=False
         )
     except FileNotFoundError:
-        return (), "its formats are listed by v4l2-ctl: apt install v4l-utils"
+        return (), "its formats are listed by v4l2-ctl: sudo apt install v4l-utils"
     except subprocess.TimeoutExpired:
         return (), f"{LISTER} had no answer after {LIST_TIMEOUT_S:.0f} s"
     if listed.returncode:

@@ -29,7 +29,7 @@ except (ImportError, ValueError) as error:
     raise ConfigurationError(
         "GStreamer",
         f"cannot be used from Python ({error})",
-        "apt install python3-gi gir1.2-gst-plugins-base-1.0",
+        "sudo apt install python3-gi gir1.2-gst-plugins-base-1.0",
     ) from None
 
 SINK = (

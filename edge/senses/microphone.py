@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edge import advice
 from edge.clock import NS_PER_S, Clock
 from edge.errors import ConfigurationError, MediaError
 from edge.features.resample import Resampler
@@ -49,7 +50,7 @@ class Microphone:
             raise ConfigurationError(
                 f"microphone {name}",
                 "needs PyAudio",
-                "apt install portaudio19-dev, then pip install 'omni-edge[microphone]'",
+                f"sudo apt install portaudio19-dev, then {advice.install('microphone')}",
             ) from None
         self._audio = pyaudio
         self._name, self._clock = name, clock

@@ -273,7 +273,7 @@ def read(path: Path) -> tuple[dict[str, Any], Iterator[Step]]:
     messages = _messages(path)
     topic, about = next(messages, ("", {}))
     if topic != "session" or about.get("format") != FORMAT:
-        raise MediaError(path, "is not a recorded session", "record one with `edge record`")
+        raise MediaError(path, "is not a recorded session", "record one with `edge run --record`")
     return about, _steps(messages)
 
 

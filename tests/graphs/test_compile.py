@@ -48,7 +48,7 @@ RECIPES = [
 @pytest.fixture(scope="session")
 def tensorrt_rtx() -> ModuleType:
     if importlib.util.find_spec("tensorrt_rtx") is None:
-        why = "needs TensorRT-RTX: pip install 'omni-edge[dev]'"
+        why = "needs TensorRT-RTX: make .venv/.dev"
         if os.environ.get("CI") == "true":
             pytest.fail(why)
         pytest.skip(why)

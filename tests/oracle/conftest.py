@@ -27,7 +27,7 @@ def reference(checkpoint_folder: Path) -> Reference:
     """transformers' model of that checkpoint."""
     if os.environ.get("CI") != "true":  # in CI an absent oracle is a failure
         for name in ("torch", "transformers"):
-            pytest.importorskip(name, reason=f"the oracle needs {name}: install omni-edge[oracle]")
+            pytest.importorskip(name, reason=f"the oracle needs {name}: make .venv/.oracle")
     from oracle.reference import load
 
     return load(checkpoint_folder)
@@ -40,7 +40,7 @@ def models() -> ModuleType:
         warnings.simplefilter("ignore")
         if os.environ.get("CI") != "true":  # in CI an absent oracle is a failure
             for name in ("torch", "transformers", "modelopt.torch"):
-                pytest.importorskip(name, reason=f"needs {name}: install omni-edge[oracle]")
+                pytest.importorskip(name, reason=f"needs {name}: make .venv/.oracle")
         from oracle import modelopt_models
 
         return modelopt_models

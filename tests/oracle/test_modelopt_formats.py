@@ -31,7 +31,7 @@ def modelopt() -> Iterator[SimpleNamespace]:
         warnings.simplefilter("ignore")
         if os.environ.get("CI") != "true":  # in CI an absent oracle is a failure
             for name in ("torch", "modelopt.torch"):
-                pytest.importorskip(name, reason=f"needs {name}: install omni-edge[oracle]")
+                pytest.importorskip(name, reason=f"needs {name}: make .venv/.oracle")
         import modelopt.torch.quantization as mtq
         import torch
         from modelopt.torch.export.unified_export_hf import _export_quantized_weight

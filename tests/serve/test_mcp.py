@@ -16,7 +16,7 @@ from test_async_client import tell_watchers, unwatched
 from edge.errors import CapacityError
 
 if os.environ.get("CI") != "true":
-    pytest.importorskip("mcp", reason="needs the extra mcp: pip install 'omni-edge[mcp]'")
+    pytest.importorskip("mcp", reason="needs mcp: make .venv/.dev")
 from mcp import Client, StdioServerParameters
 
 
