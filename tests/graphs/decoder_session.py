@@ -32,6 +32,8 @@ class DecoderSession:
         options.log_severity_level = 3
         # else INT4 and FP8 products are rewritten to ones with activations of 8 bits
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if fp8:  # up to 1.24 the transpose of an FP8 constant is taken for one of bytes
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         whole = inline_local_functions(model).SerializeToString()
         self._session = onnxruntime.InferenceSession(
             whole, options, providers=["CPUExecutionProvider"]
