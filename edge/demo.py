@@ -3,7 +3,6 @@
 A bundle is made of the small trained checkpoint and kept, `edge run` plays the recording in place
 of camera and microphone, and the questions are asked over its socket while it plays.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 
