@@ -1,5 +1,5 @@
-# make demo | test | test-oracle | test-sanitize | test-aarch64 | lint | bundle: each does all the
-# set-up that it needs.
+# make demo | test | test-oracle | test-sanitize | test-aarch64 | fuzz | lint | bundle: each does all
+# the set-up that it needs.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,10 +7,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
-test test-oracle test-sanitize: export OPENBLAS_NUM_THREADS = 1
+test test-oracle test-sanitize fuzz: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean install uninstall \
-        deb test-install
+        fuzz deb test-install
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
+	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make bundle CHECKPOINT=... OUT=...   build a bundle for the cpu engine"
 	@echo "sudo make install [BUNDLE=...]       install or upgrade the service on this machine"
@@ -74,6 +75,10 @@ test-sanitize: $(VENV)/.dev
 
 test-aarch64: $(VENV)/.dev
 	sh scripts/test_aarch64.sh $(BIN)/python
+
+SECONDS ?= 1200
+fuzz: $(VENV)/.dev
+	$(BIN)/python scripts/fuzz.py --seconds "$(SECONDS)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
