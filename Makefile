@@ -1,5 +1,5 @@
-# make demo | test | test-oracle | test-sanitize | test-aarch64 | lint | bundle: each does all the
-# set-up that it needs.
+# make demo | test | test-oracle | test-sanitize | test-aarch64 | fuzz | lint | bundle: each does all
+# the set-up that it needs.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,10 +9,10 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 LOCKED := $(PIP) --require-hashes
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
-test test-oracle test-sanitize: export OPENBLAS_NUM_THREADS = 1
+test test-oracle test-sanitize fuzz: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: lock check-lock demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean install uninstall \
-        deb test-install
+.PHONY: demo test test-oracle test-sanitize test-aarch64 test-install fuzz lint lock check-lock bundle \
+        goldens clean install uninstall deb
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
+	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -103,6 +104,10 @@ test-sanitize: $(VENV)/.dev
 
 test-aarch64: $(VENV)/.dev
 	sh scripts/test_aarch64.sh $(BIN)/python
+
+SECONDS ?= 1200
+fuzz: $(VENV)/.dev
+	$(BIN)/python scripts/fuzz.py --seconds "$(SECONDS)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

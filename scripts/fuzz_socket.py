@@ -8,6 +8,7 @@ later than a second after its capture, if a frame is dropped, or if memory grows
 Usage:
     python scripts/fuzz_socket.py BUNDLE FILM
     python scripts/fuzz_socket.py BUNDLE FILM --messages 50000 --seed 7
+    python scripts/fuzz_socket.py BUNDLE FILM --seconds 300
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -93,7 +95,8 @@ class Sender:
                     writer.transport.abort()
 
     async def _burst(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        rng = self._rng
+        # What one says does not depend on how far the others are.
+        rng = random.Random(self._rng.getrandbits(64))
         frames = rng.random() < 0.6
         if frames:
             writer.write(fuzz.HANDSHAKE)
@@ -202,6 +205,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                 if service.poll() is not None:
                     break
                 now_s = time.monotonic() - began_s
+                if now_s >= arguments.seconds:
+                    sender.n_left = 0
                 resident.append((now_s, resident_mb(service.pid)))
                 if now_s >= len(used) * USED_S:
                     n_bytes = _metric(Client(path).metrics(), "edge_malloc_used_bytes")
@@ -304,6 +309,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("film", type=Path)
     parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="fewer, if time is over")
     parser.add_argument("--seed", type=int, default=0)
     report, wrong = run(parser.parse_args())
     for name, value in report.items():

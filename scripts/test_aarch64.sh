@@ -53,5 +53,5 @@ echo "packages and kernels"
 
 # An hour of sound takes an hour's work in an emulator, and is no matter of the processor.
 emulated scripts/pytest_with_kernels.py "$here"/kernels/edge/_kernels*.so \
-    --noconftest --deselect \
+    --noconftest --hypothesis-profile ci --deselect \
     tests/unit/test_kernels_mel.py::test_after_an_hour_a_push_does_what_it_did_at_first "$@"

@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 from make_tiny_checkpoint import make_checkpoint
 
 from build_engine.bundle import build_bundle
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 
-settings.register_profile("project", deadline=None)  # a busy machine is no failure
-settings.load_profile("project")
+EXAMPLES = Path(__file__).resolve().parents[1] / ".cache" / "fuzz"
+"""What random examples found; `--hypothesis-profile fuzz` tries these first."""
+
+settings.register_profile(
+    "gate",
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    # A busy machine is no failure.
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "fuzz",
+    settings.get_profile("gate"),
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(EXAMPLES),
+)
+settings.load_profile("gate")
+
+
+def pytest_report_header() -> str:
+    """Which examples the properties are tried on."""
+    if settings.default is not None and settings.default.derandomize:
+        return "hypothesis: the same examples in every run of this source"
+    return f"hypothesis: random examples, what fails is kept in {EXAMPLES}"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that are asked for without a seed draw the same in every run.
+
+    Services in processes of their own do not: what is tested of them holds for any seed.
+    """
+    numbers = SimpleNamespace(randbits=random.Random(0).getrandbits)
+    monkeypatch.setattr("edge.session.turn.secrets", numbers)
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

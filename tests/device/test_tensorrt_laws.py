@@ -31,7 +31,7 @@ where a routed expert flips at a near tie."""
 law = settings(
     max_examples=8,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 preset = st.sampled_from(sorted(PRESETS))
 seed = st.integers(0, 2**32 - 1)

@@ -87,6 +87,7 @@ def limits(**socket_settings) -> Config:
         ({"max_connections_per_client": 3}, f"connections of (process {os.getpid()}|address 127)"),
         ({"max_connections": 3}, "connections: 3 are open already"),
     ],
+    ids=["of one client", "of all"],
 )
 def test_too_many_connections(path, start, settings, said):
     with start(**settings) as connect:

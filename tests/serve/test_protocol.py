@@ -63,6 +63,7 @@ def _objects(kind: inspect.StructType) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({**tag, **required}, optional=optional)
 
 
+@pytest.mark.hypothesis  # make fuzz finds it by this
 @pytest.mark.parametrize("event", [*CLIENT, *SERVER], ids=lambda event: event.__name__)
 def test_every_event_round_trips_and_its_schema_describes_it(event):
     name = "client_events" if event in CLIENT else "server_events"

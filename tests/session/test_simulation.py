@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from simulate import DEADLINE_S, FAULTS, TEXT_TOKENS, World, check, report
 
 from edge.clock import NS_PER_S
@@ -21,7 +23,8 @@ def quiet(caplog):
     caplog.set_level(logging.CRITICAL)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1))
 def test_whatever_goes_wrong_the_invariants_hold(seed):
     world = World("thor", 2.0, seed, faults=True)
     world.run(90, check)

@@ -14,7 +14,7 @@ RELATIVE_TOLERANCE = 2e-5
 law = settings(
     max_examples=25,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 preset = st.sampled_from(sorted(PRESETS))
 seed = st.integers(0, 2**32 - 1)

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import CheckpointError, ProtocolError
@@ -37,7 +37,7 @@ def test_any_text_comes_back(tokenizer, text):
         assert tokenizer.decode(ids) == text
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=60))
 def test_streaming_never_emits_half_a_character(tokenizer, text):
     stream = Detokenizer(tokenizer)
