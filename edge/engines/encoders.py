@@ -5,9 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import onnxruntime
-
 from edge.engines.encoder_inputs import Inputs, audio_inputs, image_inputs, tubelet_inputs
+from edge.engines.onnx_runtime import onnxruntime
 from edge.model.spec import ModelSpec
 from edge.types import Float32
 

@@ -19,13 +19,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime
 from fake_cuda import FakeDriver, Misuse
 from graphs.decoder_session import DecoderSession
 
 from build_engine.decoder_layout import bundle_layout
 from build_engine.graphs.decoder import REFERENCE, decoder_model
 from edge.engines.bundle import Bundle
+from edge.engines.onnx_runtime import onnxruntime
 from edge.engines.plan import DTYPES
 from edge.engines.reference_ops import ReferenceOps
 from edge.engines.safetensors import SafetensorsFile

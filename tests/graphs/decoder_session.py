@@ -7,11 +7,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from onnx.inliner import inline_local_functions
 
+from edge.engines.onnx_runtime import onnxruntime
 from edge.engines.state import DecoderState
 from edge.model.spec import DecoderSpec
 

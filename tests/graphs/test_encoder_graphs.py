@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from make_tiny_checkpoint import make_checkpoint
 
@@ -15,6 +14,7 @@ from build_engine.graphs.audio import MAX_TOKENS, audio_model, relative_shift
 from build_engine.graphs.onnx_ops import Graph
 from build_engine.graphs.vision import pixel_shuffle, vision_model
 from edge.engines.engine import MAX_AUDIO_FRAMES
+from edge.engines.onnx_runtime import onnxruntime
 from edge.features.positions import interpolation_weights
 from edge.types import Float32
 

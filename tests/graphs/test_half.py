@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from graphs.decoder_session import Arrays, relative_error
 
@@ -16,6 +15,7 @@ from build_engine.graphs.onnx_ops import ExternalData
 from build_engine.graphs.weight_formats import BFLOAT16
 from edge.engines.bundle import Bundle
 from edge.engines.encoders import AUDIO, VISION
+from edge.engines.onnx_runtime import onnxruntime
 from edge.features.positions import interpolation_weights
 from edge.model.spec import ModelSpec
 

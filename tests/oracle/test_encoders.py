@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from build_engine.checkpoint import Checkpoint
 from build_engine.graphs.audio import audio_model
 from build_engine.graphs.vision import IMAGE, TUBELET, vision_model
+from edge.engines.onnx_runtime import onnxruntime
 from edge.features.positions import interpolation_weights
 from edge.types import Float32
 

@@ -59,6 +59,7 @@ def test_little_is_exposed(units, name):
         "Type=notify",
         "PrivateNetwork=yes",
         "RestrictAddressFamilies=AF_UNIX",
+        "Environment=ORT_DISABLE_TELEMETRY=1",
         "RestartPreventExitStatus=78",
         "RuntimeDirectoryPreserve=yes",
         "DevicePolicy=closed",
