@@ -11,7 +11,7 @@ LOCKED := $(PIP) --require-hashes
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize fuzz: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test test-oracle test-sanitize test-aarch64 test-install fuzz lint lock check-lock bundle \
+.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install fuzz lint lock check-lock bundle \
         goldens clean install uninstall deb
 .DEFAULT_GOAL := help
 
@@ -25,7 +25,7 @@ help:
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
-	@echo "make extra-NAME   add an extra of pyproject.toml: top, mcp, microphone, device, quantize"
+	@echo "make extra EXTRA=top   add an extra of pyproject.toml: top, mcp, microphone, device, quantize"
 	@echo "make bundle CHECKPOINT=... OUT=...   build a bundle for the cpu engine"
 	@echo "sudo make install [BUNDLE=...]       install or upgrade the service on this machine"
 	@echo "make install HOST=user@jetson        the same, over ssh; BUNDLE is a path there"
@@ -35,7 +35,7 @@ help:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
-	    { echo "Omni Edge needs Python 3.10 to 3.14: make PYTHON=python3.12 ..." >&2; exit 1; }
+	    { echo "Omni Edge needs Python 3.10 to 3.14: make PYTHON=python3.12 demo" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.packages: locks/tools.txt locks/build.txt | $(BIN)/python
@@ -66,9 +66,9 @@ $(VENV)/.oracle: locks/oracle.txt locks/torch.txt $(VENV)/.dev
 	        "https://download.pytorch.org/whl/cpu 'torch==2.13.0'" >&2; exit 1; }
 	@touch $@
 
-# `make extra-top`: what an optional command needs, into the same environment.
-extra-%: $(VENV)/.demo
-	@$(LOCKED) -r locks/$*.txt
+# What an optional command needs, into the same environment: make extra EXTRA=top
+extra: $(VENV)/.demo
+	@$(LOCKED) -r locks/$(EXTRA).txt
 
 lock: $(VENV)/.dev
 	sh scripts/lock.sh $(BIN)/uv $(if $(UPGRADE),--upgrade)
