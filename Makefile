@@ -56,7 +56,7 @@ $(VENV)/.dev: locks/dev.txt locks/mcp.txt locks/stubs.txt scripts/install_tensor
 	@sh scripts/install_tensorrt_stubs.sh $(BIN)/python $(VENV)/stubs
 	@touch $@
 
-# PyPI's torch for x86-64 needs CUDA, PyTorch's own index has the build for the CPU.
+# PyPI's torch for x86-64 needs CUDA; PyTorch's own index has the build for the CPU.
 $(VENV)/.oracle: locks/oracle.txt locks/torch.txt $(VENV)/.dev
 	@echo "make: installs torch, transformers and ModelOpt (some minutes)"
 	@$(LOCKED) -r locks/oracle.txt
