@@ -12,7 +12,7 @@ LOCKED := $(PIP) --require-hashes
 test test-oracle test-sanitize: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: lock check-lock demo test test-oracle test-sanitize test-aarch64 lint bundle goldens clean install uninstall \
-        deb test-install
+        deb test-install test-deb
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make install DESTDIR=... | make deb  for who builds images or packages"
 	@echo "sudo make uninstall [KEEP_DATA=1]    remove it"
 	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
+	@echo "sudo make test-deb [BUNDLE=...]      the package, from source, in a clean Debian of this machine's"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
@@ -117,7 +118,7 @@ bundle: $(VENV)/.demo
 export BUNDLE EXTRAS WHEELS DESTDIR KEEP_DATA
 install:
 ifdef HOST
-	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build . | ssh "$(HOST)" \
+	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude=./.cache . | ssh "$(HOST)" \
 	    'mkdir -p .cache/omni-edge && tar xz -C .cache/omni-edge'
 	ssh -t "$(HOST)" 'sudo BUNDLE="$(BUNDLE)" EXTRAS="$(EXTRAS)" sh .cache/omni-edge/jetson/install.sh'
 else
@@ -132,6 +133,9 @@ deb:
 
 test-install:
 	sh tests/install/in_arm64.sh
+
+test-deb: $(VENV)/.demo
+	sh tests/install/in_debian.sh $(BIN)/build-engine
 
 goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py
