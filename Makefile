@@ -11,8 +11,8 @@ LOCKED := $(PIP) --require-hashes
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize fuzz: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install fuzz lint lock check-lock bundle \
-        goldens clean install uninstall deb
+.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint lock \
+        check-lock bundle goldens clean install uninstall deb
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make install DESTDIR=... | make deb  for who builds images or packages"
 	@echo "sudo make uninstall [KEEP_DATA=1]    remove it"
 	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
+	@echo "sudo make test-deb [BUNDLE=...]      the package, from source, in a clean Debian of this machine's"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
@@ -122,7 +123,7 @@ bundle: $(VENV)/.demo
 export BUNDLE EXTRAS WHEELS DESTDIR KEEP_DATA
 install:
 ifdef HOST
-	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build . | ssh "$(HOST)" \
+	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude=./.cache . | ssh "$(HOST)" \
 	    'mkdir -p .cache/omni-edge && tar xz -C .cache/omni-edge'
 	ssh -t "$(HOST)" 'sudo BUNDLE="$(BUNDLE)" EXTRAS="$(EXTRAS)" sh .cache/omni-edge/jetson/install.sh'
 else
@@ -137,6 +138,9 @@ deb:
 
 test-install:
 	sh tests/install/in_arm64.sh
+
+test-deb: $(VENV)/.demo
+	sh tests/install/in_debian.sh $(BIN)/build-engine
 
 goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py
