@@ -9,10 +9,10 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 LOCKED := $(PIP) --require-hashes
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
-test test-oracle test-sanitize fuzz: export OPENBLAS_NUM_THREADS = 1
+test test-oracle test-sanitize test-latest fuzz: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint lock \
-        check-lock bundle goldens clean install uninstall deb
+.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
+        lock check-lock bundle goldens clean install uninstall deb test-latest test-debian
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
+	@echo "make test-latest [TESTS=tests/unit]  the newest releases: which one breaks what"
+	@echo "sudo make test-debian [RELEASE=trixie] [TESTS=...]  another Debian or Ubuntu and its Python"
 	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
@@ -106,6 +108,13 @@ test-sanitize: $(VENV)/.dev
 test-aarch64: $(VENV)/.dev
 	sh scripts/test_aarch64.sh $(BIN)/python
 
+test-latest: $(VENV)/.dev
+	$(BIN)/python scripts/test_latest.py --environment $(VENV)-latest $(TESTS)
+
+RELEASE ?= trixie
+test-debian:
+	sh scripts/test_debian.sh $(RELEASE) $(TESTS)
+
 SECONDS ?= 1200
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz.py --seconds "$(SECONDS)"
@@ -146,4 +155,4 @@ goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-latest build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
