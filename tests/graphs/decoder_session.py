@@ -52,7 +52,7 @@ class DecoderSession:
 
 
 def ort_value(values: NDArray[Any], fp8: bool = False) -> onnxruntime.OrtValue:
-    """An array as ONNX Runtime takes it: bfloat16 by its bits, FP8 by them or as bytes, bytes as int8."""
+    """An array for ONNX Runtime: bfloat16 by its bits, FP8 by them or as bytes; bytes as int8."""
     values = np.asarray(values, order="C")
     if values.dtype == E4M3 and fp8:
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
