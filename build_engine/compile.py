@@ -36,7 +36,7 @@ BENIGN = (
     "CUDA lazy loading is not enabled",  # about the process, not about the graph
 )
 """In every warning that a check without a GPU lets pass."""
-ABOUT_THE_BOARD = re.compile(r"\bDLA\b|skipping tactic|out ?of ?memory|gpu memory", re.IGNORECASE)
+ABOUT_THE_BOARD = re.compile(r"\bDLA\b|skipping tactic|out ?of ?memory", re.IGNORECASE)
 """No plan uses the DLA; a kernel that could not be timed is not chosen."""
 CHANGES_MEANING = re.compile(
     r"unused|is not being|ignor(e|es|ed|ing)\b|clamp|out of range|outside (of )?the range"
