@@ -52,11 +52,13 @@ $(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) $(VENV)/.
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: locks/dev.txt locks/mcp.txt locks/stubs.txt scripts/install_tensorrt_stubs.sh $(VENV)/.demo
+$(VENV)/.dev: locks/dev.txt locks/mcp.txt locks/stubs.txt locks/plugins.txt $(VENV)/.demo \
+    scripts/install_tensorrt_stubs.sh scripts/install_tensorrt_plugins.sh
 	@echo "make: installs what the tests need (a minute or two)"
 	@sh scripts/install_test_media.sh  # PortAudio's header is needed to install PyAudio
 	@$(LOCKED) -r locks/dev.txt -r locks/mcp.txt
 	@sh scripts/install_tensorrt_stubs.sh $(BIN)/python $(VENV)/stubs
+	@sh scripts/install_tensorrt_plugins.sh $(BIN)/python $(VENV)/tensorrt_plugins
 	@touch $@
 
 # PyPI's torch for x86-64 needs CUDA; PyTorch's own index has the build for the CPU.
