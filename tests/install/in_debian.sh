@@ -56,7 +56,7 @@ if [ -z "$bundle" ]; then
     bundle=$work/bundle
     "$build_engine" bundle "$repository/tests/assets/tiny_omni" "$bundle" --target cpu >/dev/null
 fi
-make --no-print-directory -C "$repository" deb BUNDLE="$bundle" OUT="$package" WHEELS=
+(cd "$repository" && make --no-print-directory deb BUNDLE="$bundle" OUT="$package" WHEELS=)
 deb=$(echo "$package"/*.deb)
 say "$(basename "$deb"): $(du -h "$deb" | cut -f1), after $(($(date +%s) - started)) s"
 dpkg-deb -c "$deb" >"$work/contents"
