@@ -32,6 +32,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """By TensorRT's name; the last two are packed in pairs, which numpy's are not."""
 PACKED = ("INT4", "FP4")
 COMPILE = "compile it again with `build-engine compile`"
+MIN_TENSORRT = (10, 9)
+"""The first whose plans take kernels compiled ahead of time (`tensorrt.plugin.aot_impl`)."""
+JETPACK = "JetPack 7.2 on Orin, 7.0 or later on Thor"
+"""What brings it."""
 
 
 class TensorRT(Protocol):
