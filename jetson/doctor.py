@@ -51,7 +51,7 @@ def examine(
     yield _machine(board)
     yield _jetpack(board)
     yield _cuda(root)
-    yield _tensorrt()
+    yield check_tensorrt()
     yield _power_mode(board)
     yield _heat(root)
     yield _power(board, root)
@@ -124,7 +124,8 @@ def _cuda(root: Path) -> Check:
     return Check("CUDA", "ok", "driver found")
 
 
-def _tensorrt() -> Check:
+def check_tensorrt() -> Check:
+    """Whether it is there, and runs plans."""
     try:
         version = getattr(importlib.import_module("tensorrt"), "__version__", "")
     except ImportError:

@@ -138,7 +138,7 @@ def test_which_jetpack_runs_plans(tmp_path, board, release, found):
 )
 def test_which_tensorrt_runs_plans(monkeypatch, module, verdict, found):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(**module))
-    check = doctor._tensorrt()
+    check = doctor.check_tensorrt()
     assert (check.verdict, check.found) == (verdict, found)
 
 
