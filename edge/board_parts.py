@@ -101,6 +101,8 @@ def microphones() -> None:
     if not names:
         print("there is none")
         return
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Unnamed(names))
     on_usb = [name for name in names if "usb" in name.lower()]
     for i, name in enumerate(["", *on_usb[: MAX_DEVICES - 1]]):
         print(f"USB microphone {i}:" if name else "the default microphone:")
@@ -119,6 +121,21 @@ def service() -> None:
     health = Client(DEFAULT_SOCKET).health()
     known = ("ready", "uptime_s", "counters")
     print(json.dumps({name: health[name] for name in known if name in health}))
+
+
+class _Unnamed(logging.Filter):
+    """Takes names of devices, which may be people's, out of what is logged."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        for name in self._names:
+            text = text.replace(name, "(a device)")
+        record.msg, record.args = text, ()
+        return True
 
 
 PARTS: dict[str, Callable[..., None]] = {
