@@ -11,7 +11,7 @@ LOCKED := $(PIP) --require-hashes
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize fuzz: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test test-oracle test-sanitize test-aarch64 test-install fuzz lint lock check-lock bundle \
+.PHONY: demo test test-oracle test-sanitize test-aarch64 test-gpu test-install fuzz lint lock check-lock bundle \
         goldens clean install uninstall deb
 .DEFAULT_GOAL := help
 
@@ -21,6 +21,7 @@ help:
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
+	@echo "make test-gpu     the GPU kernels on this machine's GPU, beside the CPU's, and their speed"
 	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
@@ -104,6 +105,10 @@ test-sanitize: $(VENV)/.dev
 
 test-aarch64: $(VENV)/.dev
 	sh scripts/test_aarch64.sh $(BIN)/python
+
+# The kernels, a CUDA graph and the tensorrt engine on this machine's GPU; elsewhere it says what lacks.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -s -rs tests/gpu/test_on_gpu.py
 
 SECONDS ?= 1200
 fuzz: $(VENV)/.dev
