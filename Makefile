@@ -12,7 +12,8 @@ LOCKED := $(PIP) --require-hashes
 test test-oracle test-sanitize test-latest fuzz: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
-        lock check-lock bundle goldens clean install uninstall deb test-latest test-debian
+        lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
+        test-gpu
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
 	@echo "make test-latest [TESTS=tests/unit]  the newest releases: which one breaks what"
 	@echo "sudo make test-debian [RELEASE=trixie] [TESTS=...]  another Debian or Ubuntu and its Python"
+	@echo "make test-gpu     the GPU kernels on this machine's GPU, beside the CPU's, and their speed"
 	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
@@ -116,6 +118,10 @@ test-latest: $(VENV)/.dev
 RELEASE ?= trixie
 test-debian:
 	sh scripts/test_debian.sh $(RELEASE) $(TESTS)
+
+# The kernels, a CUDA graph and the tensorrt engine on this machine's GPU; elsewhere it says what lacks.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -s -rs tests/gpu/test_on_gpu.py
 
 SECONDS ?= 1200
 fuzz: $(VENV)/.dev

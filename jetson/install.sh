@@ -34,11 +34,12 @@ is_running() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 free_kb=$(df -Pk "${root:-/}" | awk 'NR == 2 { print $4 }')
 [ "$free_kb" -ge 2000000 ] || die "only $((free_kb / 1024)) MB are free, 2 GB are needed: make room"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    die "$python is older than 3.10: use JetPack 6 or later, or PYTHON=python3.10"
+    die "$python is older than 3.10: flash JetPack 7.2 (Orin) or 7.0 or later (Thor), or PYTHON=python3.10"
 if [ -z "$root" ]; then
     model=$(tr -d '\0' 2>/dev/null </proc/device-tree/model || echo "no Jetson")
     say "machine: $model, $(awk '/MemTotal/ { printf "%.0f GB", $2 / 1e6 }' /proc/meminfo)"
-    say "L4T: $(sed -n 's/^# \(R[0-9]*\).*REVISION: \([0-9.]*\).*/\1.\2/p' /etc/nv_tegra_release \
+    say "L4T: $(sed -n -e 's/^# \(R3[0-7]\).*REVISION: \([0-9.]*\).*/\1.\2: only the cpu engine; the GPU needs JetPack 7/p;t' \
+        -e 's/^# \(R[0-9]*\).*REVISION: \([0-9.]*\).*/\1.\2/p' /etc/nv_tegra_release \
         2>/dev/null || echo "none: only the cpu engine")"
     ldconfig -p | grep -q 'libcuda\.so' && cuda=found || cuda="not found: only the cpu engine"
     say "CUDA driver: $cuda"

@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from edge.errors import BundleError, DeviceError, EngineError
+from edge.errors import BundleError, ConfigurationError, DeviceError, EngineError
 
 if TYPE_CHECKING:
     import tensorrt
 
-MIN_TENSORRT = (10, 9)
-"""The first with plugins that are compiled ahead of time. JetPack 6 has 10.3."""
-JETPACK = "7.2"
-"""The first that has such a one for Orin and Thor: 10.16."""
 DTYPES: dict[str, np.dtype[Any]] = {
     "FLOAT": np.dtype(np.float32),
     "HALF": np.dtype(np.float16),
@@ -36,6 +32,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """By TensorRT's name; the last two are packed in pairs, which numpy's are not."""
 PACKED = ("INT4", "FP4")
 COMPILE = "compile it again with `build-engine compile`"
+MIN_TENSORRT = (10, 9)
+"""The first whose plans take kernels compiled ahead of time (`tensorrt.plugin.aot_impl`). JetPack 6
+has 10.3."""
+JETPACK = "JetPack 7.2 on Orin, 7.0 or later on Thor"
+"""What brings it."""
 
 
 def check_tensorrt(version: str) -> None:
@@ -44,12 +45,12 @@ def check_tensorrt(version: str) -> None:
     Args:
         version: its `__version__`, e.g. 10.16.2.10.
     Raises:
-        DeviceError: it is older than MIN_TENSORRT.
+        ConfigurationError: it is older than MIN_TENSORRT.
     """
     if tuple(map(int, version.split(".")[:2])) < MIN_TENSORRT:
         needed = ".".join(map(str, MIN_TENSORRT))
-        raise DeviceError(
-            f"TensorRT {version}", f"is too old: plans need {needed}", f"flash JetPack {JETPACK}"
+        raise ConfigurationError(
+            f"TensorRT {version}", f"is too old: plans need {needed}", f"flash {JETPACK}"
         )
 
 

@@ -69,7 +69,7 @@ def test_no_driver(folder, driver, capsys, options):
     driver.no_library = True
     code, line = run(capsys, folder, *options)
     assert (code, line) == (
-        78,
+        75,
         "edge: CUDA driver: libcuda.so.1 is not on this machine; install JetPack's or NVIDIA's "
         "driver, or run on the CPU with `--engine cpu`",
     )
@@ -78,7 +78,7 @@ def test_no_driver(folder, driver, capsys, options):
 def test_no_device(folder, driver, capsys):
     driver.failing["cuInit"] = 100
     code, line = run(capsys, folder)
-    assert code == 78
+    assert code == 75
     assert "the driver sees none (CUDA_ERROR_NO_DEVICE (100))" in line
 
 
