@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Everything is installed at the versions and hashes of locks/ (`make lock` renews them).
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
-LOCKED := $(PIP) --require-hashes
+LOCKED := $(PIP) --require-hashes --no-build-isolation
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize test-latest fuzz: export OPENBLAS_NUM_THREADS = 1
@@ -45,7 +45,8 @@ $(BIN)/python:
 
 $(VENV)/.packages: locks/tools.txt locks/build.txt | $(BIN)/python
 	@echo "make: downloads and installs the Python packages of locks/build.txt (about a minute)"
-	@$(LOCKED) -r locks/tools.txt -r locks/build.txt
+	@$(LOCKED) -r locks/tools.txt
+	@$(LOCKED) -r locks/build.txt
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) $(VENV)/.packages

@@ -86,11 +86,12 @@ if [ -n "${WHEELS:-}" ]; then wheels=$WHEELS; else
     pip_with "$tools" install --no-deps --require-hashes -r "$source/locks/tools.txt"
     PATH=$work/tools/bin:$PATH
     say "2/4 fetching packages (100 MB)"
-    pip_with "$tools" download --dest "$work/fetched" --no-deps --require-hashes \
+    pip_with "$tools" download --dest "$work/fetched" --no-deps --no-build-isolation --require-hashes \
         -r "$work/lock.txt"
     say "3/4 compiling the kernels (1 to 5 minutes)"
     # No cache: it may hold what another Python of this machine has compiled.
-    pip_with "$tools" wheel --wheel-dir "$wheels" --no-cache-dir --no-deps "$work"/fetched/*
+    pip_with "$tools" wheel --wheel-dir "$wheels" --no-cache-dir --no-deps --no-build-isolation \
+        "$work"/fetched/*
     pip_with "$tools" wheel --wheel-dir "$wheels" --no-deps --no-build-isolation "$source"
 fi
 say "4/4 installing packages into $root$new"
@@ -135,6 +136,8 @@ fi
 systemd-sysusers edge.conf
 chown -R edge:edge /var/lib/edge /var/cache/edge
 if is_running; then
+    # what jetson.before_start has found goes with the units that it was found for
+    rm -rf /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d
     systemctl daemon-reload
     udevadm control --reload && udevadm trigger || true
 fi

@@ -82,6 +82,7 @@ for unit in edge.socket edge.service; do  # an owner who has disabled it keeps i
 done
 # What the service cannot do must not stop dpkg, and with it all other packages of the robot.
 [ -d /run/systemd/system ] || exit 0
+rm -rf /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d
 systemctl daemon-reload || true
 udevadm control --reload && udevadm trigger || true
 [ ! -e /var/lib/edge/bundle/manifest.json ] || deb-systemd-invoke restart edge.service ||
@@ -105,7 +106,8 @@ purge)
     userdel edge 2>/dev/null || true
     groupdel edge 2>/dev/null || true
     ;;
-remove) rm -rf /run/edge /run/edge-ingest ;;
+remove) rm -rf /run/edge /run/edge-ingest \
+    /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d ;;
 esac
 [ ! -d /run/systemd/system ] || systemctl daemon-reload || true
 END

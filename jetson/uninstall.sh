@@ -22,7 +22,10 @@ for enabled in edge.service edge.socket 'edge-ingest@*.service'; do
 done
 rm -f "$root/usr/bin/edge" "$root/usr/lib/udev/rules.d/70-edge.rules" \
     "$root/usr/lib/sysusers.d/edge.conf"
-! is_running || systemctl daemon-reload
+! is_running || {
+    rm -rf /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d
+    systemctl daemon-reload
+}
 if [ "${KEEP_DATA:-}" = 1 ]; then
     echo "uninstall: $root/etc/edge and $root/var/lib/edge are kept"
     exit 0

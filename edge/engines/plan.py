@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from edge.errors import BundleError, ConfigurationError, DeviceError, EngineError
+from edge.errors import BundleError, ConfigurationError, EngineError
 
 if TYPE_CHECKING:
     import tensorrt
