@@ -2,7 +2,7 @@
 
     python scripts/count_bytes.py                                # all pairs: some minutes
     python scripts/count_bytes.py --target orin --recipe orin
-    python scripts/count_bytes.py --record      # build_engine/traffic.json and docs/bytes.md anew
+    python scripts/count_bytes.py --record      # build_engine/traffic.json, docs and README.md anew
 
 One block of each kind of the published model, and the head, are compiled by TensorRT-RTX for what
 stands for the target, without a GPU. TensorRT's description of the plan names the tensors that each
@@ -84,7 +84,8 @@ PEERS = (
 """Tokens a second of one sequence; others' figures, on the boards themselves, not measured here."""
 SLACK = 0.01
 """By which a part may differ from the record."""
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "bytes.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT, README = ROOT / "docs" / "bytes.md", ROOT / "README.md"
 BEGIN, END = "<!-- by scripts/count_bytes.py -->\n", "<!-- end -->\n"
 
 BITS = {
@@ -372,6 +373,24 @@ def document(record: Record) -> str:
     return before + BEGIN + tables(record) + END + rest.partition(END)[2]
 
 
+def readme(record: Record) -> str:
+    """README.md with the documented recipes' figures in its row."""
+    figures = []
+    for target, recipe in DEFAULTS.items():
+        parts = record.moved[target][recipe]["decode"]
+        moved = token_bytes(whole(record.decoder, parts))
+        figures.append(
+            f"{target} with `{recipe}` {moved / 1e9:.2f} GB a token, {tokens_s(target, moved):.1f} "
+            f"tokens/s at {BANDWIDTH_SHARE:.0%} of the bandwidth"
+        )
+    row = (
+        "| bytes that a compiled plan moves | counted in TensorRT-RTX's plans, which may only "
+        f"shrink: {'; '.join(figures)}; **not measured** | [docs/bytes.md](docs/bytes.md), "
+        "`make test-bytes` |"
+    )
+    return re.sub(r"^\| bytes that a compiled plan moves .*$", row, README.read_text(), flags=re.M)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--target", choices=DEFAULTS, help="this one only")
@@ -405,6 +424,7 @@ def main() -> int:
         text = json.dumps(msgspec.to_builtins(record), indent=1)
         RECORD.write_text(text + "\n")
         DOCUMENT.write_text(document(record))
+        README.write_text(readme(record))
     else:
         print(*problems, sep="\n", file=sys.stderr)
     print(json.dumps(msgspec.to_builtins(record)["moved"]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from gpu_kernels.launch import COLUMNS, KERNELS, PAIRS, TILE
+from gpu_kernels.launch import COLUMNS, KERNELS, PAIRS, TILE, ceil_div
 
 CACHED = frozenset(
     {
@@ -54,3 +54,34 @@ def moved_bytes(name: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, int
     if is_prefill and kernel.constants["FORMAT"] == "int4":
         moved["block_scale"] *= COLUMNS["int4"] // TILE  # each tile of columns asks for its scales
     return moved
+
+
+def expert_shapes(
+    name: str, n_tokens: int, n_slots: int, n_experts: int, n: int, k: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all addresses of a launch of one of the experts' kernels.
+
+    Args:
+        name: in the launch table.
+        n, k: rows and columns of the weight that it reads, or the columns of what it adds up.
+    """
+    kernel, pairs = KERNELS[name], n_tokens * n_slots
+    width = n if "_up_" in name else k
+    one_by_one = name.startswith("decode")
+    shapes: dict[str, tuple[int, ...]] = {
+        "x": (n_tokens, k),
+        "ids": (n_tokens, n_slots),
+        "weights": (n_tokens, n_slots),
+        "order": (pairs,),
+        "begins": (n_experts + 1,),
+        "hidden": (n_tokens, n_slots, width) if one_by_one else (pairs, width),
+        "hidden_scale": (pairs, ceil_div(width, TILE)),
+        "parts": (pairs, n),
+        "y": (n_tokens, n),
+        "scale": (n_experts,),
+    }
+    if form := kernel.constants.get("FORMAT"):
+        codes = (n, k // 2) if form == "nvfp4" else (n // 2, k)
+        shapes["codes"] = (n_experts, *codes)
+        shapes["block_scale"] = (n_experts, n, k // COLUMNS[form])
+    return {a: shapes[a] for a, kind in kernel.arguments.items() if kind.startswith("*")}
