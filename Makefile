@@ -18,7 +18,7 @@ test test-oracle test-sanitize fuzz: export OPENBLAS_NUM_THREADS = 1
 help:
 	@echo "make demo         set up, build the small model's bundle, watch a session, ask five questions"
 	@echo "make test         set up and run the tests that need no torch"
-	@echo "make test-bytes   what compiled plans and all programs of the GPU's kernels move (minutes)"
+	@echo "make test-bytes   what compiled plans and the GPU's decode kernels move, whole (minutes)"
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"

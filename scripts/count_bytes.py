@@ -333,11 +333,21 @@ def tables(record: Record) -> str:
             lines.append(f"| {PARTS[part]} | {boards} | {names} | {figures} |")
     lines += [
         "",
+        *(_row_line(record, target, recipe) for target, recipe in DEFAULTS.items()),
+        "",
         "| board | others, on the board itself | tokens/s | source |",
         "|---|---|---|---|",
     ]
     lines += [f"| {board} | {what} | {speed} | {source} |" for board, what, speed, source in PEERS]
     return "\n".join(lines) + "\n"
+
+
+def _row_line(record: Record, target: str, recipe: str) -> str:
+    d, moved = record.decoder, record.moved[target][recipe]["decode"]["*"].row_bytes
+    return (
+        f"- On {target} with `{recipe}` each bound row of the K/V cache adds {moved:,} bytes in an "
+        f"attention block; its keys and values are {2 * 2 * d.n_kv_heads * d.head_dim:,}."
+    )
 
 
 def _alike(record: Record) -> dict[tuple[Part, str], dict[str, str]]:
@@ -421,6 +431,11 @@ def main() -> int:
                 flush=True,
             )
     if options.record:
+        in_order = {
+            target: {recipe: by[recipe] for recipe in RECIPES if recipe in by}
+            for target, by in ((target, record.moved.get(target, {})) for target in DEFAULTS)
+        }
+        record = msgspec.structs.replace(record, moved=in_order)
         text = json.dumps(msgspec.to_builtins(record), indent=1)
         RECORD.write_text(text + "\n")
         DOCUMENT.write_text(document(record))

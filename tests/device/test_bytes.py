@@ -1,7 +1,7 @@
 """What a plan moves: kernels are traced, compiled graphs are counted, and the record may only fall.
 
-With EDGE_TEST_BYTES=all (`make test-bytes`) every program of a launch is traced, in some minutes,
-in place of a few: they differ in nothing but their rows.
+With EDGE_TEST_BYTES=all (`make test-bytes`) every program of a decode kernel is traced, in some
+minutes, in place of two for each expert: they differ in nothing but their rows.
 """
 
 from __future__ import annotations
@@ -106,24 +106,24 @@ def of_experts(
     )
 
 
-def few(rows: int, at_a_time: int) -> int:
-    """Rows of a weight for a few programs, or all of them."""
-    return rows if ALL else 2 * at_a_time
+def few(rows: int) -> int:
+    """Rows of a weight for two programs, or all of them."""
+    return rows if ALL else 2 * ROWS
 
 
 # kernel, and tokens, slots, experts, rows, columns: one token at the published sizes, the routes of
 # 256, and for prefill also pairs of an expert that take two turns
 CASES = [
-    ("decode_up_nvfp4", (1, SLOTS, SLOTS, few(WIDTH, ROWS), HIDDEN)),
-    ("decode_up_int4", (1, SLOTS, SLOTS, few(WIDTH, ROWS), HIDDEN)),
-    ("decode_down_nvfp4", (1, SLOTS, SLOTS, few(HIDDEN, ROWS), WIDTH)),
+    ("decode_up_nvfp4", (1, SLOTS, SLOTS, few(WIDTH), HIDDEN)),
+    ("decode_up_int4", (1, SLOTS, SLOTS, few(WIDTH), HIDDEN)),
+    ("decode_down_nvfp4", (1, SLOTS, SLOTS, few(HIDDEN), WIDTH)),
     ("decode_down_int4", (1, 2, 3, 2 * ROWS, 256)),  # no published weight is such
     ("sort_pairs", (256, SLOTS, SPEC.decoder.n_experts, 0, 0)),
-    ("prefill_up_nvfp4", (1, SLOTS, SLOTS, few(WIDTH, TILE // 2), HIDDEN)),
-    ("prefill_down_nvfp4", (1, SLOTS, SLOTS, few(HIDDEN, TILE // 2), WIDTH)),
+    ("prefill_up_nvfp4", (1, SLOTS, SLOTS, TILE, HIDDEN)),
+    ("prefill_down_nvfp4", (1, SLOTS, SLOTS, TILE, WIDTH)),
     *((f"prefill_{kind}", (48, 2, 3, 80, 256)) for kind in ("up_nvfp4", "down_nvfp4")),
     *((f"prefill_{kind}", (48, 2, 3, 64, 256)) for kind in ("up_int4", "down_int4")),
-    ("combine", (few(256, 1), SLOTS, 1, HIDDEN, 0)),
+    ("combine", (2, SLOTS, 1, HIDDEN, 0)),
 ]
 
 
