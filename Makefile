@@ -1,4 +1,4 @@
-# make demo | test | test-oracle | test-sanitize | test-aarch64 | fuzz | lint | bundle: each does all
+# make demo | test | test-bytes | test-oracle | test-sanitize | test-aarch64 | fuzz | lint | bundle: each does all
 # the set-up that it needs.
 
 PYTHON ?= python3
@@ -13,12 +13,13 @@ test test-oracle test-sanitize test-latest fuzz: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
-        test-gpu
+        test-gpu test-bytes
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         set up, build the small model's bundle, watch a session, ask five questions"
 	@echo "make test         set up and run the tests that need no torch"
+	@echo "make test-bytes   what compiled plans and the GPU's decode kernels move, whole (minutes)"
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
@@ -91,6 +92,9 @@ test: $(VENV)/.dev
 	sh scripts/install_test_media.sh
 	sh scripts/install_js_clients.sh $(VENV)/js
 	EDGE_NODE_MODULES="$(abspath $(VENV)/js/node_modules)" $(BIN)/python -m pytest --ignore tests/oracle
+
+test-bytes: $(VENV)/.dev
+	EDGE_TEST_BYTES=all $(BIN)/python -m pytest -o timeout=3600 tests/device/test_bytes.py
 
 test-oracle: $(VENV)/.oracle
 	$(BIN)/python -m pytest tests/oracle

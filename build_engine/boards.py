@@ -29,6 +29,11 @@ class Board:
     low_precision: bool
     """It multiplies FP8 and FP4 itself; Orin does not."""
 
+    @property
+    def target(self) -> str:
+        """Name of the kind of GPU that plans are compiled for."""
+        return "thor" if self.low_precision else "orin"
+
     def reserved_bytes(self) -> dict[str, int]:
         """By owner: memory that is taken before any model is loaded."""
         return {

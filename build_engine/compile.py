@@ -30,6 +30,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 LoadPlugins: TypeAlias = Callable[[Any], None]
 """Registers plugins with the given TensorRT."""
+Inspect: TypeAlias = Callable[[str], None]
+"""Called with what TensorRT says of a plan's kernels: which tensors each reads and writes."""
 
 BENIGN = (
     "has Int64 binding",  # states a type, nothing is dropped
@@ -50,6 +52,8 @@ MAX_KEPT_WARNINGS = 32
 MAX_REASONS = 3
 WORKSPACE_BYTES = 2 << 30
 """Of scratch memory on a device. The body of edge::MoE, at the published sizes, needs more."""
+LAYERS = "Layers:"
+"""What TensorRT's description of a plan begins with."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 PLUGIN_VERSION = "1"
 
@@ -106,7 +110,11 @@ class Message:
 
 
 def compile_graph(
-    trt: Any, order: Order, progress: Progress, load_plugins: LoadPlugins | None = None
+    trt: Any,
+    order: Order,
+    progress: Progress,
+    load_plugins: LoadPlugins | None = None,
+    inspect: Inspect | None = None,
 ) -> Built:
     """Write `order.plan`.
 
@@ -119,6 +127,7 @@ def compile_graph(
     """
     started, log = time.monotonic(), _log(trt)
     log.messages.clear()
+    log.layers = ""
     if load_plugins:
         load_plugins(trt)
     # TensorRT's parser would put functions in place too, and warn of the names that come twice
@@ -133,11 +142,15 @@ def compile_graph(
         raise _refused(order, f"does not parse at {at}: {error.desc()}")
     check_messages(order, log.messages)
     config = _config(trt, builder, order, progress)
+    if inspect:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _refused(order, f"gives no plan: {_reason(log.messages)}")
     check_messages(order, log.messages)
     order.plan.write_bytes(plan)
+    if inspect:
+        inspect(log.layers)
     if order.timing_cache:
         order.timing_cache.write_bytes(config.get_timing_cache().serialize())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -169,13 +182,16 @@ def _log(trt: Any) -> Any:
     """The process's only one: TensorRT keeps the first that it is given."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps what is worse than information."""
+        """Keeps what is worse than information, and what a finished plan is made of."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages: list[Message] = []
+            self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:
+            if message.startswith(LAYERS):
+                self.layers = message
             levels = trt.ILogger.Severity
             if severity <= levels.WARNING:
                 self.messages.append(Message(message, is_error=severity <= levels.ERROR))

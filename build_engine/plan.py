@@ -20,10 +20,14 @@ from build_engine.footprint import (
     kv_bytes_per_token,
 )
 from build_engine.recipe import CALIBRATED, Recipe, known_recipes, load_recipe
+from build_engine.traffic import BANDWIDTH_SHARE, decode_traffic
+from edge.engines.tensorrt import FIRST_BUCKET_ROWS
 from edge.errors import CheckpointError, ConfigurationError
 from edge.model.spec import DecoderSpec, ModelSpec, model_spec
 
 AUDIO_TOKENS_PER_S = MEL_FRAMES_PER_S / 8
+COUNTED = "what the kernels of a compiled plan read and write"
+STORED = "what is stored; no plan of this recipe and these sizes was counted for this board"
 SEPARATOR_TOKENS = 14
 """Words around a tubelet ("Frame 3 sampled at ..."), assumed."""
 
@@ -45,9 +49,13 @@ class Plan:
     """Read and written for one token while the context is empty."""
     decode_bytes_full: int
     """The same when the context is full."""
+    decode_bytes_compiled: bool
+    """They are what a compiled plan's kernels move; else what is stored, which no kernel can do
+    without."""
     largest_context: int
     """Tokens that this board could hold with this recipe; 0: not even one."""
     recipes_that_fit: tuple[str, ...]
+    """Fewest bytes of a token first, then those of which no plan was counted."""
     boards_that_fit: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -78,8 +86,8 @@ class Plan:
 
     @property
     def decode_tokens_s(self) -> tuple[float, float]:
-        """Upper bounds by bandwidth: context empty, context full."""
-        rate = self.board.bandwidth_bytes_s
+        """At `BANDWIDTH_SHARE` of the board's bandwidth: context empty, context full."""
+        rate = BANDWIDTH_SHARE * self.board.bandwidth_bytes_s
         return rate / self.decode_bytes, rate / self.decode_bytes_full
 
     def require_fit(self) -> None:
@@ -143,9 +151,12 @@ class Plan:
             f"{self.separator_tokens_s:.1f} separators + {self.audio_tokens_s:.1f} sound",
             "context": f"{self.context_tokens:,} tokens last {_duration(self.context_s)}; K/V grow "
             f"by {self.kv_bytes_per_hour / 2**20:,.0f} MiB/h",
-            "decode": f"at most {empty:.1f} tokens/s, {full:.1f} with the context full: "
-            f"{self.decode_bytes / 1e9:.2f} and {self.decode_bytes_full / 1e9:.2f} GB a token "
-            f"at {self.board.bandwidth_bytes_s / 1e9:g} GB/s",
+            "decode": f"{'' if self.decode_bytes_compiled else 'at most '}{empty:.1f} tokens/s, "
+            f"{full:.1f} with the context full, at {BANDWIDTH_SHARE:.0%} of "
+            f"{self.board.bandwidth_bytes_s / 1e9:g} GB/s",
+            "bytes of a token": f"{'' if self.decode_bytes_compiled else 'at least '}"
+            f"{self.decode_bytes / 1e9:.2f} GB, {self.decode_bytes_full / 1e9:.2f} with the "
+            f"context full: {COUNTED if self.decode_bytes_compiled else STORED}",
             "largest context": f"{self.largest_context:,} tokens",
             "recipes that fit": ", ".join(self.recipes_that_fit) or "none",
             "boards that fit": ", ".join(self.boards_that_fit) or "none",
@@ -193,8 +204,13 @@ def make_plan(spec: ModelSpec, board: str, recipe: str, context_tokens: int, fps
         raise ConfigurationError("--fps", f"is {fps}", "give frames a second, or 0 for sound only")
     tubelets_s = fps / spec.vision.tubelet_frames
     per_token = kv_bytes_per_token(spec.decoder, chosen)
-    decode = decode_bytes(spec.decoder, chosen)
+    decode, decode_full, compiled = _decode_bytes(spec.decoder, place, recipe, context_tokens)
     known = {name: load_recipe(name) for name in known_recipes()}
+
+    def slowest_last(name: str) -> tuple[bool, int]:
+        n_bytes, _, counted = _decode_bytes(spec.decoder, place, name, context_tokens)
+        return not counted, n_bytes
+
     return Plan(
         board=place,
         recipe=recipe,
@@ -206,11 +222,12 @@ def make_plan(spec: ModelSpec, board: str, recipe: str, context_tokens: int, fps
         audio_tokens_s=AUDIO_TOKENS_PER_S,
         kv_bytes_per_token=per_token,
         decode_bytes=decode,
-        decode_bytes_full=decode + context_tokens * per_token,
+        decode_bytes_full=decode_full,
+        decode_bytes_compiled=compiled,
         largest_context=_largest_context(spec, place, chosen),
         recipes_that_fit=tuple(
             name
-            for name in sorted(known, key=lambda name: len(_not_native(place, known[name])))
+            for name in sorted(known, key=slowest_last)
             if _largest_context(spec, place, known[name]) >= context_tokens
         ),
         boards_that_fit=tuple(
@@ -229,6 +246,21 @@ def _parts(spec: ModelSpec, board: Board, recipe: Recipe, context_tokens: int) -
         yield Part(name, n_bytes)
 
 
+def _decode_bytes(
+    spec: DecoderSpec, board: Board, recipe: str, context_tokens: int
+) -> tuple[int, int, bool]:
+    """Of a token, context empty and full, and whether a compiled plan was counted."""
+    if moved := decode_traffic(spec, board.target, recipe):
+        empty, full = (
+            moved.n_bytes + moved.row_bytes * max(rows, FIRST_BUCKET_ROWS)
+            for rows in (0, context_tokens)
+        )
+        return empty, full, True
+    chosen = load_recipe(recipe)
+    stored = decode_bytes(spec, chosen)
+    return stored, stored + context_tokens * kv_bytes_per_token(spec, chosen), False
+
+
 def _largest_context(spec: ModelSpec, board: Board, recipe: Recipe) -> int:
     room = board.memory_bytes - sum(part.n_bytes for part in _parts(spec, board, recipe, 0))
     if room < 0:
@@ -244,14 +276,14 @@ def _notes(spec: DecoderSpec, board: Board, recipe: Recipe, context_tokens: int)
         names = " and ".join(name.upper() for name in decoded)
         yield (
             f"{board.name} has no FP8 or FP4 arithmetic: {names} would be decoded to FP16 by our "
-            "kernel, which saves memory only; w4a16, int4 and bf16 are meant for it"
+            "kernel, which saves memory only; orin is meant for it"
         )
     scores = 2 * spec.n_q_heads * PREFILL_TOKENS * context_tokens
     yield (
         f"attention is taken as fused; otherwise the scores of {PREFILL_TOKENS} tokens would add "
         f"{_gib(scores)} GiB"
     )
-    yield "decode is bandwidth only, at the published peak; nothing here is measured"
+    yield "decode is bandwidth only, a share of the published peak; nothing here is measured"
 
 
 def _not_native(board: Board, recipe: Recipe) -> list[str]:

@@ -5,7 +5,7 @@ graph needs their shapes alone. Nothing is executed: it shows that the graphs ar
 and have kernels for a GPU of the target's generation.
 
 Usage:
-    python scripts/compile_full_size.py --target orin --recipe int4
+    python scripts/compile_full_size.py --target orin --recipe orin
     python scripts/compile_full_size.py --target thor --recipe nvfp4 --layers 'MEM*EM'
 """
 

@@ -24,17 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "kernels" / "gpu
 from published_config import CONFIG, GENERATION_CONFIG
 
 from build_engine.boards import BOARDS as MODULES
-from build_engine.footprint import decode_bytes
-from build_engine.recipe import load_recipe
-from edge.features.pixels import video_grid
+from edge.features.pixels import bicubic_axis, video_grid
 from edge.model.spec import ModelSpec, model_spec
 from gpu_kernels.build import Compiled, compile_kernel, inner_loop, write_kernels
-from gpu_kernels.launch import COLUMNS, KERNELS, ROWS, TILE, Kernel
+from gpu_kernels.launch import COLUMNS, KERNELS, ROWS, Kernel
+from gpu_kernels.traffic import expert_shapes, moved_bytes
 
 PREFILL_TOKENS = 256
 FRAME = (1920, 1080)
-RECIPES = ("nvfp4", "w4a16", "int4")
-BITS = {"nvfp4": 4.5, "int4": 4.25}
 
 
 @dataclass(frozen=True)
@@ -63,47 +60,39 @@ BOARDS = {
     "orin": Board("agx-orin-64", 16, 1.3e9),
     "thor": Board("thor-128", 20, 1.57e9),
 }
-PUBLISHED = (
-    ("thor", "TensorRT Edge-LLM 0.9, this model, NVFP4", 72.0, "NVIDIA's performance table, 71-73"),
-    ("thor", "vLLM, this model, NVFP4", 63.3, "published by its users"),
-    ("thor", "llama.cpp, this model, Q4_K_M", 61.7, "published by its users"),
-    ("orin", "TensorRT Edge-LLM, Qwen3-30B-A3B, INT4", 56.7, "NVIDIA's performance table"),
-    ("orin", "llama.cpp, this model, Q4_K_M", 39.1, "published by its users"),
-)
-"""Tokens a second of one sequence; others' figures, on the boards themselves, not measured here."""
 
 
 def call_bytes(kernel: Kernel, spec: ModelSpec) -> int:
-    """Bytes that one call reads and writes: 1 token, or prefill of 256, or one 1080p frame.
+    """Bytes that one call moves: 1 token, or prefill of 256, or one 1080p frame."""
+    return sum(moved_bytes(kernel.name, call_shapes(kernel, spec)).values())
 
-    A prefill is counted with every expert taken, each read once; a frame's taps once each.
-    """
-    d = spec.decoder
-    up, down = (d.expert_size, d.hidden_size), (d.hidden_size, d.expert_size)
-    decode, slots = kernel.name.startswith("decode"), d.n_experts_per_token
-    pairs = slots if decode else slots * PREFILL_TOKENS
-    tokens = 1 if decode else PREFILL_TOKENS
-    tiles = 2 + 4 / TILE  # bytes of a hidden value of prefill, with its share of a scale
-    if "FORMAT" in kernel.constants:
-        n, k = up if "_up_" in kernel.name else down
-        experts = slots if decode else d.n_experts
-        weight = experts * n * k * BITS[str(kernel.constants["FORMAT"])] / 8
-        hidden = pairs * d.expert_size * (4 if decode else tiles)
-        rest = {"up": tokens * k * 2, "down": tokens * n * 2 if decode else pairs * n * 4}
-        return int(weight + hidden + rest["up" if "_up_" in kernel.name else "down"])
-    if kernel.name == "combine":
-        return pairs * d.hidden_size * 4 + tokens * d.hidden_size * 2
-    if kernel.name == "sort_pairs":
-        return 8 * pairs + 4 * (d.n_experts + 1)
-    vision = spec.vision
+
+def call_shapes(kernel: Kernel, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the addresses of such a call."""
+    d, vision = spec.decoder, spec.vision
+    if kernel.function[0] == "experts":
+        tokens = 1 if kernel.name.startswith("decode") else PREFILL_TOKENS
+        n, k = d.hidden_size, d.expert_size
+        n, k = (k, n) if "_up_" in kernel.name else (n, k)
+        return expert_shapes(kernel.name, tokens, d.n_experts_per_token, d.n_experts, n, k)
     rows, columns = video_grid(*FRAME, vision.video_target_patches)
-    if kernel.name == "dissimilarity":
-        return rows * columns // vision.merge**2 * (2 * 2 * d.hidden_size + 4)
-    width, height = FRAME
-    planes = 3 * height * columns * vision.patch_size * 4
-    if kernel.name == "patchify":
-        return planes + 3 * rows * columns * vision.patch_size**2 * 2
-    return planes + int(width * height * (1.5 if kernel.constants["NV12"] else 3))
+    places, side = rows * columns // vision.merge**2, vision.patch_size
+    (width, height), (n_columns, n_rows) = FRAME, (columns * side, rows * side)
+    axis = (height, n_rows) if kernel.name == "patchify" else (width, n_columns)
+    taps = bicubic_axis(*axis)[1].shape
+    shapes = {
+        "pixels": (height, width if kernel.constants.get("NV12") else 3 * width),
+        "chroma": (height // 2, width),
+        "planes": (3, height, n_columns),
+        "first": taps[:1],
+        "weights": taps,
+        "gain": (3,),
+        "offset": (3,),
+        "patches": (rows * columns, 3 * side**2),
+        **dict.fromkeys(("tubelet", "before"), (places, d.hidden_size)),
+        "result": (places,),
+    }
+    return {a: shapes[a] for a, kind in kernel.arguments.items() if kind.startswith("*")}
 
 
 def instructions_per_weight(kernel: Kernel, made: Compiled, k: int) -> float:
@@ -138,22 +127,6 @@ def kernel_row(name: str, board: str, made: Compiled, spec: ModelSpec) -> dict[s
     return row
 
 
-def decode_rows(spec: ModelSpec) -> list[dict[str, Any]]:
-    """The whole model's decode, by memory alone, for an empty context."""
-    rows = []
-    for board, limits in BOARDS.items():
-        for recipe in RECIPES:
-            n_bytes = decode_bytes(spec.decoder, load_recipe(recipe))
-            rows.append(
-                {
-                    "board": board, "recipe": recipe, "bytes_per_token": n_bytes,
-                    "floor_ms": n_bytes / limits.bytes_s * 1e3,
-                    "tokens_s": limits.bytes_s / n_bytes,
-                }
-            )  # fmt: skip
-    return rows
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--board", choices=BOARDS, help="this board only")
@@ -183,26 +156,7 @@ def main() -> int:
                 f"{times}",
                 flush=True,
             )
-    floors = decode_rows(spec)
-    print("\ndecode of the whole model: floor by memory, and what others published")
-    for row in floors:
-        print(
-            f"{row['board']:<5} {row['recipe']:<6} {row['bytes_per_token'] / 1e9:6.3f} GB "
-            f"{row['floor_ms']:6.2f} ms  at most {row['tokens_s']:6.1f} tokens/s"
-        )
-    for board, what, speed, source in PUBLISHED:
-        print(f"{board:<5} {what}: {speed} tokens/s ({source})")
-    print(
-        json.dumps(
-            {
-                "kernels": kernels,
-                "decode": floors,
-                "published": [
-                    {"board": b, "what": w, "tokens_s": t, "source": s} for b, w, t, s in PUBLISHED
-                ],
-            }
-        )
-    )
+    print(json.dumps({"kernels": kernels}))
     return int(any(row["spill_bytes"] for row in kernels))
 
 

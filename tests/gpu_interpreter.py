@@ -6,14 +6,18 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from gpu_kernels.launch import ALIGNMENT_BYTES, KERNELS
+from gpu_kernels.traffic import CACHED
 
 MODULES = ("weights", "experts", "frames")
 
@@ -115,3 +119,53 @@ def launch(
     module, function = kernel.function
     given = {k: v if isinstance(v, int) else Tensor(v) for k, v in arguments.items()}
     getattr(modules[module], function)[grid](**given, **kernel.constants)
+
+
+@contextmanager
+def traced(arguments: Mapping[str, NDArray[Any] | int]) -> Iterator[Counter[str]]:
+    """Count the bytes that the launches inside load and store, by argument.
+
+    As `gpu_kernels.traffic` counts: every load and store of every program, less what is masked;
+    lanes of one load that ask for the same address are one, and of an argument that is cached each
+    byte counts once.
+
+    Args:
+        arguments: of the launches.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    arrays = {name: value for name, value in arguments.items() if not isinstance(value, int)}
+    begins = {name: array.ctypes.data for name, array in arrays.items()}
+    seen = {name: np.zeros(a.nbytes, bool) for name, a in arrays.items() if name in CACHED}
+    moved: Counter[str] = Counter(dict.fromkeys(arrays, 0))
+
+    def count(pointers: Any, mask: Any, *, store: bool) -> None:
+        addresses = np.unique(pointers.data[mask.data])
+        if not len(addresses):
+            return
+        low, high = int(addresses[0]), int(addresses[-1])
+        (name,) = (n for n, at in begins.items() if at <= low < at + arrays[n].nbytes)
+        assert high < begins[name] + arrays[name].nbytes, f"{name}: outside"
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        moved[name] += len(addresses) * size
+        if name in seen and not store:
+            seen[name][addresses - begins[name]] = True
+            moved[name] = np.count_nonzero(seen[name]) * size
+
+    load, save = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def counted_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        count(pointers, mask, store=False)
+        return load(builder, pointers, mask, *rest)
+
+    def counted_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        count(pointers, mask, store=True)
+        return save(builder, pointers, value, mask, *rest)
+
+    InterpreterBuilder.create_masked_load = counted_load
+    InterpreterBuilder.create_masked_store = counted_store
+    try:
+        yield moved
+    finally:
+        InterpreterBuilder.create_masked_load = load
+        InterpreterBuilder.create_masked_store = save

@@ -35,6 +35,7 @@ from edge.errors import BundleError, ConfigurationError
 
 RECIPES = [
     ("orin", "bf16"),
+    ("orin", "orin"),
     ("orin", "int4"),
     ("orin", "w4a16"),
     ("orin", "w4a16-all"),

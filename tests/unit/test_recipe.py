@@ -23,7 +23,9 @@ def linears():
 
 
 def test_all_recipes_are_known():
-    assert known_recipes() == ["bf16", "fp8", "int4", "nvfp4", "nvfp4-all", "w4a16", "w4a16-all"]
+    assert known_recipes() == [
+        *("bf16", "fp8", "int4", "nvfp4", "nvfp4-all", "orin", "w4a16", "w4a16-all")
+    ]
 
 
 @pytest.mark.parametrize("name", known_recipes())
@@ -42,8 +44,10 @@ def test_the_published_model_can_follow_every_recipe(name):
     assert len(kept) == 2 + 23
     quantized = [module for module in kept if chosen[module] != "bf16"]
     assert quantized == (["lm_head"] if name == "w4a16-all" else [])
-    if name != "bf16":
-        assert "bf16" not in {f for m, f in chosen.items() if m.endswith(("in_proj", "up_proj"))}
+    experts = {f for m, f in chosen.items() if ".experts." in m}
+    others = {f for m, f in chosen.items() if m.endswith(("in_proj", "shared_experts.up_proj"))}
+    assert ("bf16" in experts) == (name == "bf16")
+    assert ("bf16" in others) == (name in ("bf16", "orin"))
 
 
 @pytest.mark.parametrize(
