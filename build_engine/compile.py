@@ -43,7 +43,7 @@ class Order:
     """A graph to be compiled."""
 
     graph: str
-    """Its name: vision, audio or decoder."""
+    """Its name: vision, audio, decode or prefill."""
     onnx: Path
     plan: Path
     """Where the result goes."""

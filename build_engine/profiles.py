@@ -1,4 +1,4 @@
-"""Which shapes a plan is made for: the profiles of the three graphs."""
+"""Which shapes a plan is made for: the profiles of the four graphs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ class Profile:
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
 
 
+def longest_past(max_past_rows: int) -> int:
+    """Rows of the K/V cache that a decoder's plans can be given, for so many that are wanted."""
+    return -(-max_past_rows // PAST_STEP_ROWS) * PAST_STEP_ROWS
+
+
 def decoder_profiles(spec: DecoderSpec, max_past_rows: int) -> list[Profile]:
-    """One token, and up to a whole prefill call; each with any past.
+    """Of decode, one token, and of prefill, two to a whole call; each with any past.
 
     Args:
         max_past_rows: rows of the K/V cache that can be bound.
     """
-    longest = -(-max_past_rows // PAST_STEP_ROWS) * PAST_STEP_ROWS
+    longest = longest_past(max_past_rows)
     typical = min(longest, 4096)
     past = {
         f"past_{kind}.{layer}": tuple(
@@ -47,7 +52,7 @@ def decoder_profiles(spec: DecoderSpec, max_past_rows: int) -> list[Profile]:
         for kind in "kv"
     }
     hidden, most = spec.hidden_size, MAX_PREFILL_TOKENS
-    tokens = {"decode": (1, 1, 1), "prefill": (1, most, most)}
+    tokens = {"decode": (1, 1, 1), "prefill": (2, most, most)}
     return [
         Profile(name, {"embeddings": _three(*((n, hidden) for n in counts))} | _all_three(past))
         for name, counts in tokens.items()
@@ -81,7 +86,7 @@ def profiles_of(spec: ModelSpec, max_past_rows: int) -> dict[str, list[Profile]]
     return {
         "vision": vision_profiles(spec.vision),
         "audio": audio_profiles(spec.audio),
-        "decoder": decoder_profiles(spec.decoder, max_past_rows),
+        **{p.name: [p] for p in decoder_profiles(spec.decoder, max_past_rows)},
     }
 
 

@@ -37,14 +37,14 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What vision.plan, audio.plan and decoder.plan were compiled with, and for."""
+    """What the plans beside the manifest were compiled with, and for."""
 
     tensorrt: str
     """Version; another one refuses the plans."""
     compute_capability: str
     """Of the GPU, e.g. 8.7."""
     max_past_rows: int
-    """Rows of the K/V cache that the decoder can be given."""
+    """Rows of the K/V cache that decode.plan and prefill.plan can be given."""
     verified: str | None = None
     """The GPU on which `build-engine verify` found the plans right."""
 

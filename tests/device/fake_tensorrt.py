@@ -24,6 +24,7 @@ from graphs.decoder_session import DecoderSession
 
 from build_engine.decoder_layout import bundle_layout
 from build_engine.graphs.decoder import REFERENCE, decoder_model
+from build_engine.plans import PHASES
 from edge.engines.bundle import Bundle
 from edge.engines.onnx_runtime import onnxruntime
 from edge.engines.plan import DTYPES
@@ -33,6 +34,7 @@ from edge.engines.state import DecoderState, KVCache
 from edge.engines.weights import DecoderWeights
 from edge.model.decoder import advance
 from edge.model.spec import DecoderSpec, ModelSpec
+from gpu_kernels.plugins import Phase
 
 VERSION = "10.13.0.35"
 SCRATCH_BYTES = 4096
@@ -288,7 +290,7 @@ def as_stored(values: Any, dtype: str) -> Any:
 
 
 def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tokens: int) -> None:
-    """Write vision.plan, audio.plan and decoder.plan for a bundle in `folder`.
+    """Write the plans of a bundle in `folder`.
 
     Args:
         kind: FLOAT or HALF, of the decoder's activations.
@@ -346,20 +348,30 @@ def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tok
         for layer in decoder.layers("*")
         for which in "kv"
     }
-    profiles = [
-        {"embeddings": [[1, hidden], [n, hidden], [n, hidden]]} | past for n in (1, max_tokens)
-    ]
-    spec_fields = msgspec.to_builtins(decoder)
-    plan = {"bindings": bindings, "profiles": profiles, "weights": weights, "spec": spec_fields}
-    _write(folder / "decoder.plan", plan)
+    plan = {"weights": weights, "spec": msgspec.to_builtins(decoder)}
+    rows = [[2, hidden], [max_tokens, hidden], [max_tokens, hidden]]
+    prefill = {"bindings": bindings, "profiles": [{"embeddings": rows} | past]}
+    _write(folder / "prefill.plan", plan | prefill)
+    one_row = {
+        name: (is_input, of, [1, *shape[1:]])
+        for name, (is_input, of, shape) in bindings.items()
+        if shape[:1] == [-1] and not name.startswith("past_")
+    }
+    decode = {"bindings": bindings | one_row, "profiles": [past]}
+    _write(folder / "decode.plan", plan | decode)
 
 
-def use_real_graph(folder: Path) -> None:
-    """Let decoder.plan compute the builder's own graph, by its own inputs and outputs."""
+def use_real_graphs(folder: Path) -> None:
+    """Let the decoder's plans compute the builder's own graphs, by their own inputs and outputs."""
+    for phase in PHASES:
+        _use_real_graph(folder, phase)
+
+
+def _use_real_graph(folder: Path, phase: Phase) -> None:
     spec = Bundle(folder, check_hashes=False).manifest.spec.decoder
-    model = decoder_model(spec, bundle_layout(folder), REFERENCE)
-    onnx.save(model, folder / "decoder.onnx")
-    plan = json.loads((folder / "decoder.plan").read_text())
+    model = decoder_model(spec, bundle_layout(folder), REFERENCE, phase=phase)
+    onnx.save(model, folder / f"{phase}.onnx")
+    plan = json.loads((folder / f"{phase}.plan").read_text())
     bindings: dict[str, Any] = {}
     for is_input, values in ((True, model.graph.input), (False, model.graph.output)):
         for value in values:
@@ -370,8 +382,8 @@ def use_real_graph(folder: Path) -> None:
             shape = [-1 if dim.dim_param else dim.dim_value for dim in dims]
             bindings[value.name] = (is_input, kind, shape)
     _write(
-        folder / "decoder.plan",
-        plan | {"bindings": bindings, "decoder": str(folder / "decoder.onnx")},
+        folder / f"{phase}.plan",
+        plan | {"bindings": bindings, "decoder": str(folder / f"{phase}.onnx")},
     )
 
 

@@ -211,8 +211,8 @@ def test_any_thread_may_use_it(board):
     np.testing.assert_array_equal(found[0], executor.decode(executor.new_state(), 1))
 
 
-def changed_plan(folder, change):
-    path = folder / "decoder.plan"
+def changed_plan(folder, change, name):
+    path = folder / name
     plan = json.loads(path.read_text())
     change(plan)
     path.write_text(json.dumps(plan))
@@ -227,9 +227,9 @@ def become(name, kind, shape):
 
 
 def fewer_rows(plan):
-    for profile in plan["profiles"]:
-        hidden = profile["embeddings"][0][1]
-        profile["embeddings"] = [[1, hidden], [1, hidden], [128, hidden]]
+    (profile,) = plan["profiles"]
+    hidden = profile["embeddings"][0][1]
+    profile["embeddings"] = [[2, hidden], [2, hidden], [128, hidden]]
 
 
 @pytest.mark.parametrize(
@@ -241,13 +241,37 @@ def fewer_rows(plan):
         (become("nothing", "FLOAT", [4]), "lacks nothing, which its plan takes"),
         (become("norm", "FLOAT", [3]), r"holds norm as float32 .* its plan takes FLOAT \(3,\)"),
         (become("norm", "INT32", [64]), "its plan takes INT32"),
-        (fewer_rows, "is for .*128.* rows a call, not 1 and 256"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused(compiled, tmp_path, change, says):
+def test_plans_that_do_not_fit_are_refused(compiled, tmp_path, change, says):
+    refuse_changed(compiled, tmp_path, {"decode.plan": change, "prefill.plan": change}, says)
+
+
+def test_a_plan_for_fewer_rows_is_refused(compiled, tmp_path):
+    says = r"prefill\.plan: is for 128 rows a call, not 256"
+    refuse_changed(compiled, tmp_path, {"prefill.plan": fewer_rows}, says)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lack("norm"), r"decode\.plan: lacks norm"),
+        (become("nothing", "FLOAT", [4]), r"prefill\.plan: lacks nothing"),
+        (become("norm", "FLOAT", [3]), r"has norm as FLOAT \(3,\), prefill\.plan as FLOAT \(64,\)"),
+        (become("embeddings", "HALF", [1, 64]), "has embeddings as HALF"),
+        (become("embeddings", "FLOAT", [-1, 64]), r"has embeddings \(-1, 64\), not .* \(1, 64\)"),
+    ],
+)
+def test_two_plans_that_do_not_fit_each_other_are_refused(compiled, tmp_path, change, says):
+    """Both read the weights, and the state, where one of them is told that they are."""
+    refuse_changed(compiled, tmp_path, {"decode.plan": change}, says)
+
+
+def refuse_changed(compiled, tmp_path, changes, says):
     folder = tmp_path / "bundle"
     shutil.copytree(compiled("base"), folder)
-    changed_plan(folder, change)
+    for name, change in changes.items():
+        changed_plan(folder, change, name)
     driver = FakeDriver()
     with pytest.raises(BundleError, match=says):
         load(redescribed(folder), driver)
@@ -257,8 +281,8 @@ def test_a_plan_that_does_not_fit_is_refused(compiled, tmp_path, change, says):
 def test_a_file_that_is_no_plan_is_refused(compiled, tmp_path):
     folder = tmp_path / "bundle"
     shutil.copytree(compiled("base"), folder)
-    (folder / "decoder.plan").write_bytes(b"nonsense")
+    (folder / "decode.plan").write_bytes(b"nonsense")
     driver = FakeDriver()
-    with pytest.raises(BundleError, match=r"decoder\.plan: is refused by this TensorRT; compile"):
+    with pytest.raises(BundleError, match=r"decode\.plan: is refused by this TensorRT; compile"):
         load(redescribed(folder), driver)
     assert driver.leaks() == {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeDriver
 from fake_gpu import load, redescribed
-from fake_tensorrt import use_real_graph, write_plans
+from fake_tensorrt import use_real_graphs, write_plans
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_checkpoint import PRESETS
@@ -178,7 +178,7 @@ def test_packed_weights_arrive_as_the_graph_takes_them(checkpoint, tmp_path):
     folder = tmp_path / "bundle"
     build_bundle(tmp_path / "quantized", folder, "cpu", lambda *_: None)
     write_plans(folder, Bundle(folder).manifest.spec, "FLOAT", 640, MAX_PREFILL_TOKENS)
-    use_real_graph(folder)
+    use_real_graphs(folder)
     board = load(redescribed(folder), FakeDriver(), max_states=1)
     reference = CpuEngine(Bundle(folder), exact=True)
     rows = rows_of(reference, 5, 60)

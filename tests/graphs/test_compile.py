@@ -16,11 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from graphs.random_decoder import divisible_checkpoint
 
 from build_engine import cli, plans
+from build_engine.bundle import save_manifest
 from build_engine.checkpoint import Checkpoint
 from build_engine.compile import Built, Order, compile_graph
 from build_engine.decoder_layout import recipe_layout
@@ -29,9 +31,11 @@ from build_engine.graphs.onnx_ops import Graph
 from build_engine.isolated import compile_isolated
 from build_engine.profiles import decoder_profiles
 from build_engine.recipe import load_recipe
-from edge.engines.bundle import Bundle, Plans
+from edge.engines.bundle import Bundle, Plans, file_entry
 from edge.engines.cpu import CpuEngine
+from edge.engines.tensorrt import PLANS
 from edge.errors import BundleError, ConfigurationError
+from gpu_kernels.plugins import Phase
 
 RECIPES = [
     ("orin", "bf16"),
@@ -64,12 +68,19 @@ def no_progress(done: int, total: int) -> None:
     """Builds in tests are silent."""
 
 
-def order(checkpoint: Checkpoint, recipe: str, precision: Precision, folder: Path) -> Order:
+def order(
+    checkpoint: Checkpoint,
+    recipe: str,
+    precision: Precision,
+    folder: Path,
+    phase: Phase = "prefill",
+) -> Order:
     spec = checkpoint.spec.decoder
-    model = decoder_model(spec, recipe_layout(spec, load_recipe(recipe)), precision)
-    path = folder / "decoder.onnx"
+    model = decoder_model(spec, recipe_layout(spec, load_recipe(recipe)), precision, phase=phase)
+    path = folder / f"{phase}.onnx"
     path.write_bytes(model.SerializeToString())
-    return Order("decoder", path, folder / "decoder.plan", decoder_profiles(spec, 512), "SM86")
+    profiles = [profile for profile in decoder_profiles(spec, 512) if profile.name == phase]
+    return Order(phase, path, folder / f"{phase}.plan", profiles, "SM86")
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
@@ -77,12 +88,13 @@ def order(checkpoint: Checkpoint, recipe: str, precision: Precision, folder: Pat
 def test_the_decoder_of_every_recipe_compiles(
     sized: Checkpoint, tmp_path: Path, target: str, recipe: str
 ) -> None:
-    made = order(sized, recipe, plans.TARGETS[target].precision, tmp_path)
-    (built,) = plans.check([made], plans.TARGETS[target], lambda *_: None)
-    assert built.profiles == ("decode", "prefill")
-    assert built.n_bytes == made.plan.stat().st_size
-    # kernels and small tables, no weight: a plan with them would pass it
-    assert built.n_bytes < 20e6
+    for phase in plans.PHASES:
+        made = order(sized, recipe, plans.TARGETS[target].precision, tmp_path, phase)
+        (built,) = plans.check([made], plans.TARGETS[target], lambda *_: None)
+        assert built.profiles == (phase,)
+        assert built.n_bytes == made.plan.stat().st_size
+        # kernels and small tables, no weight: a plan with them would pass it
+        assert built.n_bytes < 20e6
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
@@ -93,7 +105,7 @@ def test_a_bundle_is_checked_and_left_as_it_was(
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
     assert cli.main(["compile", str(path), "--target", "thor", "--check", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert list(figures) == ["decoder", "vision", "audio"]
+    assert list(figures) == ["decode", "prefill", "vision", "audio"]
     assert all(figure["n_warnings"] == 0 for figure in figures.values())
     assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
 
@@ -116,7 +128,7 @@ def test_a_type_that_the_gpu_lacks_is_refused(
     tensorrt_rtx: ModuleType, sized: Checkpoint, tmp_path: Path
 ) -> None:
     said = refusal(tensorrt_rtx, order(sized, "fp8", DEVICE_FP8, tmp_path))
-    assert "decoder.onnx" in said
+    assert "prefill.onnx" in said
     assert "fp8_e4m3" in said
 
 
@@ -194,6 +206,10 @@ def test_plans_are_put_into_the_bundle(
     """The whole way, with TensorRT-RTX in TensorRT's place and a fixed GPU in that of this one."""
     path = tmp_path / "bundle"
     shutil.copytree(bundle("single"), path)
+    (path / "decoder.plan").write_bytes(b"of an older builder")
+    manifest = Bundle(path).manifest
+    files = manifest.files | {"decoder.plan": file_entry(path / "decoder.plan")}
+    save_manifest(msgspec.structs.replace(manifest, files=files), path)
     monkeypatch.setattr(plans, "COMPILER", "tensorrt_rtx")
     monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
 
@@ -210,14 +226,16 @@ def test_plans_are_put_into_the_bundle(
         monkeypatch.setattr(plans, "compile_isolated", compiled)
         plans.compile_bundle(path, "orin", plans.Options(512), lambda *_: None)
         manifest = Bundle(path).manifest
-        sizes.append([manifest.files[f"{g}.plan"].n_bytes for g in ("vision", "audio", "decoder")])
+        sizes.append([manifest.files[name].n_bytes for name in PLANS])
+        assert {name for name in manifest.files if name.endswith(".plan")} == set(PLANS)
+        assert not (path / "decoder.plan").exists()
         version = str(tensorrt_rtx.__version__)
         assert manifest.plans == Plans(version, "8.7", 512)
         assert manifest.target == "orin"
     assert min(sizes[0]) > 1e6
-    assert sizes[1] == [7, 7, 7]
+    assert sizes[1] == [7, 7, 7, 7]
     assert CpuEngine(Bundle(path)).decode  # such a bundle is the cpu engine's still
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
-    (path / "decoder.plan").write_bytes(b"other")
-    with pytest.raises(BundleError, match=r"decoder\.plan: has 5 bytes"):
+    (path / "decode.plan").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"decode\.plan: has 5 bytes"):
         Bundle(path)
