@@ -9,10 +9,11 @@ compiles ahead of time without a GPU, where a graph is only to be checked.
 from __future__ import annotations
 
 import functools
+import re
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,6 +66,8 @@ class Built:
     peak_bytes: int
     """Most memory of the process that was resident."""
     n_warnings: int = 0
+    scratch_bytes: tuple[int, ...] = ()
+    """Of memory that the plan needs while it computes, in each profile."""
 
 
 def compile_graph(
@@ -80,6 +83,7 @@ def compile_graph(
     """
     started, log = time.monotonic(), _log(trt)
     log.messages.clear()
+    log.scratch_bytes.clear()
     if load_plugins:
         load_plugins(trt)
     # TensorRT's parser would put functions in place too, and warn of the names that come twice
@@ -103,7 +107,22 @@ def compile_graph(
         order.timing_cache.write_bytes(config.get_timing_cache().serialize())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     names = tuple(profile.name for profile in order.profiles)
-    return Built(order.graph, names, time.monotonic() - started, plan.nbytes, peak)
+    scratch = tuple(log.scratch_bytes) if order.stand_in else scratch_bytes(trt, log, order, plan)
+    built = Built(order.graph, names, time.monotonic() - started, plan.nbytes, peak)
+    return replace(built, scratch_bytes=scratch)
+
+
+def scratch_bytes(trt: Any, log: Any, order: Order, plan: Any) -> tuple[int, ...]:
+    """What a plan needs while it computes, in each profile, as it says on the GPU that it is for.
+
+    Raises:
+        BundleError: TensorRT does not take it back.
+    """
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise _refused(order, "gives a plan that TensorRT refuses")
+    n_profiles = range(engine.num_optimization_profiles)
+    return tuple(engine.get_device_memory_size_for_profile_v2(i) for i in n_profiles)
 
 
 def _check_plugins(builder: Any, model: ModelProto) -> None:
@@ -133,11 +152,15 @@ def _log(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages: list[str] = []
+            self.scratch_bytes: list[int] = []
 
         def log(self, severity: Any, message: str) -> None:
             known = any(benign in message for benign in BENIGN)
             if severity <= trt.ILogger.Severity.WARNING and not known:
                 self.messages.append(message)
+            said = re.match(r"Total Activation Memory: (\d+) bytes", message)
+            if said:  # once a profile; without a GPU nobody else tells
+                self.scratch_bytes.append(int(said[1]))
 
     return Log()
 

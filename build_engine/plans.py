@@ -115,7 +115,7 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
             _compiled(COMPILER, replace(order, timing_cache=cache), options.kernels, report)
             for order in made
         ]
-        _put_into(path, bundle.manifest, [order.plan for order in made], target, options)
+        _put_into(path, bundle.manifest, made, built, target, options)
     return built
 
 
@@ -162,13 +162,19 @@ def _compiled(module: str, order: Order, kernels: Path | None, report: Report) -
 
 
 def _put_into(
-    path: Path, manifest: Manifest, plans: Sequence[Path], target: Target, options: Options
+    path: Path,
+    manifest: Manifest,
+    made: Sequence[Order],
+    built: Sequence[Built],
+    target: Target,
+    options: Options,
 ) -> None:
     """Name the plans last: a bundle that is interrupted here is one without plans."""
     files = {n: entry for n, entry in manifest.files.items() if not n.endswith(PLAN_SUFFIX)}
     save_manifest(msgspec.structs.replace(manifest, plans=None, files=files), path)
     for name in manifest.files.keys() - files.keys():
         (path / name).unlink(missing_ok=True)  # another builder may have named its plans otherwise
+    plans = [order.plan for order in made]
     for plan in plans:
         plan.rename(path / plan.name)
         files[plan.name] = file_entry(path / plan.name)
@@ -176,6 +182,10 @@ def _put_into(
         tensorrt=str(importlib.import_module(COMPILER).__version__),
         compute_capability=".".join(map(str, target.compute_capability)),
         max_past_rows=options.max_past_rows,
+        scratch_bytes={
+            plan.name: dict(zip(found.profiles, found.scratch_bytes, strict=True))
+            for plan, found in zip(plans, built, strict=True)
+        },
     )
     whole = msgspec.structs.replace(manifest, target=target.name, plans=described, files=files)
     save_manifest(whole, path)
@@ -196,9 +206,10 @@ def local_compute_capability() -> tuple[int, ...]:
 
 def table(built: Sequence[Built]) -> str:
     """The figures of a build, for a person."""
-    lines = ["graph    profiles          seconds  plan MB  peak RSS MB  warnings"]
+    lines = ["graph    profiles          seconds  plan MB  scratch MB        peak RSS MB  warnings"]
     lines += [
-        f"{b.graph:8} {', '.join(b.profiles):16} {b.seconds:8.1f} {b.n_bytes / 1e6:8.1f} "
+        f"{b.graph:8} {', '.join(b.profiles):16} {b.seconds:8.1f} {b.n_bytes / 1e6:8.1f}  "
+        f"{', '.join(f'{n / 1e6:.1f}' for n in b.scratch_bytes):16} "
         f"{b.peak_bytes / 1e6:12.0f} {b.n_warnings:9}"
         for b in built
     ]

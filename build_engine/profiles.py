@@ -21,6 +21,8 @@ SMALLEST_SIDE = 2
 LONGEST_SIDE = 256
 """Patches along one side of a grid. Longer strips would make the position table's rows and columns,
 whose maxima a profile multiplies, take the memory of the whole encoder."""
+LIVE_SHARE = 4
+"""The live path's profile takes a picture with this part of the largest one's patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,27 @@ def decoder_profiles(spec: DecoderSpec, max_past_rows: int) -> list[Profile]:
 
 
 def vision_profiles(spec: VisionSpec) -> list[Profile]:
-    """One image or one tubelet of any size.
+    """One image or one tubelet: of what the live path needs, and of any size.
 
-    One profile, because each has its own copy of the weights in a plan; and one item a call,
-    because its largest shape would else be several of the largest images.
+    A tubelet has about `video_target_patches` at any resolution of its camera, twice as many in the
+    longest strip. The engine keeps memory for the first profile, and takes what the second needs
+    for a call of it. One item a call, because a profile's largest shape would else be several of
+    the largest images.
     """
-    features, table = 3 * spec.patch_size**2 * spec.tubelet_frames, spec.position_grid
     typical, most = spec.video_target_patches, spec.max_patches
-    square = math.isqrt(typical - 1) + 1
-    longest = min(most // SMALLEST_SIDE, LONGEST_SIDE)
+    live = min(max(most // LIVE_SHARE, 2 * typical), most)
+    profiles = [_picture(spec, "live", typical, live, LONGEST_SIDE // 2)]
+    return (
+        [*profiles, _picture(spec, "large", live, most, LONGEST_SIDE)] if live < most else profiles
+    )
+
+
+def _picture(spec: VisionSpec, name: str, typical: int, most: int, longest: int) -> Profile:
+    features, table = 3 * spec.patch_size**2 * spec.tubelet_frames, spec.position_grid
+    square, longest = math.isqrt(typical - 1) + 1, min(most // SMALLEST_SIDE, longest)
     sides = _three(*((side, table) for side in (SMALLEST_SIDE, square, longest)))
     patches = _three(*((1, n, features) for n in (SMALLEST_SIDE**2, typical, most)))
-    shapes = {"patches": patches, "row_weights": sides, "column_weights": sides}
-    return [Profile("picture", shapes)]
+    return Profile(name, {"patches": patches, "row_weights": sides, "column_weights": sides})
 
 
 def audio_profiles(spec: AudioSpec) -> list[Profile]:

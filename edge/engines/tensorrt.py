@@ -117,7 +117,8 @@ class TensorrtEngine:
                 Plan(trt, runtime, bundle.path / name) for name in PLANS
             ]
             self._bindings = prefill.bindings
-            scratch = memory.on_device(max(plan.memory_bytes for plan in plans), "scratch memory")
+            n_bytes = max(plan.scratch_bytes[0] for plan in plans)
+            self._scratch = scratch = memory.on_device(n_bytes, "scratch memory")
             self._vision = PlanEncoder(vision, cuda, memory, scratch, self._stream)
             self._audio = PlanEncoder(audio, cuda, memory, scratch, self._stream)
             self._take_sizes(decode, prefill)
@@ -127,11 +128,12 @@ class TensorrtEngine:
             self._free_snapshots = [
                 memory.on_device(self._recurrent_bytes, "snapshots") for _ in range(max_snapshots)
             ]
-            self._prefill = prefill.context(0, scratch, self._stream)
+            self._prefill = prefill.context(0, self._stream)
+            self._prefill.lend(scratch)
             self._prefill.bind(fixed)
             self._captured: list[Context] = []
             self._graphs = {
-                at: self._capture(decode, scratch, fixed, *at)
+                at: self._capture(decode, fixed, *at)
                 for at in product(range(max_states), (0, 1), self._buckets)
             }
             cuda.synchronize(self._stream)
@@ -268,10 +270,11 @@ class TensorrtEngine:
             self._cuda.copy_pieces(to, staged, n_bytes, len(self._staged), self._stream)
 
     def _capture(
-        self, plan: Plan, scratch: int, fixed: dict[str, int], place: int, half: int, bucket: int
+        self, plan: Plan, fixed: dict[str, int], place: int, half: int, bucket: int
     ) -> int:
         """The graph of one row."""
-        context = plan.context(0, scratch, self._stream)
+        context = plan.context(0, self._stream)
+        context.lend(self._scratch)
         context.bind(fixed | self._state_addresses(self._places[place], half))
         context.shape(self._shapes(1, bucket))
         self._captured.append(context)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import json
+import mmap
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,9 +83,11 @@ class FakeTensorRT:
             raise Misuse("a TensorRT runtime without a driver ends the process")
         return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
-    def _deserialize(self, plan: bytes) -> FakeEngine | None:
+    def _deserialize(self, plan: Any) -> FakeEngine | None:
+        if not isinstance(plan, mmap.mmap):
+            raise Misuse("a plan that lies in memory twice")
         try:
-            return FakeEngine(self, json.loads(plan))
+            return FakeEngine(self, json.loads(plan[:]))
         except json.JSONDecodeError:
             return None
 
@@ -122,7 +125,7 @@ class FakeEngine:
         return self.plan["profiles"][profile][name]
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return SCRATCH_BYTES
+        return SCRATCH_BYTES * (1 + profile)
 
     def create_execution_context(self, strategy: Any) -> FakeContext:
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
@@ -136,7 +139,7 @@ class FakeEngine:
 class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine, self.driver = engine, engine.trt.driver
-        self.profile, self.scratch = -1, 0
+        self.profile, self.scratch, self.scratch_bytes = -1, 0, 0
         self.addresses: dict[str, int] = {}
         self.input_shapes: dict[str, tuple[int, ...]] = {
             name: tuple(shape)
@@ -152,11 +155,12 @@ class FakeContext:
         self.has_run = False
 
     def set_device_memory(self, address: int, n_bytes: int) -> None:
-        if address % 256 or n_bytes < SCRATCH_BYTES:
-            raise Misuse("scratch memory that is too small or not aligned")
+        needed = self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        if self.profile < 0 or address % 256 or n_bytes < needed:
+            raise Misuse("scratch memory that is too small for the profile, or not aligned")
         self.driver.span(address, n_bytes)
         self._changed()
-        self.scratch = address
+        self.scratch, self.scratch_bytes = address, n_bytes
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         if self.driver.capturing(stream):
@@ -232,9 +236,9 @@ class FakeContext:
             if is_input:
                 read = self.driver.read(addresses[name], n_bytes)
                 values[name] = read.view(DTYPES[kind]).reshape(shapes[name])
-        spans.append((self.scratch, self.scratch + SCRATCH_BYTES, False, "scratch"))
+        spans.append((self.scratch, self.scratch + self.scratch_bytes, False, "scratch"))
         _check_overlap(spans)
-        self.driver.write(self.scratch, np.full(SCRATCH_BYTES, 0x5A, np.uint8))
+        self.driver.write(self.scratch, np.full(self.scratch_bytes, 0x5A, np.uint8))
         results = self.engine.compute(values)
         for name, (is_input, kind, _) in bindings.items():
             if not is_input:
@@ -315,7 +319,7 @@ def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tok
         shapes = [[1, 4, features], [1, 16, features], [batch, patches, features]]
         return {"patches": shapes, "row_weights": sides, "column_weights": sides}
 
-    profiles = [seen(1, 4096), seen(2, 1024)]
+    profiles = [seen(2, 1024), seen(1, 4096)]
     plan: dict[str, Any] = {"bindings": bindings, "profiles": profiles}
     _write(folder / "vision.plan", plan | {"encoder": str(folder / "vision.onnx")})
     bindings = {

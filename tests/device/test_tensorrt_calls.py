@@ -92,7 +92,9 @@ def test_what_was_taken_is_given_back_when_memory_runs_out(compiled):
     needed = sum(whole.engine.memory_bytes.values())
     for part in (0.01, 0.2, 0.5, 0.9, 0.99):
         driver = FakeDriver(total_bytes=int(needed * part))
-        with pytest.raises(DeviceError, match=r"GB are free; stop other programs") as caught:
+        with pytest.raises(
+            DeviceError, match=r"GB are free, Linux has \d+\.\d\d GB avai.*drop_cache"
+        ) as caught:
             load(bundle, driver, max_states=1)
         assert caught.value.exit_code == 78
         assert driver.leaks() == {}
@@ -195,6 +197,63 @@ def test_media_that_no_profile_admits_is_refused_alone(board):
     with pytest.raises(MediaError, match=r"is a size that vision\.plan was not compiled for"):
         executor.encode_image(np.zeros((4000, width), np.float32), (2, 2000))
     assert len(executor.encode_image(np.zeros((24, width), np.float32), (4, 6))) == 6
+
+
+def large_picture(executor):
+    """Past the first profile, within the second."""
+    width = 3 * executor.spec.vision.patch_size**2
+    return np.random.default_rng(0).standard_normal((64 * 32, width), np.float32), (64, 32)
+
+
+def test_the_memory_of_a_large_picture_is_taken_for_its_call(board, engine):
+    executor, (patches, grid) = board.engine, large_picture(board.engine)
+    before, taken = board.driver.leaks(), board.engine.memory_bytes
+    found = executor.encode_image(patches, grid)
+    assert board.driver.leaks() == before
+    assert executor.memory_bytes == taken
+    np.testing.assert_allclose(found, engine("base").encode_image(patches, grid), atol=1e-5)
+    small = np.zeros((24, patches.shape[1]), np.float32)
+    n_allocations = board.driver.n_allocations
+    assert len(executor.encode_image(small, (4, 6))) == 6
+    assert board.driver.n_allocations == n_allocations
+
+
+def test_a_picture_without_memory_is_refused_alone(board):
+    executor, (patches, grid) = board.engine, large_picture(board.engine)
+    before, total = board.driver.leaks(), board.driver.total_bytes
+    used = total - board.driver.cuMemGetInfo()[1]
+    for room in (0, 10_000, 1_000_000):
+        board.driver.total_bytes = used + room
+        says = r"vision\.plan: has no memory at this size .*are free.*; send a smaller one"
+        with pytest.raises(MediaError, match=says):
+            executor.encode_image(patches, grid)
+        assert board.driver.leaks() == before
+    board.driver.total_bytes = total
+    assert len(executor.encode_image(patches, grid)) == len(patches) // 4
+
+
+@pytest.mark.parametrize("most", [1, 40_000, 1 << 30])
+def test_weights_are_taken_in_pieces(compiled, monkeypatch, most):
+    """A larger tensor alone; the sum is the same."""
+    monkeypatch.setattr("edge.engines.plan_memory.GROUP_BYTES", most)
+    bundle, driver, asked = Bundle(compiled("single")), FakeDriver(), []
+    monkeypatch.setattr(Cuda, "allocate", watched(Cuda.allocate, asked))
+    board = load(bundle, driver, max_states=1)
+    weights = bundle.decoder_weights()
+    sizes = {-(-v.nbytes // 256) * 256 for name, v in weights.items() if name != "embeddings"}
+    found = [n_bytes for n_bytes, what in asked if what == "weights"]
+    assert all(n_bytes <= most or n_bytes in sizes for n_bytes in found)
+    assert sum(found) == board.engine.memory_bytes["weights"]
+    assert (len(found) == 1) == (most == 1 << 30)
+    board.engine.close()
+
+
+def watched(allocate, asked):
+    def and_note(self, n_bytes, what):
+        asked.append((n_bytes, what))
+        return allocate(self, n_bytes, what)
+
+    return and_note
 
 
 def test_any_thread_may_use_it(board):
