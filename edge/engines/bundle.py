@@ -51,6 +51,11 @@ class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verified: str | None = None
     """The GPU on which `build-engine verify` found the plans right."""
 
+    @property
+    def kept_scratch_bytes(self) -> int | None:
+        """What the engine keeps for all of them; None where an older builder wrote nothing down."""
+        return max((next(iter(p.values())) for p in self.scratch_bytes.values()), default=None)
+
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bundle's description of itself."""

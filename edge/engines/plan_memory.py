@@ -18,6 +18,7 @@ from edge.errors import BundleError
 
 ALIGNMENT = 256
 """What TensorRT asks of an address."""
+PINNED = "pinned host memory"
 UPLOAD_BYTES = 16 << 20
 GROUP_BYTES = 1 << 30
 """Of weights that are taken at once: a Jetson may refuse many gigabytes in one piece that it has in
@@ -61,11 +62,12 @@ class Memory:
     def __init__(self, cuda: Cuda, stack: contextlib.ExitStack) -> None:
         self._cuda, self._stack = cuda, stack
         self.n_bytes: dict[str, int] = {}
-        """Taken on the GPU, by what for."""
+        """Taken on the GPU, by what for, and of the host's memory what is pinned for it."""
 
     def on_device(self, n_bytes: int, what: str) -> int:
         """Address of memory on the GPU; `what` it is for, should there be no room."""
-        address = self._cuda.allocate(max(n_bytes, ALIGNMENT), what)
+        n_bytes = max(n_bytes, ALIGNMENT)
+        address = self._cuda.allocate(n_bytes, what)
         self._stack.callback(self._cuda.free, address)
         self.n_bytes[what] = self.n_bytes.get(what, 0) + n_bytes
         return address
@@ -74,6 +76,7 @@ class Memory:
         """Address of pinned memory."""
         address = self._cuda.allocate_host(n_bytes)
         self._stack.callback(self._cuda.free_host, address)
+        self.n_bytes[PINNED] = self.n_bytes.get(PINNED, 0) + n_bytes
         return address
 
     def host_array(self, address: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:

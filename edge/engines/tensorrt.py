@@ -80,7 +80,8 @@ class DeviceSnapshot:
     """A copy of the recurrent part; the cache's rows stay in place behind the shorter length."""
 
     address: int
-    place: Place
+    state: weakref.ref[DeviceState]
+    """Whose it is: not only its place, which a later state inherits."""
     n_tokens: int
 
 
@@ -158,7 +159,7 @@ class TensorrtEngine:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Taken on the GPU, by what for."""
+        """Taken on the GPU, by what for, and of the host's memory what is pinned for it."""
         return dict(self._memory.n_bytes)
 
     def encode_image(self, patches: Float32, grid: tuple[int, int]) -> Float32:
@@ -223,14 +224,14 @@ class TensorrtEngine:
         if not self._free_snapshots:
             raise CapacityError("snapshots", "all are in use", "ask again later")
         self._cuda.use()
-        snapshot = DeviceSnapshot(self._free_snapshots.pop(), state.place, state.n_tokens)
+        snapshot = DeviceSnapshot(self._free_snapshots.pop(), weakref.ref(state), state.n_tokens)
         weakref.finalize(snapshot, self._free_snapshots.append, snapshot.address).atexit = False
         current = state.place.halves[state.half]
         self._cuda.copy(snapshot.address, current, self._recurrent_bytes, self._stream)
         return snapshot
 
     def restore(self, state: DeviceState, snapshot: DeviceSnapshot) -> None:
-        if snapshot.place is not state.place:
+        if snapshot.state() is not state:
             raise EngineError("snapshot", "is of another state", CALL_IT_RIGHT)
         self._cuda.use()
         current = state.place.halves[state.half]

@@ -13,6 +13,7 @@ import enum
 import json
 import mmap
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from graphs.decoder_session import DecoderSession
 from build_engine.decoder_layout import bundle_layout
 from build_engine.graphs.decoder import REFERENCE, decoder_model
 from build_engine.plans import PHASES
+from build_engine.profiles import Profile
 from edge.engines.bundle import Bundle
 from edge.engines.onnx_runtime import onnxruntime
 from edge.engines.plan import DTYPES
@@ -276,7 +278,7 @@ def _decode(plan: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         state.ssm[layer] = values[f"ssm.{layer}"].astype(np.float32)
     weights = {name: as_stored(values[name], dtype) for name, dtype in plan["weights"].items()}
     logits = advance(ReferenceOps(spec, DecoderWeights(weights), state), spec, rows)
-    top = np.argsort(-logits[0], kind="stable")[:N_TOP]
+    top = np.argsort(-logits[0], kind="stable")[: plan["bindings"]["top_ids"][2][1]]
     results = {"logits": logits, "top_values": logits[:, top], "top_ids": top[None]}
     for layer, cache in state.kv.items():
         results[f"new_k.{layer}"] = cache.keys[past : past + len(rows)]
@@ -365,6 +367,23 @@ def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tok
     _write(folder / "decode.plan", plan | decode)
 
 
+def take_profiles(folder: Path, profiles: Mapping[str, list[Profile]]) -> None:
+    """Put the builder's profiles in the place of a bundle's."""
+    for graph, its_profiles in profiles.items():
+        path = folder / f"{graph}.plan"
+        plan = json.loads(path.read_text())
+        _write(path, plan | {"profiles": [profile.shapes for profile in its_profiles]})
+
+
+def bind_as(folder: Path, phase: Phase, model: onnx.ModelProto) -> None:
+    """Let a decoder's plan bind what a graph does; what it computes stays."""
+    path = folder / f"{phase}.plan"
+    plan = json.loads(path.read_text())
+    bindings = bindings_of(model)
+    weights = {name: dtype for name, dtype in plan["weights"].items() if name in bindings}
+    _write(path, plan | {"bindings": bindings, "weights": weights})
+
+
 def use_real_graphs(folder: Path) -> None:
     """Let the decoder's plans compute the builder's own graphs, by their own inputs and outputs."""
     for phase in PHASES:
@@ -376,6 +395,14 @@ def _use_real_graph(folder: Path, phase: Phase) -> None:
     model = decoder_model(spec, bundle_layout(folder), REFERENCE, phase=phase)
     onnx.save(model, folder / f"{phase}.onnx")
     plan = json.loads((folder / f"{phase}.plan").read_text())
+    _write(
+        folder / f"{phase}.plan",
+        plan | {"bindings": bindings_of(model), "decoder": str(folder / f"{phase}.onnx")},
+    )
+
+
+def bindings_of(model: onnx.ModelProto) -> dict[str, Any]:
+    """As a plan lists them."""
     bindings: dict[str, Any] = {}
     for is_input, values in ((True, model.graph.input), (False, model.graph.output)):
         for value in values:
@@ -385,10 +412,7 @@ def _use_real_graph(folder: Path, phase: Phase) -> None:
             dims = value.type.tensor_type.shape.dim
             shape = [-1 if dim.dim_param else dim.dim_value for dim in dims]
             bindings[value.name] = (is_input, kind, shape)
-    _write(
-        folder / f"{phase}.plan",
-        plan | {"bindings": bindings, "decoder": str(folder / f"{phase}.onnx")},
-    )
+    return bindings
 
 
 def _write(path: Path, plan: dict[str, Any]) -> None:

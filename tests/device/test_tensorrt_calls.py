@@ -174,6 +174,17 @@ def test_states_and_snapshots_are_few_and_come_back(machine):
     executor.snapshot(executor.new_state())
 
 
+def test_a_snapshot_is_not_inherited_with_its_place(machine):
+    executor = machine("single").engine
+    state = executor.new_state()
+    place, snapshot = state.place, executor.snapshot(state)
+    del state
+    later = executor.new_state()
+    assert later.place is place
+    with pytest.raises(EngineError, match="of another state"):
+        executor.restore(later, snapshot)
+
+
 def test_a_state_in_a_cycle_comes_back_when_it_is_needed(machine):
     executor = machine("single").engine
     for _ in range(6):
