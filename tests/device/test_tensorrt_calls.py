@@ -89,7 +89,7 @@ def test_what_was_taken_is_given_back_when_memory_runs_out(compiled):
     """At every allocation that could be the one."""
     bundle = Bundle(compiled("single"))
     whole = load(bundle, FakeDriver(), max_states=1)
-    needed = sum(whole.engine.memory_bytes.values())
+    needed = whole.driver.total_bytes - whole.driver.cuMemGetInfo()[1]
     for part in (0.01, 0.2, 0.5, 0.9, 0.99):
         driver = FakeDriver(total_bytes=int(needed * part))
         with pytest.raises(
