@@ -42,12 +42,15 @@ WEIGHTS, SCRATCH, CACHE, STATE = "weights", "scratch memory", "K/V cache", "stat
 """What the engine calls them."""
 INPUT_SCALE = ".input_scale"
 FLOAT32_BYTES = 4
-SCORE_BYTES, ATTENTION_BYTES, SCAN_BYTES, VISION_BYTES = 6, 96, 24, 32
-"""In flight: of a query head's score, of a row's column, of a pair of tokens in one head's scan, of
-a patch's column."""
-DECODED_BYTES: dict[str, float] = {"nvfp4": 11.2, "w4a16": 11.2, "int4": 11.2, "fp8": 7.1}
+SCORE_BYTES, VISION_BYTES = 6, 32
+"""In flight: of a query head's score, and of a patch's column."""
+ATTENTION_BYTES, BESIDE_TABLES_BYTES, SCAN_BYTES, PAIR_BYTES = 96, 32, 83, 4.2
+"""Of a row's column in attention, and there beside a decoded weight; in the scan of a row's column,
+and of a pair of tokens in one head."""
+DECODED_BYTES = {"nvfp4": 8, "w4a16": 8, "int4": 8, "fp8": 4}
 """Of a weight that is decoded by tables."""
-KINDS_OF_ATTENTION = (".q_proj", ".k_proj", ".v_proj", ".o_proj")
+ATTENTION_LINEARS = (".q_proj", ".k_proj", ".v_proj", ".o_proj")
+MAMBA_LINEARS = (".in_proj", ".out_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,42 +245,43 @@ def scratch_bytes(
 ) -> int:
     """ESTIMATE: what the plans need while they compute, the one that needs most; they share it.
 
-    From what TensorRT-RTX 1.7.1 reserves for SM86 and SM121 at the published sizes, and up to 15 %
-    above that (docs/graphs.md). Attention to a past of any length is not fused there, and a linear
-    that is decoded by tables is there whole. The routed experts are taken as kernels, which need
-    less than these.
+    From what TensorRT-RTX 1.7.1 reserves for SM86 at the published sizes, within 2.5 % of it
+    (docs/graphs.md). Attention to a past of any length is not fused there, and a linear that is
+    decoded by tables is there whole. The routed experts are taken as kernels, which need less than
+    these.
     """
     decoder, tokens = spec.decoder, MAX_PREFILL_TOKENS
     rows = min(longest_past(context_tokens), decoder.max_tokens)
-    scores = SCORE_BYTES * decoder.n_q_heads * tokens * (rows + tokens)
-    attention = scores + ATTENTION_BYTES * tokens * decoder.hidden_size
+    columns = decoder.hidden_size * tokens
+    by_table = functools.partial(_decoded_bytes, decoder, recipe, precision.fp8)
+    attention = SCORE_BYTES * decoder.n_q_heads * tokens * (rows + tokens) + max(
+        ATTENTION_BYTES * columns, by_table(ATTENTION_LINEARS) + BESIDE_TABLES_BYTES * columns
+    )
+    scan = SCAN_BYTES * decoder.d_inner * tokens + max(
+        int(PAIR_BYTES * decoder.mamba_n_heads * tokens**2), by_table(MAMBA_LINEARS)
+    )
     patches = vision_profiles(spec.vision)[0].shapes["patches"][2][1]
     mel = audio_profiles(spec.audio)[0].shapes["mel"][2][1]
     subsampled = (mel // 2) * (spec.audio.n_mels // 2) * spec.audio.subsampling_channels
     return max(
-        attention + _decoded_bytes(decoder, recipe, precision.fp8, KINDS_OF_ATTENTION),
-        SCAN_BYTES * decoder.mamba_n_heads * tokens**2,
-        _decoded_bytes(decoder, recipe, precision.fp8),
+        attention if decoder.layers("*") else 0,
+        scan if decoder.layers("M") else 0,
+        by_table(("",)),
         VISION_BYTES * patches * spec.vision.hidden_size,
         FLOAT32_BYTES * subsampled,
     )
 
 
 @functools.cache
-def _decoded_bytes(
-    spec: DecoderSpec, recipe: Recipe, fp8: bool, names: tuple[str, ...] = ()
-) -> int:
-    """Of the largest linear, of those that end in `names`, which is decoded by tables."""
-    by_table = {name: n for name, n in DECODED_BYTES.items() if not (fp8 and name == "fp8")}
-    return max(
-        (
-            int(math.prod(packed.source_shape) * by_table.get(chosen, 0))
-            for packed in packed_tensors(spec)
-            for chosen in (_format_and_bits(packed, packed.sources[0], recipe)[0],)
-            if packed.name.endswith(names or "") and "experts_" not in packed.name
-        ),
-        default=0,
-    )
+def _decoded_bytes(spec: DecoderSpec, recipe: Recipe, fp8: bool, ends: tuple[str, ...]) -> int:
+    """Of the largest linear with such a name which is decoded by tables."""
+    found = [0]
+    for packed in packed_tensors(spec):
+        chosen, _ = _format_and_bits(packed, packed.sources[0], recipe)
+        by_table = chosen in DECODED_BYTES and not (fp8 and chosen == "fp8")
+        if by_table and packed.name.endswith(ends) and len(packed.sources) == 1:
+            found.append(math.prod(packed.source_shape) * DECODED_BYTES[chosen])
+    return max(found)
 
 
 def decode_bytes(spec: DecoderSpec, recipe: Recipe) -> int:

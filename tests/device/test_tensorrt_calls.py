@@ -15,6 +15,7 @@ from unit.test_laws import rows_of
 
 from edge.engines.bundle import Bundle
 from edge.engines.cuda import Cuda
+from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.errors import BundleError, CapacityError, DeviceError, EngineError, MediaError
 
 STEP = ["upload", "enqueue", "download", "append", "wait"]
@@ -37,7 +38,7 @@ def test_calls_come_in_this_order(board):
 
     state, made = calls(executor.new_state)
     assert made == ["fill"]
-    rows = rows_of(executor, 0, 300)
+    rows = rows_of(executor, 0, MAX_PREFILL_TOKENS + 44)
     assert calls(executor.prefill, state, rows)[1] == STEP + STEP
     assert calls(executor.decode, state, 3)[1] == ["launch", "append", "wait"]
     assert calls(executor.prefill, state, rows[:1])[1] == ["launch", "append", "wait"]
@@ -318,7 +319,7 @@ def test_plans_that_do_not_fit_are_refused(compiled, tmp_path, change, says):
 
 
 def test_a_plan_for_fewer_rows_is_refused(compiled, tmp_path):
-    says = r"prefill\.plan: is for 128 rows a call, not 256"
+    says = rf"prefill\.plan: is for 128 rows a call, not {MAX_PREFILL_TOKENS}"
     refuse_changed(compiled, tmp_path, {"prefill.plan": fewer_rows}, says)
 
 
