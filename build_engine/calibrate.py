@@ -7,9 +7,13 @@ one block's weights are ever in use. Source: `modelopt.torch.quantization` 0.47.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+# ModelOpt brings along the client of a model hub. Nothing here asks it for anything, nor may it.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import modelopt
 import numpy as np

@@ -42,8 +42,8 @@ WEIGHTS, SCRATCH, CACHE, STATE = "weights", "scratch memory", "K/V cache", "stat
 """What the engine calls them."""
 INPUT_SCALE = ".input_scale"
 FLOAT32_BYTES = 4
-SCORE_BYTES, VISION_BYTES = 6, 32
-"""In flight: of a query head's score, and of a patch's column."""
+SCORE_BYTES, VISION_BYTES, AUDIO_BYTES = 6, 32, 6
+"""In flight: of a query head's score, a patch's column, a value after the first convolution."""
 ATTENTION_BYTES, BESIDE_TABLES_BYTES, SCAN_BYTES, PAIR_BYTES = 96, 32, 83, 4.2
 """Of a row's column in attention, and there beside a decoded weight; in the scan of a row's column,
 and of a pair of tokens in one head."""
@@ -268,7 +268,7 @@ def scratch_bytes(
         scan if decoder.layers("M") else 0,
         by_table(("",)),
         VISION_BYTES * patches * spec.vision.hidden_size,
-        FLOAT32_BYTES * subsampled,
+        AUDIO_BYTES * subsampled,
     )
 
 

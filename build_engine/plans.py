@@ -25,6 +25,7 @@ from edge import advice
 from edge.engines.bundle import Bundle, Manifest, Plans, file_entry
 from edge.engines.choose import open_cuda
 from edge.engines.encoders import AUDIO, VISION
+from edge.engines.plan import check_tensorrt
 from edge.engines.safetensors import Layout
 from edge.errors import ConfigurationError
 from edge.model.spec import ModelSpec
@@ -96,9 +97,14 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
         name: of the target; `this-gpu` takes whatever is here.
     Raises:
         EdgeError: the bundle is damaged; TensorRT, the driver or the GPU is missing or another;
-            TensorRT refuses a graph or warns.
+            TensorRT is too old, refuses a graph or warns that it would compute something else.
     """
-    require(COMPILER, "install JetPack's, or only --check the graphs")
+    remedy = "install JetPack's, or only --check the graphs"
+    require(COMPILER, remedy)
+    version = getattr(importlib.import_module(COMPILER), "__version__", None)
+    if version is None:  # a folder of type stubs can be imported too
+        raise ConfigurationError(COMPILER, "is not installed", remedy)
+    check_tensorrt(version)
     capability = local_compute_capability()
     target = TARGETS.get(name, Target(THIS_GPU, capability, ""))
     if target.compute_capability != capability:
@@ -186,6 +192,7 @@ def _put_into(
             plan.name: dict(zip(found.profiles, found.scratch_bytes, strict=True))
             for plan, found in zip(plans, built, strict=True)
         },
+        warnings={found.graph: found.warnings for found in built if found.warnings},
     )
     whole = msgspec.structs.replace(manifest, target=target.name, plans=described, files=files)
     save_manifest(whole, path)
@@ -213,6 +220,7 @@ def table(built: Sequence[Built]) -> str:
         f"{b.peak_bytes / 1e6:12.0f} {b.n_warnings:9}"
         for b in built
     ]
+    lines += [f"{b.graph}: TensorRT warns: {text}" for b in built for text in b.warnings]
     return "\n".join(lines)
 
 

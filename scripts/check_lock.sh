@@ -9,7 +9,10 @@ trap 'rm -rf "$nowhere"' EXIT
 source_only="--no-binary pyaudio --no-binary tensorrt-rtx-cu13"
 for python in 3.10 3.11 3.12 3.13 3.14; do
     for machine in aarch64 x86_64; do
-        for extras in "tools runtime top mcp microphone device build" "dev mcp" "quantize" "oracle torch"; do
+        torch=
+        [ $machine = x86_64 ] || torch=torch  # there it is on PyTorch's own index
+        for extras in "tools runtime top mcp microphone device build" "dev mcp" "quantize" \
+            "oracle $torch"; do
             files=$(for extra in $extras; do echo "-r locks/$extra.txt"; done)
             # glibc 2.35 is Ubuntu 22.04's; JetPack 7 has 2.39
             # shellcheck disable=SC2086  # several words

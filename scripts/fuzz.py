@@ -2,8 +2,8 @@
 
 Three quarters of the time go to the tests' properties, an equal share to each, and a quarter to
 the broken clients of scripts/fuzz_socket.py against a service. What fails is printed, with how to
-repeat it; .cache/fuzz keeps its example, which the next run tries first. Ends with 1 if anything
-failed.
+repeat it. Examples are kept in .cache/fuzz/examples; the next run tries them first. Ends with 1 if
+anything failed.
 
 Usage:
     python scripts/fuzz.py --seconds 3600
@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import random
 import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator
@@ -27,6 +27,7 @@ import pytest
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+BUNDLE = ".cache/fuzz/bundle"
 PROPERTIES = [f"--ignore={ROOT}/tests/oracle", "-mhypothesis", "--hypothesis-profile=fuzz"]
 TIMEOUT_S = 1200
 """Of one test: to make what failed small takes Hypothesis up to 300 s."""
@@ -114,18 +115,17 @@ def try_properties(seconds: float, arguments: list[str]) -> dict[str, str]:
 
 def try_service(seconds: float) -> dict[str, str]:
     """What broken clients do to a service, if anything."""
-    script, assets = ROOT / "scripts" / "fuzz_socket.py", ROOT / "tests" / "assets"
-    with tempfile.TemporaryDirectory(prefix="edge-fuzz-") as folder:
-        bundle = [assets / "tiny_omni", Path(folder) / "bundle", "--target", "cpu"]
-        build = [sys.executable, "-m", "build_engine.cli", "bundle", *map(str, bundle)]
-        subprocess.run(build, check=True, cwd=ROOT)
-        film = assets / "session" / "session.mp4"
-        command = [sys.executable, str(script), str(bundle[1]), str(film)]
-        command += ["--seconds", str(round(seconds)), "--seed", str(random.getrandbits(32))]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    shutil.rmtree(ROOT / BUNDLE, ignore_errors=True)
+    build = ["-m", "build_engine.cli", "bundle", "tests/assets/tiny_omni", BUNDLE]
+    subprocess.run([sys.executable, *build, "--target", "cpu"], check=True, cwd=ROOT)
+    command = ["scripts/fuzz_socket.py", BUNDLE, "tests/assets/session/session.mp4"]
+    command += ["--seconds", str(round(seconds)), "--seed", str(random.getrandbits(32))]
+    done = subprocess.run(
+        [sys.executable, *command], stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT
+    )
     if done.returncode == 0:
         return {}
-    return {shlex.join(command[1:]): done.stderr.strip().splitlines()[-1]}
+    return {shlex.join(command): (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
 
 
 def main() -> None:

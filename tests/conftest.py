@@ -17,7 +17,7 @@ from build_engine.bundle import build_bundle
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 
-EXAMPLES = Path(__file__).resolve().parents[1] / ".cache" / "fuzz"
+EXAMPLES = Path(__file__).resolve().parents[1] / ".cache" / "fuzz" / "examples"
 """What random examples found; `--hypothesis-profile fuzz` tries these first."""
 
 settings.register_profile(

@@ -50,6 +50,8 @@ class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what the largest first one takes, for all."""
     verified: str | None = None
     """The GPU on which `build-engine verify` found the plans right."""
+    warnings: dict[str, tuple[str, ...]] = {}
+    """Of each graph, what TensorRT said while it compiled and what does not change its meaning."""
 
     @property
     def kept_scratch_bytes(self) -> int | None:

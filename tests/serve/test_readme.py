@@ -29,7 +29,8 @@ def folder(tmp_path) -> Path:
     """A checkout in which `make demo` was called."""
     must_be((Path(sys.prefix) / "bin/activate").exists(), "needs a virtual environment: make test")
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    for name in ("tests", "locks"):
+        (tmp_path / name).symlink_to(ROOT / name)
     assets = ROOT / "tests" / "assets"
     demo.prepare(demo.Files(assets / "tiny_omni", assets / "session", tmp_path / "build" / "demo"))
     return tmp_path

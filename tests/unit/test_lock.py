@@ -51,7 +51,7 @@ def test_every_pin_is_exact_and_hashed_and_that_of_the_one_resolution(extra):
     resolved = {(r.name, str(r.specifier)) for r in pins("all")}
     for pin in pins(extra):
         assert re.fullmatch(r"==[^*]+", str(pin.specifier)), pin
-        assert (pin.name, str(pin.specifier)) in resolved
+        assert (pin.name, str(pin.specifier).removesuffix("+cpu")) in resolved
     text = (LOCKS / f"{extra}.txt").read_text()
     for block in re.split(r"\n(?=[a-z])", text.split("# The following")[0]):
         assert "--hash=sha256:" in block, block
