@@ -18,7 +18,7 @@ from build_engine.bundle import TARGETS, Progress, build_bundle, save_manifest
 from build_engine.checkpoint import Checkpoint
 from build_engine.describe import describe
 from build_engine.evaluate import compare
-from build_engine.plan import make_plan, read_spec
+from build_engine.plan import compiled_scratch_bytes, make_plan, read_spec
 from build_engine.plans import Options, check_bundle, compile_bundle
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
@@ -141,8 +141,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """What a board needs for a recipe: memory, context, and the bandwidth limit on decode."""
-    spec = read_spec(arguments.checkpoint)
-    result = make_plan(spec, arguments.board, arguments.recipe, arguments.context, arguments.fps)
+    folder, context = arguments.checkpoint, arguments.context
+    spec, scratch = read_spec(folder), compiled_scratch_bytes(folder, context)
+    result = make_plan(spec, arguments.board, arguments.recipe, context, arguments.fps, scratch)
     print(json.dumps(result.as_dict()) if arguments.json else result.table())
     result.require_fit()
 
@@ -224,7 +225,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--picture", type=Path, help="write the error by block as an SVG")
     command.set_defaults(run=evaluate)
     command = commands.add_parser("plan", help="what fits a board", description=plan.__doc__)
-    command.add_argument("checkpoint", type=Path, help="folder; its config.json is enough")
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        help="folder; its config.json is enough, or a bundle, compiled or not",
+    )
     command.add_argument("--board", choices=BOARDS, required=True)
     command.add_argument("--recipe", required=True, help=recipes)
     command.add_argument("--context", type=int, default=8192, help="tokens (default: 8192)")

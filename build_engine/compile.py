@@ -63,7 +63,7 @@ class Order:
     """A graph to be compiled."""
 
     graph: str
-    """Its name: vision, audio or decoder."""
+    """Its name: vision, audio, decode or prefill."""
     onnx: Path
     plan: Path
     """Where the result goes."""
@@ -87,6 +87,8 @@ class Built:
     n_warnings: int = 0
     warnings: tuple[str, ...] = ()
     """Those that do not change what is computed, alike ones once, with their number."""
+    scratch_bytes: tuple[int, ...] = ()
+    """Of memory that the plan needs while it computes, in each profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ def compile_graph(
     started, log = time.monotonic(), _log(trt)
     log.messages.clear()
     log.layers = ""
+    log.scratch_bytes.clear()
     if load_plugins:
         load_plugins(trt)
     # TensorRT's parser would put functions in place too, and warn of the names that come twice
@@ -155,9 +158,20 @@ def compile_graph(
         order.timing_cache.write_bytes(config.get_timing_cache().serialize())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     names = tuple(profile.name for profile in order.profiles)
+    scratch = tuple(log.scratch_bytes) if order.stand_in else _scratch_bytes(trt, log, order, plan)
     seconds = time.monotonic() - started
     warnings = gathered(message.text for message in log.messages)
-    return Built(order.graph, names, seconds, plan.nbytes, peak, len(log.messages), warnings)
+    found = len(log.messages), warnings, scratch
+    return Built(order.graph, names, seconds, plan.nbytes, peak, *found)
+
+
+def _scratch_bytes(trt: Any, log: Any, order: Order, plan: Any) -> tuple[int, ...]:
+    """As the plan says on the GPU that it is for."""
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise _refused(order, "gives a plan that TensorRT refuses")
+    n_profiles = range(engine.num_optimization_profiles)
+    return tuple(engine.get_device_memory_size_for_profile_v2(i) for i in n_profiles)
 
 
 def _check_plugins(builder: Any, model: ModelProto) -> None:
@@ -188,6 +202,7 @@ def _log(trt: Any) -> Any:
             trt.ILogger.__init__(self)
             self.messages: list[Message] = []
             self.layers = ""
+            self.scratch_bytes: list[int] = []
 
         def log(self, severity: Any, message: str) -> None:
             if message.startswith(LAYERS):
@@ -195,6 +210,9 @@ def _log(trt: Any) -> Any:
             levels = trt.ILogger.Severity
             if severity <= levels.WARNING:
                 self.messages.append(Message(message, is_error=severity <= levels.ERROR))
+            said = re.match(r"Total Activation Memory: (\d+) bytes", message)
+            if said:  # once a profile; without a GPU nobody else tells
+                self.scratch_bytes.append(int(said[1]))
 
     return Log()
 

@@ -1,7 +1,7 @@
-"""What a model takes by a recipe: weights, K/V cache, states, activations, and bytes of a token.
+"""What a model takes by a recipe: weights, K/V cache, states, buffers, and bytes of a token.
 
-Pure arithmetic over the model's sizes; nothing is measured and no weight is read. Terms marked
-ESTIMATE are bounds of ours until a device has reported its own.
+Arithmetic over the model's sizes, no weight is read. What the tensorrt engine takes itself is told
+to the byte; the plans' scratch memory is what they say, or an ESTIMATE until they are compiled.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from build_engine.decoder_layout import recipe_layout
 from build_engine.decoder_weights import Packed, packed_tensors
+from build_engine.graphs.decoder import DEVICE, N_TOP, Precision
+from build_engine.graphs.weight_formats import E4M3
 from build_engine.pack import BITS
+from build_engine.profiles import audio_profiles, longest_past, vision_profiles
 from build_engine.recipe import Recipe
+from edge.engines.engine import MAX_PREFILL_TOKENS
+from edge.engines.plan_memory import ALIGNMENT, PINNED, aligned
+from edge.engines.safetensors import Layout
+from edge.engines.tensorrt import MAX_SNAPSHOTS, MAX_STATES
 from edge.model.spec import AudioSpec, DecoderSpec, ModelSpec, VisionSpec
 
 # The decoder's weights by kind, and the last part of the packed tensors' names that belong to it.
@@ -29,11 +37,20 @@ KINDS: dict[str, tuple[str, ...]] = {
     "router": ("gate",),
     "small tensors": (),
 }
-N_SLOTS = 2
-"""A live state, and a second one in which a shorter state is rebuilt."""
-PREFILL_TOKENS = 256
-AUDIO_CLIP_S = 30
 MEL_FRAMES_PER_S = 100
+WEIGHTS, SCRATCH, CACHE, STATE = "weights", "scratch memory", "K/V cache", "state"
+"""What the engine calls them."""
+INPUT_SCALE = ".input_scale"
+FLOAT32_BYTES = 4
+SCORE_BYTES, VISION_BYTES, AUDIO_BYTES = 6, 32, 6
+"""In flight: of a query head's score, a patch's column, a value after the first convolution."""
+ATTENTION_BYTES, BESIDE_TABLES_BYTES, SCAN_BYTES, PAIR_BYTES = 96, 32, 83, 4.2
+"""Of a row's column in attention, and there beside a decoded weight; in the scan of a row's column,
+and of a pair of tokens in one head."""
+DECODED_BYTES = {"nvfp4": 8, "w4a16": 8, "int4": 8, "fp8": 4}
+"""Of a weight that is decoded by tables."""
+ATTENTION_LINEARS = (".q_proj", ".k_proj", ".v_proj", ".o_proj")
+MAMBA_LINEARS = (".in_proj", ".out_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +63,110 @@ class Part:
     format: str = ""
 
 
-def footprint(spec: ModelSpec, recipe: Recipe, context_tokens: int) -> Iterator[Part]:
+def footprint(
+    spec: ModelSpec,
+    recipe: Recipe,
+    context_tokens: int,
+    precision: Precision = DEVICE,
+    scratch: int | None = None,
+) -> Iterator[Part]:
     """Everything of the model that takes memory.
 
-    Each slot has its own K/V rows: rebuilt, the second one is live and grows to the same bound.
+    Args:
+        precision: of the target's plans.
+        scratch: bytes that compiled plans need while they compute; None estimates them.
     """
-    yield from decoder_parts(spec.decoder, recipe)
+    weights = _recipe_weight_bytes(spec.decoder, recipe, precision)
+    told = scratch is not None
+    scratch = scratch_bytes(spec, recipe, context_tokens, precision) if scratch is None else scratch
+    taken = engine_bytes(spec, weights, precision, context_tokens, scratch)
+    kinds = decoder_parts(spec.decoder, recipe)
+    on_gpu = sum(part.n_bytes for part in kinds if part.name != "embeddings")
+    yield from kinds
+    yield Part("scales of tensors, alignment", taken.pop(WEIGHTS) - on_gpu)
     encoders = encoder_parameters(spec.vision, spec.audio, spec.decoder.hidden_size)
     for name, count in encoders.items():
         yield Part(name, 2 * count, count, "bf16")
-    cache = context_tokens * kv_bytes_per_token(spec.decoder, recipe)
-    yield Part("K/V cache, live slot", cache, format=recipe.kv_cache)
-    yield Part("K/V cache, second slot", cache * (N_SLOTS - 1), format=recipe.kv_cache)
-    state = N_SLOTS * recurrent_state_bytes(spec.decoder)
-    yield Part(f"recurrent state, {N_SLOTS} slots", state, format="fp32")
-    yield Part("activations (estimate)", activation_bytes(spec), format="16 bit")
+    yield Part(f"K/V cache, {MAX_STATES} states", taken.pop(CACHE), format="fp16")
+    yield Part(f"recurrent state, {MAX_STATES} states twice", taken.pop(STATE), format="fp32")
+    yield Part(f"recurrent state, {MAX_SNAPSHOTS} snapshots", taken.pop("snapshots"), format="fp32")
+    yield Part(f"scratch memory ({'the plans say' if told else 'estimate'})", taken.pop(SCRATCH))
+    yield Part("inputs, outputs, pinned memory", sum(taken.values()))
+
+
+def engine_bytes(
+    spec: ModelSpec, weights: int, precision: Precision, context_tokens: int, scratch: int
+) -> dict[str, int]:
+    """What the tensorrt engine takes, by what for, with plans compiled for this context.
+
+    Args:
+        weights: `weight_bytes` of the decoder.
+        scratch: bytes that the plans need while they compute.
+    """
+    decoder, act = spec.decoder, precision.activation.itemsize
+    n_cached = 2 * len(decoder.layers("*"))
+    kv_row = act * decoder.n_kv_heads * decoder.head_dim
+    rows = min(longest_past(context_tokens), decoder.max_tokens)
+    recurrent = recurrent_state_bytes(decoder, act)
+    input_bytes = ALIGNMENT + MAX_PREFILL_TOKENS * decoder.hidden_size * act
+    n_top = min(N_TOP, decoder.vocab_size)
+    logits = FLOAT32_BYTES * decoder.vocab_size
+    encoders = {
+        "vision encoder": list(_vision_bindings(spec)),
+        "audio encoder": list(_audio_bindings(spec)),
+    }
+    pinned = [input_bytes, logits, *(n for sizes in encoders.values() for n in sizes)]
+    outputs = {"logits": logits, **dict.fromkeys(("top_values", "top_ids"), FLOAT32_BYTES * n_top)}
+    return {
+        SCRATCH: scratch,
+        **{name: sum(max(n, ALIGNMENT) for n in sizes) for name, sizes in encoders.items()},
+        WEIGHTS: weights,
+        "input": input_bytes,
+        "staged keys and values": n_cached * aligned(MAX_PREFILL_TOKENS * kv_row),
+        **{name: max(n, ALIGNMENT) for name, n in outputs.items()},
+        CACHE: MAX_STATES * n_cached * aligned(rows * kv_row),
+        STATE: 2 * MAX_STATES * recurrent,
+        "snapshots": MAX_SNAPSHOTS * recurrent,
+        PINNED: sum(pinned),
+    }
+
+
+@functools.cache
+def _recipe_weight_bytes(spec: DecoderSpec, recipe: Recipe, precision: Precision) -> int:
+    return weight_bytes(recipe_layout(spec, recipe), precision)
+
+
+def weight_bytes(layout: Layout, precision: Precision) -> int:
+    """Of the tensors that the decoder's graphs take, each aligned.
+
+    The table of embeddings stays mapped, only rows of it are given; activations have a scale where
+    they meet weights as FP8.
+
+    Args:
+        layout: dtype and shape of every tensor of decoder.safetensors.
+    """
+    total = 0
+    for name, (dtype, shape) in layout.items():
+        weight = name.removesuffix(INPUT_SCALE)
+        scaled = precision.fp8 and layout[weight][0] == E4M3
+        if name != "embeddings" and (weight == name or scaled):
+            total += aligned(math.prod(shape) * dtype.itemsize)
+    return total
+
+
+def _vision_bindings(spec: ModelSpec) -> Iterator[int]:
+    shapes = vision_profiles(spec.vision)[0].shapes
+    yield FLOAT32_BYTES  # which embedder
+    for _, _, largest in shapes.values():
+        yield FLOAT32_BYTES * math.prod(largest)
+    n_tokens = shapes["patches"][2][1] // spec.vision.merge**2
+    yield FLOAT32_BYTES * n_tokens * spec.decoder.hidden_size
+
+
+def _audio_bindings(spec: ModelSpec) -> Iterator[int]:
+    _, _, mel = audio_profiles(spec.audio)[0].shapes["mel"]
+    yield FLOAT32_BYTES * math.prod(mel)
+    yield FLOAT32_BYTES * -(-mel[1] // 8) * spec.decoder.hidden_size
 
 
 @functools.cache
@@ -115,42 +221,67 @@ def encoder_parameters(vision: VisionSpec, audio: AudioSpec, hidden_size: int) -
     }
 
 
-def kv_bytes_per_token(spec: DecoderSpec, recipe: Recipe) -> int:
-    """Keys and values of one token in all attention blocks."""
+def kv_bytes_per_token(spec: DecoderSpec) -> int:
+    """Keys and values of one token in all attention blocks, as the graphs bind them.
+
+    A recipe's `kv_cache` is for engines that keep them in FP8; this one does not.
+    """
     elements = 2 * len(spec.layers("*")) * spec.n_kv_heads * spec.head_dim
-    return int(elements * BITS[recipe.kv_cache] / 8)
+    return elements * DEVICE.activation.itemsize
 
 
-def recurrent_state_bytes(spec: DecoderSpec) -> int:
-    """SSM state in float32 and the convolution's last columns in 16 bit, of one sequence."""
+def recurrent_state_bytes(
+    spec: DecoderSpec, activation_bytes: int = DEVICE.activation.itemsize
+) -> int:
+    """SSM state in float32 and the convolution's last columns, of one sequence."""
     ssm = spec.mamba_n_heads * spec.mamba_head_dim * spec.state_size
     conv = spec.conv_dim * (spec.conv_kernel - 1)
-    return len(spec.layers("M")) * (4 * ssm + 2 * conv)
+    each = aligned(FLOAT32_BYTES * ssm) + aligned(activation_bytes * conv)
+    return len(spec.layers("M")) * each
 
 
-def activation_bytes(spec: ModelSpec) -> int:
-    """ESTIMATE: what the widest block of each graph has in flight, with attention fused.
+def scratch_bytes(
+    spec: ModelSpec, recipe: Recipe, context_tokens: int, precision: Precision
+) -> int:
+    """ESTIMATE: what the plans need while they compute, the one that needs most; they share it.
 
-    The three graphs are counted side by side: each keeps its own workspace.
+    From what TensorRT-RTX 1.7.1 reserves for SM86 at the published sizes, within 2.5 % of it
+    (docs/graphs.md). Attention to a past of any length is not fused there, and a linear that is
+    decoded by tables is there whole. The routed experts are taken as kernels, which need less than
+    these.
     """
-    decoder, vision, audio = spec.decoder, spec.vision, spec.audio
-    tokens, hidden = PREFILL_TOKENS, decoder.hidden_size
-    mamba = 3 * decoder.d_inner + 2 * decoder.conv_dim
-    attention = (2 * decoder.n_q_heads + 2 * decoder.n_kv_heads) * decoder.head_dim
-    experts = decoder.n_experts_per_token * (decoder.expert_size + hidden)
-    row = 2 * hidden + max(mamba, attention, experts + decoder.shared_expert_size)
-    # the chunk's decay and score matrices, and the row of logits, are float32
-    chunk = 2 * decoder.mamba_n_heads * tokens * tokens + decoder.vocab_size
-    patches = vision.max_patches + vision.n_prefix_tokens
-    vit = patches * (5 * vision.hidden_size + vision.mlp_size)
-    merged = vision.max_patches // vision.merge**2
-    projector = merged * (vision.merge**2 * vision.hidden_size + vision.projector_size + hidden)
-    mel = AUDIO_CLIP_S * MEL_FRAMES_PER_S
-    convolution = audio.subsampling_channels * (mel // 2) * (audio.n_mels // 2)
-    rows = mel // 8
-    conformer = rows * (6 * audio.hidden_size + audio.mlp_size) + 3 * audio.n_heads * rows**2
-    elements = tokens * row + vit + projector + 2 * convolution + conformer
-    return 2 * elements + 4 * chunk
+    decoder, tokens = spec.decoder, MAX_PREFILL_TOKENS
+    rows = min(longest_past(context_tokens), decoder.max_tokens)
+    columns = decoder.hidden_size * tokens
+    by_table = functools.partial(_decoded_bytes, decoder, recipe, precision.fp8)
+    attention = SCORE_BYTES * decoder.n_q_heads * tokens * (rows + tokens) + max(
+        ATTENTION_BYTES * columns, by_table(ATTENTION_LINEARS) + BESIDE_TABLES_BYTES * columns
+    )
+    scan = SCAN_BYTES * decoder.d_inner * tokens + max(
+        int(PAIR_BYTES * decoder.mamba_n_heads * tokens**2), by_table(MAMBA_LINEARS)
+    )
+    patches = vision_profiles(spec.vision)[0].shapes["patches"][2][1]
+    mel = audio_profiles(spec.audio)[0].shapes["mel"][2][1]
+    subsampled = (mel // 2) * (spec.audio.n_mels // 2) * spec.audio.subsampling_channels
+    return max(
+        attention if decoder.layers("*") else 0,
+        scan if decoder.layers("M") else 0,
+        by_table(("",)),
+        VISION_BYTES * patches * spec.vision.hidden_size,
+        AUDIO_BYTES * subsampled,
+    )
+
+
+@functools.cache
+def _decoded_bytes(spec: DecoderSpec, recipe: Recipe, fp8: bool, ends: tuple[str, ...]) -> int:
+    """Of the largest linear with such a name which is decoded by tables."""
+    found = [0]
+    for packed in packed_tensors(spec):
+        chosen, _ = _format_and_bits(packed, packed.sources[0], recipe)
+        by_table = chosen in DECODED_BYTES and not (fp8 and chosen == "fp8")
+        if by_table and packed.name.endswith(ends) and len(packed.sources) == 1:
+            found.append(math.prod(packed.source_shape) * DECODED_BYTES[chosen])
+    return max(found)
 
 
 def decode_bytes(spec: DecoderSpec, recipe: Recipe) -> int:

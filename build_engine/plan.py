@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Iterator
@@ -12,15 +13,16 @@ from typing import Any
 from build_engine.boards import BOARDS, GIB, Board
 from build_engine.footprint import (
     MEL_FRAMES_PER_S,
-    N_SLOTS,
-    PREFILL_TOKENS,
     Part,
     decode_bytes,
     footprint,
     kv_bytes_per_token,
 )
+from build_engine.graphs.decoder import DEVICE, DEVICE_FP8
+from build_engine.profiles import PAST_STEP_ROWS, longest_past
 from build_engine.recipe import CALIBRATED, Recipe, known_recipes, load_recipe
 from build_engine.traffic import BANDWIDTH_SHARE, decode_traffic
+from edge.engines.bundle import MANIFEST, Bundle
 from edge.engines.tensorrt import FIRST_BUCKET_ROWS
 from edge.errors import CheckpointError, ConfigurationError
 from edge.model.spec import DecoderSpec, ModelSpec, model_spec
@@ -166,13 +168,16 @@ class Plan:
         return "\n".join(rows)
 
 
-def read_spec(checkpoint: Path) -> ModelSpec:
-    """The model's sizes; only `checkpoint`/config.json needs to exist.
+def read_spec(folder: Path) -> ModelSpec:
+    """The model's sizes: of a bundle, or a checkpoint, of which only config.json needs to exist.
 
     Raises:
-        CheckpointError: it is absent, or not a configuration of this model.
+        BundleError: it is a damaged bundle.
+        CheckpointError: the file is absent, or not a configuration of this model.
     """
-    path = checkpoint / "config.json"
+    if (folder / MANIFEST).is_file():
+        return Bundle(folder, check_hashes=False).manifest.spec
+    path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -184,13 +189,35 @@ def read_spec(checkpoint: Path) -> ModelSpec:
     return model_spec(config, {})
 
 
-def make_plan(spec: ModelSpec, board: str, recipe: str, context_tokens: int, fps: float) -> Plan:
+def compiled_scratch_bytes(folder: Path, context_tokens: int) -> int | None:
+    """What a compiled bundle's plans need while they compute; None if nothing here tells.
+
+    Args:
+        context_tokens: plans for fewer tell nothing, and plans for more more than is needed.
+    Raises:
+        BundleError: it is a damaged bundle.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    plans = Bundle(folder, check_hashes=False).manifest.plans
+    return plans.kept_scratch_bytes if plans and plans.max_past_rows >= context_tokens else None
+
+
+def make_plan(
+    spec: ModelSpec,
+    board: str,
+    recipe: str,
+    context_tokens: int,
+    fps: float,
+    scratch: int | None = None,
+) -> Plan:
     """Weigh `recipe` on `board`.
 
     Args:
         recipe: its name, or a file of one's own.
         context_tokens: bound of the live context.
         fps: frames a second taken from the camera; 0: sound only.
+        scratch: bytes that compiled plans need while they compute; None estimates them.
     Raises:
         ConfigurationError: a name is unknown, or a number is out of range.
     """
@@ -203,7 +230,7 @@ def make_plan(spec: ModelSpec, board: str, recipe: str, context_tokens: int, fps
     if not 0 <= fps < math.inf:
         raise ConfigurationError("--fps", f"is {fps}", "give frames a second, or 0 for sound only")
     tubelets_s = fps / spec.vision.tubelet_frames
-    per_token = kv_bytes_per_token(spec.decoder, chosen)
+    per_token = kv_bytes_per_token(spec.decoder)
     decode, decode_full, compiled = _decode_bytes(spec.decoder, place, recipe, context_tokens)
     known = {name: load_recipe(name) for name in known_recipes()}
 
@@ -216,7 +243,7 @@ def make_plan(spec: ModelSpec, board: str, recipe: str, context_tokens: int, fps
         recipe=recipe,
         context_tokens=context_tokens,
         fps=fps,
-        parts=tuple(_parts(spec, place, chosen, context_tokens)),
+        parts=tuple(_parts(spec, place, chosen, context_tokens, scratch)),
         vision_tokens_s=tubelets_s * (spec.vision.video_target_patches // spec.vision.merge**2),
         separator_tokens_s=tubelets_s * SEPARATOR_TOKENS,
         audio_tokens_s=AUDIO_TOKENS_PER_S,
@@ -235,13 +262,20 @@ def make_plan(spec: ModelSpec, board: str, recipe: str, context_tokens: int, fps
             for other in BOARDS.values()
             if _largest_context(spec, other, chosen) >= context_tokens
         ),
-        notes=tuple(_notes(spec.decoder, place, chosen, context_tokens)),
+        notes=tuple(_notes(place, chosen)),
     )
 
 
-def _parts(spec: ModelSpec, board: Board, recipe: Recipe, context_tokens: int) -> Iterator[Part]:
+def _parts(
+    spec: ModelSpec,
+    board: Board,
+    recipe: Recipe,
+    context_tokens: int,
+    scratch: int | None = None,
+) -> Iterator[Part]:
     """Everything that takes memory."""
-    yield from footprint(spec, recipe, context_tokens)
+    precision = DEVICE_FP8 if board.low_precision else DEVICE
+    yield from footprint(spec, recipe, context_tokens, precision, scratch)
     for name, n_bytes in board.reserved_bytes().items():
         yield Part(name, n_bytes)
 
@@ -258,19 +292,20 @@ def _decode_bytes(
         return empty, full, True
     chosen = load_recipe(recipe)
     stored = decode_bytes(spec, chosen)
-    return stored, stored + context_tokens * kv_bytes_per_token(spec, chosen), False
+    return stored, stored + context_tokens * kv_bytes_per_token(spec), False
 
 
 def _largest_context(spec: ModelSpec, board: Board, recipe: Recipe) -> int:
-    room = board.memory_bytes - sum(part.n_bytes for part in _parts(spec, board, recipe, 0))
-    if room < 0:
-        return 0
-    per_token = N_SLOTS * kv_bytes_per_token(spec.decoder, recipe)
+    def needed(step: int) -> int:
+        return sum(p.n_bytes for p in _parts(spec, board, recipe, min(step * PAST_STEP_ROWS, most)))
+
     most = spec.decoder.max_tokens
-    return min(room // per_token, most) if per_token else most
+    steps = range(longest_past(most) // PAST_STEP_ROWS + 1)
+    n_fitting = bisect.bisect_right(steps, board.memory_bytes, key=needed)
+    return min(max(n_fitting - 1, 0) * PAST_STEP_ROWS, most)
 
 
-def _notes(spec: DecoderSpec, board: Board, recipe: Recipe, context_tokens: int) -> Iterator[str]:
+def _notes(board: Board, recipe: Recipe) -> Iterator[str]:
     decoded = _not_native(board, recipe)
     if decoded:
         names = " and ".join(name.upper() for name in decoded)
@@ -278,11 +313,6 @@ def _notes(spec: DecoderSpec, board: Board, recipe: Recipe, context_tokens: int)
             f"{board.name} has no FP8 or FP4 arithmetic: {names} would be decoded to FP16 by our "
             "kernel, which saves memory only; orin is meant for it"
         )
-    scores = 2 * spec.n_q_heads * PREFILL_TOKENS * context_tokens
-    yield (
-        f"attention is taken as fused; otherwise the scores of {PREFILL_TOKENS} tokens would add "
-        f"{_gib(scores)} GiB"
-    )
     yield "decode is bandwidth only, a share of the published peak; nothing here is measured"
 
 

@@ -1,4 +1,4 @@
-"""A bundle's three plans: compiled for a target, or only checked to compile."""
+"""A bundle's four plans: compiled for a target, or only checked to compile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 import onnx
@@ -29,11 +29,14 @@ from edge.engines.plan import check_tensorrt
 from edge.engines.safetensors import Layout
 from edge.errors import ConfigurationError
 from edge.model.spec import ModelSpec
+from gpu_kernels.plugins import Phase
 
 Report: TypeAlias = Callable[[str, int, int], None]
 """Called with a graph's name, its steps done and its steps in all."""
 
 CHECKER, COMPILER = "tensorrt_rtx", "tensorrt"
+PLAN_SUFFIX = ".plan"
+PHASES: tuple[Phase, ...] = get_args(Phase)
 THIS_GPU = "this-gpu"
 FIRST_WITH_FP8 = (8, 9)
 
@@ -88,7 +91,7 @@ def check(made: Sequence[Order], target: Target, report: Report) -> Iterator[Bui
 
 
 def compile_bundle(path: Path, name: str, options: Options, report: Report) -> list[Built]:
-    """Write vision.plan, audio.plan and decoder.plan for the GPU of this machine.
+    """Write a plan of each graph, for the GPU of this machine.
 
     Args:
         name: of the target; `this-gpu` takes whatever is here.
@@ -118,9 +121,7 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
             _compiled(COMPILER, replace(order, timing_cache=cache), options.kernels, report)
             for order in made
         ]
-        warnings = {b.graph: b.warnings for b in built if b.warnings}
-        plans = [order.plan for order in made]
-        _put_into(path, bundle.manifest, plans, warnings, target, options)
+        _put_into(path, bundle.manifest, made, built, target, options)
     return built
 
 
@@ -139,10 +140,13 @@ def orders(
         layout: dtype and shape of every tensor of decoder.safetensors.
     """
     profiles = profiles_of(spec, options.max_past_rows)
-    graphs = [work / "decoder.onnx"]
-    uses_kernels = options.kernels is not None
-    decoder = decoder_model(spec.decoder, layout, target.precision, kernels=uses_kernels)
-    graphs[0].write_bytes(decoder.SerializeToString())
+    uses_kernels, graphs = options.kernels is not None, list[Path]()
+    for phase in PHASES:
+        model = decoder_model(
+            spec.decoder, layout, target.precision, kernels=uses_kernels, phase=phase
+        )
+        graphs.append(work / f"{phase}.onnx")
+        graphs[-1].write_bytes(model.SerializeToString())
     for file in (VISION, AUDIO):
         if encoders is None:
             break
@@ -152,7 +156,7 @@ def orders(
             model = narrowed(model, encoders, weights, BFLOAT16)
         graphs[-1].write_bytes(model.SerializeToString())
     return [
-        Order(graph.stem, graph, graph.with_suffix(".plan"), profiles[graph.stem])
+        Order(graph.stem, graph, graph.with_suffix(PLAN_SUFFIX), profiles[graph.stem])
         for graph in graphs
     ]
 
@@ -166,15 +170,17 @@ def _compiled(module: str, order: Order, kernels: Path | None, report: Report) -
 def _put_into(
     path: Path,
     manifest: Manifest,
-    plans: Sequence[Path],
-    warnings: dict[str, tuple[str, ...]],
+    made: Sequence[Order],
+    built: Sequence[Built],
     target: Target,
     options: Options,
 ) -> None:
     """Name the plans last: a bundle that is interrupted here is one without plans."""
-    names = {plan.name for plan in plans}
-    files = {name: entry for name, entry in manifest.files.items() if name not in names}
+    files = {n: entry for n, entry in manifest.files.items() if not n.endswith(PLAN_SUFFIX)}
     save_manifest(msgspec.structs.replace(manifest, plans=None, files=files), path)
+    for name in manifest.files.keys() - files.keys():
+        (path / name).unlink(missing_ok=True)  # another builder may have named its plans otherwise
+    plans = [order.plan for order in made]
     for plan in plans:
         plan.rename(path / plan.name)
         files[plan.name] = file_entry(path / plan.name)
@@ -182,7 +188,11 @@ def _put_into(
         tensorrt=str(importlib.import_module(COMPILER).__version__),
         compute_capability=".".join(map(str, target.compute_capability)),
         max_past_rows=options.max_past_rows,
-        warnings=warnings,
+        scratch_bytes={
+            plan.name: dict(zip(found.profiles, found.scratch_bytes, strict=True))
+            for plan, found in zip(plans, built, strict=True)
+        },
+        warnings={found.graph: found.warnings for found in built if found.warnings},
     )
     whole = msgspec.structs.replace(manifest, target=target.name, plans=described, files=files)
     save_manifest(whole, path)
@@ -203,9 +213,10 @@ def local_compute_capability() -> tuple[int, ...]:
 
 def table(built: Sequence[Built]) -> str:
     """The figures of a build, for a person."""
-    lines = ["graph    profiles          seconds  plan MB  peak RSS MB  warnings"]
+    lines = ["graph    profiles          seconds  plan MB  scratch MB        peak RSS MB  warnings"]
     lines += [
-        f"{b.graph:8} {', '.join(b.profiles):16} {b.seconds:8.1f} {b.n_bytes / 1e6:8.1f} "
+        f"{b.graph:8} {', '.join(b.profiles):16} {b.seconds:8.1f} {b.n_bytes / 1e6:8.1f}  "
+        f"{', '.join(f'{n / 1e6:.1f}' for n in b.scratch_bytes):16} "
         f"{b.peak_bytes / 1e6:12.0f} {b.n_warnings:9}"
         for b in built
     ]

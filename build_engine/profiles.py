@@ -1,4 +1,4 @@
-"""Which shapes a plan is made for: the profiles of the three graphs."""
+"""Which shapes a plan is made for: the profiles of the four graphs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ SMALLEST_SIDE = 2
 LONGEST_SIDE = 256
 """Patches along one side of a grid. Longer strips would make the position table's rows and columns,
 whose maxima a profile multiplies, take the memory of the whole encoder."""
+LIVE_SHARE = 4
+"""The live path's profile takes a picture with this part of the largest one's patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,18 @@ class Profile:
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
 
 
+def longest_past(max_past_rows: int) -> int:
+    """Rows of the K/V cache that a decoder's plans can be given, for so many that are wanted."""
+    return -(-max_past_rows // PAST_STEP_ROWS) * PAST_STEP_ROWS
+
+
 def decoder_profiles(spec: DecoderSpec, max_past_rows: int) -> list[Profile]:
-    """One token, and up to a whole prefill call; each with any past.
+    """Of decode, one token, and of prefill, two to a whole call; each with any past.
 
     Args:
         max_past_rows: rows of the K/V cache that can be bound.
     """
-    longest = -(-max_past_rows // PAST_STEP_ROWS) * PAST_STEP_ROWS
+    longest = longest_past(max_past_rows)
     typical = min(longest, 4096)
     past = {
         f"past_{kind}.{layer}": tuple(
@@ -47,7 +54,7 @@ def decoder_profiles(spec: DecoderSpec, max_past_rows: int) -> list[Profile]:
         for kind in "kv"
     }
     hidden, most = spec.hidden_size, MAX_PREFILL_TOKENS
-    tokens = {"decode": (1, 1, 1), "prefill": (1, most, most)}
+    tokens = {"decode": (1, 1, 1), "prefill": (2, most, most)}
     return [
         Profile(name, {"embeddings": _three(*((n, hidden) for n in counts))} | _all_three(past))
         for name, counts in tokens.items()
@@ -55,19 +62,27 @@ def decoder_profiles(spec: DecoderSpec, max_past_rows: int) -> list[Profile]:
 
 
 def vision_profiles(spec: VisionSpec) -> list[Profile]:
-    """One image or one tubelet of any size.
+    """One image or one tubelet: of what the live path needs, and of any size.
 
-    One profile, because each has its own copy of the weights in a plan; and one item a call,
-    because its largest shape would else be several of the largest images.
+    A tubelet has about `video_target_patches` at any resolution of its camera, twice as many in the
+    longest strip. The engine keeps memory for the first profile, and takes what the second needs
+    for a call of it. One item a call, because a profile's largest shape would else be several of
+    the largest images.
     """
-    features, table = 3 * spec.patch_size**2 * spec.tubelet_frames, spec.position_grid
     typical, most = spec.video_target_patches, spec.max_patches
-    square = math.isqrt(typical - 1) + 1
-    longest = min(most // SMALLEST_SIDE, LONGEST_SIDE)
+    live = min(max(most // LIVE_SHARE, 2 * typical), most)
+    profiles = [_picture(spec, "live", typical, live, LONGEST_SIDE // 2)]
+    return (
+        [*profiles, _picture(spec, "large", live, most, LONGEST_SIDE)] if live < most else profiles
+    )
+
+
+def _picture(spec: VisionSpec, name: str, typical: int, most: int, longest: int) -> Profile:
+    features, table = 3 * spec.patch_size**2 * spec.tubelet_frames, spec.position_grid
+    square, longest = math.isqrt(typical - 1) + 1, min(most // SMALLEST_SIDE, longest)
     sides = _three(*((side, table) for side in (SMALLEST_SIDE, square, longest)))
     patches = _three(*((1, n, features) for n in (SMALLEST_SIDE**2, typical, most)))
-    shapes = {"patches": patches, "row_weights": sides, "column_weights": sides}
-    return [Profile("picture", shapes)]
+    return Profile(name, {"patches": patches, "row_weights": sides, "column_weights": sides})
 
 
 def audio_profiles(spec: AudioSpec) -> list[Profile]:
@@ -81,7 +96,7 @@ def profiles_of(spec: ModelSpec, max_past_rows: int) -> dict[str, list[Profile]]
     return {
         "vision": vision_profiles(spec.vision),
         "audio": audio_profiles(spec.audio),
-        "decoder": decoder_profiles(spec.decoder, max_past_rows),
+        **{p.name: [p] for p in decoder_profiles(spec.decoder, max_past_rows)},
     }
 
 

@@ -42,7 +42,7 @@ from build_engine import plans
 from build_engine.boards import BOARDS
 from build_engine.compile import LAYERS, Order, compile_graph
 from build_engine.decoder_layout import recipe_layout
-from build_engine.footprint import PREFILL_TOKENS, recurrent_state_bytes
+from build_engine.footprint import recurrent_state_bytes
 from build_engine.profiles import Profile
 from build_engine.recipe import load_recipe
 from build_engine.traffic import (
@@ -57,6 +57,7 @@ from build_engine.traffic import (
     recorded,
     whole,
 )
+from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.engines.tensorrt import FIRST_BUCKET_ROWS
 from edge.model.spec import model_spec
 from gpu_kernels.launch import KERNELS
@@ -65,7 +66,7 @@ from gpu_kernels.traffic import moved_bytes
 
 SPEC = model_spec(CONFIG, GENERATION_CONFIG)
 CONTEXT = 8192
-TOKENS: dict[Phase, int] = {"decode": 1, "prefill": PREFILL_TOKENS}
+TOKENS: dict[Phase, int] = {"decode": 1, "prefill": MAX_PREFILL_TOKENS}
 PREFILL_ROWS = 256
 """Of the K/V cache; a prefill is counted with all shapes fixed."""
 DEFAULTS = {"orin": "orin", "thor": "nvfp4"}
@@ -167,7 +168,7 @@ def _counted(profile: Profile) -> Profile:
         return profile
     shapes = {}
     for name, (_, typical, _) in profile.shapes.items():
-        n = PREFILL_ROWS if name.startswith("past_") else PREFILL_TOKENS
+        n = PREFILL_ROWS if name.startswith("past_") else MAX_PREFILL_TOKENS
         shapes[name] = ((n, *typical[1:]),) * 3
     return replace(profile, shapes=shapes)
 

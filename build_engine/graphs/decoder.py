@@ -1,7 +1,8 @@
-"""The decoder as one ONNX graph, for prefill and for decode: `edge.model.decoder` emitted.
+"""The decoder as two ONNX graphs, for decode and for prefill: `edge.model.decoder` emitted.
 
 Everything is standard but edge::MoE. States and weights are inputs, so that the graph is made of
-names and shapes alone. T tokens a call, 1 to MAX_PREFILL_TOKENS.
+names and shapes alone, and both graphs take the same ones. T tokens a call: 1 in decode's graph,
+up to MAX_PREFILL_TOKENS in prefill's.
 
     embeddings [T, H]                          logits float32 [1, vocabulary], of the last token
     past_len int32 [1]                         top_values float32, top_ids int32 [1, n_top]
@@ -31,6 +32,7 @@ from build_engine.graphs.weight_formats import BFLOAT16, Stored, bind, decoded, 
 from edge.engines.safetensors import Layout
 from edge.model.decoder import advance
 from edge.model.spec import DecoderSpec
+from gpu_kernels.plugins import Phase
 
 N_TOP = 64
 FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
@@ -65,36 +67,46 @@ def decoder_model(
     n_top: int = N_TOP,
     *,
     kernels: bool = False,
+    phase: Phase = "prefill",
 ) -> ModelProto:
-    """The graph of a decoder whose weights a bundle holds like this.
+    """One graph of a decoder whose weights a bundle holds like this.
 
     Args:
         layout: dtype and shape of every tensor of decoder.safetensors.
         n_top: how many of the highest logits are given beside all of them.
         kernels: the routed experts are our GPU kernels, not operators.
+        phase: which of the two graphs.
     Raises:
         BundleError: a weight is missing or of no known format.
     """
-    ops = OnnxOps(spec, layout, precision, kernels=kernels)
+    ops = OnnxOps(spec, layout, precision, kernels=kernels, phase=phase)
     graph, hidden = ops.graph, spec.hidden_size
-    rows = graph.input("embeddings", precision.activation, ["T", hidden])
+    rows = graph.input("embeddings", precision.activation, [ops.n_tokens, hidden])
     logits = advance(ops, spec, ops.begin(rows))
     graph.output(logits, "logits", np.float32, [1, spec.vocab_size])
     n_top = min(n_top, spec.vocab_size)
     top, ids = graph.ops("TopK", logits, np.array([n_top], np.int64), n_outputs=2, axis=1)
     graph.output(top, "top_values", np.float32, [1, n_top])
     graph.output(graph.cast(ids, np.int32), "top_ids", np.int32, [1, n_top])
-    return graph.model("decoder", list(ops.functions.values()))
+    return graph.model(phase, list(ops.functions.values()))
 
 
 class OnnxOps:
     """`Ops` that write nodes. A value is its name in the graph, float32 unless said otherwise."""
 
     def __init__(
-        self, spec: DecoderSpec, layout: Layout, precision: Precision, *, kernels: bool = False
+        self,
+        spec: DecoderSpec,
+        layout: Layout,
+        precision: Precision,
+        *,
+        kernels: bool = False,
+        phase: Phase = "prefill",
     ) -> None:
         """Begin a graph for weights of these dtypes and shapes."""
-        self._kernels = kernels
+        self._kernels, self._phase = kernels, phase
+        self.n_tokens: int | str = 1 if phase == "decode" else "T"
+        """Rows of a call, as a binding's dimension."""
         self.graph = Graph()
         self.functions: dict[str, FunctionProto] = {}
         self._spec, self._layout, self._precision = spec, layout, precision
@@ -207,7 +219,7 @@ class OnnxOps:
         )
         k, v = (graph.reshape(self._narrow(rows, act), -1, n_kv, width) for rows in (k, v))
         for name, rows in (("k", k), ("v", v)):
-            graph.output(rows, f"new_{name}.{layer}", act, ["T", n_kv, width])
+            graph.output(rows, f"new_{name}.{layer}", act, [self.n_tokens, n_kv, width])
         n_past = graph.size(past_k, 0)
         n_rows = graph.op("Add", n_past, n)
         # the query heads of one K/V head are more rows of it: no key is repeated
@@ -286,7 +298,7 @@ class OnnxOps:
         name = operator_name(up, down)
         if name not in self.functions:
             self.functions[name] = (
-                kernels_function(up, down, self._spec.n_experts_per_token)
+                kernels_function(self._phase, up, down, self._spec.n_experts_per_token)
                 if self._kernels
                 else moe_function(up, down)
             )

@@ -13,7 +13,7 @@ from build_engine.graphs.onnx_ops import Graph
 from build_engine.graphs.weight_formats import Stored, decoded
 from edge.errors import BundleError
 from gpu_kernels.launch import FORMATS
-from gpu_kernels.plugins import NAMESPACE, chain
+from gpu_kernels.plugins import NAMESPACE, Phase, chain
 
 DOMAIN, OPERATOR = "edge", "MoE"
 
@@ -61,12 +61,13 @@ def moe_function(up: Stored, down: Stored) -> FunctionProto:
     return graph.function(DOMAIN, operator_name(up, down), inputs, [y])
 
 
-def kernels_function(up: Stored, down: Stored, n_slots: int) -> FunctionProto:
-    """The operator for x in float16 as a chain of kernels, which is right for any T.
+def kernels_function(phase: Phase, up: Stored, down: Stored, n_slots: int) -> FunctionProto:
+    """The operator for x in float16 as a chain of kernels: decode's is the shorter one.
 
     Inputs and output are those of `moe_function`.
 
     Args:
+        phase: whose chain.
         n_slots: experts of a row.
     Raises:
         BundleError: there are no kernels for experts in this format.
@@ -79,7 +80,7 @@ def kernels_function(up: Stored, down: Stored, n_slots: int) -> FunctionProto:
                 "compile without --kernels, or quantize with another recipe",
             )
     nodes = []
-    for node in chain("prefill", up.kind, down.kind, up.stack[0], n_slots):
+    for node in chain(phase, up.kind, down.kind, up.stack[0], n_slots):
         made = helper.make_node(
             node.plugin, node.inputs, node.outputs, node.plugin, domain=NAMESPACE
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
 from build_engine.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ def vision_model(checkpoint: Checkpoint, weights: ExternalData | None = None) ->
     x = graph.slice(x, 1, spec.n_prefix_tokens)
 
     x = pixel_shuffle(graph, x, graph.size(columns, 0), spec.hidden_size)
-    x = graph.reshape(_project(graph, checkpoint, x), graph.size(patches, 0), -1, hidden)
+    x = _project(graph, checkpoint, x)
     graph.output(x, "embeddings", np.float32, ["batch", "tokens", hidden])
     return graph.model("vision")
 
@@ -142,12 +143,27 @@ def pixel_shuffle(graph: Graph, x: str, n_columns: str, channels: int) -> str:
         x: (batch, h * w, channels).
         n_columns: w, as a `Graph.size`.
     Returns:
-        (batch * h / 2, w / 2, 4 * channels).
+        (batch, h * w / 4, 4 * channels).
     """
-    blocks = graph.op("Div", n_columns, np.array([2], np.int64))
-    # the two columns of a block are neighbours already: only rows and blocks change places
-    x = graph.reshape(x, -1, 2, blocks, 2 * channels)
-    return graph.reshape(graph.transpose(x, 0, 2, 1, 3), 0, 0, 4 * channels)
+    # by place, not by reshaping to h x w: TensorRT takes h to be as long as all patches at the
+    # narrowest, reserves memory for so many rows of the widest, and that is gigabytes
+    bounds = np.array(0), graph.op("Squeeze", graph.size(x, 1), _at(0)), np.array(1)
+    token, corner = _divided(graph, graph.op("Range", *bounds), np.array(4))
+    row, column = _divided(graph, token, graph.op("Div", n_columns, _at(2)))
+    down, right = _divided(graph, corner, np.array(2))
+    place = graph.op("Mul", graph.op("Add", graph.op("Mul", row, np.array(2)), down), n_columns)
+    place = graph.op("Add", place, graph.op("Add", graph.op("Mul", column, np.array(2)), right))
+    return graph.reshape(graph.op("Gather", x, place, axis=1), 0, -1, 4 * channels)
+
+
+def _divided(graph: Graph, n: str, by: str | NDArray[np.int64]) -> tuple[str, str]:
+    """Quotient and remainder."""
+    quotient = graph.op("Div", n, by)
+    return quotient, graph.op("Sub", n, graph.op("Mul", quotient, by))
+
+
+def _at(value: int) -> NDArray[np.int64]:
+    return np.array([value], np.int64)
 
 
 def _project(graph: Graph, checkpoint: Checkpoint, x: str) -> str:

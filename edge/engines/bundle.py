@@ -37,18 +37,26 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What vision.plan, audio.plan and decoder.plan were compiled with, and for."""
+    """What the plans beside the manifest were compiled with, and for."""
 
     tensorrt: str
     """Version; another one refuses the plans."""
     compute_capability: str
     """Of the GPU, e.g. 8.7."""
     max_past_rows: int
-    """Rows of the K/V cache that the decoder can be given."""
+    """Rows of the K/V cache that decode.plan and prefill.plan can be given."""
+    scratch_bytes: dict[str, dict[str, int]] = {}
+    """Of memory that a plan needs while it computes, by its file and by profile; the engine keeps
+    what the largest first one takes, for all."""
     verified: str | None = None
     """The GPU on which `build-engine verify` found the plans right."""
     warnings: dict[str, tuple[str, ...]] = {}
     """Of each graph, what TensorRT said while it compiled and what does not change its meaning."""
+
+    @property
+    def kept_scratch_bytes(self) -> int | None:
+        """What the engine keeps for all of them; None where an older builder wrote nothing down."""
+        return max((next(iter(p.values())) for p in self.scratch_bytes.values()), default=None)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,12 +83,18 @@ class _FormatOnly(msgspec.Struct):
     format: int
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Measure a file."""
+def file_entry(path: Path, *, give_back: bool = False) -> FileEntry:
+    """Measure a file.
+
+    Args:
+        give_back: leave nothing of it in the page cache.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
+            if give_back:
+                os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
     return FileEntry(path.stat().st_size, digest.hexdigest())
 
 
@@ -133,7 +147,8 @@ class Bundle:
             return path, f"has {n_bytes} bytes, the manifest says {expected.n_bytes}", REBUILD
         if not self._check_hashes:
             return None
-        sha256 = file_entry(path).sha256
+        # a GPU's engine copies: what the cache holds besides is memory that its copy lacks
+        sha256 = file_entry(path, give_back=self.manifest.plans is not None).sha256
         if sha256 != expected.sha256:
             return (
                 path,

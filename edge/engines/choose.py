@@ -15,7 +15,7 @@ from edge.engines.cpu import CpuEngine
 from edge.engines.cuda import ON_CPU, Cuda, Device
 from edge.engines.engine import AnyEngine
 from edge.engines.plan import COMPILE, JETPACK
-from edge.engines.tensorrt import TensorrtEngine
+from edge.engines.tensorrt import PLANS, TensorrtEngine
 from edge.errors import BundleError, ConfigurationError
 
 CPU, TENSORRT = ENGINES = ("cpu", "tensorrt")
@@ -61,6 +61,10 @@ def open_tensorrt(bundle: Bundle, *, unverified: bool) -> TensorrtEngine:
         raise BundleError(
             path, "holds no TensorRT plans", f"make them with `build-engine compile`, {ON_CPU}"
         )
+    lacking = [name for name in PLANS if name not in bundle.manifest.files]
+    if lacking:
+        problem = f"holds an older builder's plans: it lacks {' and '.join(lacking)}"
+        raise BundleError(path, problem, f"{COMPILE}, {ON_CPU}")
     cuda = open_cuda()
     try:
         trt = _module("tensorrt", "Runtime", f"install that of {JETPACK}")

@@ -9,7 +9,9 @@ Source: CUDA driver API reference; cuda-python 13.4 (each call returns its code,
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,9 @@ NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the default stream does not wait for this one, nor it for that."""
 ON_CPU = "or run on the CPU with `--engine cpu`"
 MAX_NAME_BYTES = 256
+MEMINFO = Path("/proc/meminfo")
+DROP_CACHES = "free what files hold (`sync; echo 1 | sudo tee /proc/sys/vm/drop_caches`)"
+"""A board's GPU may be refused memory that Linux could have back from its caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +188,11 @@ class Cuda:
         if int(code) == OUT_OF_MEMORY:
             free, total = self.memory_bytes()
             asked = f"needs {n_bytes / 1e9:.2f} GB, " if n_bytes else ""
+            linux = f"Linux has {available_bytes() / 1e9:.2f} GB available"
             raise DeviceError(
                 what,
-                f"{asked}{free / 1e9:.2f} of {total / 1e9:.2f} GB are free",
-                "stop other programs, or compile for a smaller context",
+                f"{asked}{free / 1e9:.2f} of {total / 1e9:.2f} GB are free, {linux}",
+                f"{DROP_CACHES}, stop other programs, or compile for a smaller context",
             )
         raise EngineError(call, f"gave {_name(code)}", "see the kernel's log (dmesg)")
 
@@ -195,6 +201,12 @@ def host_array(address: int, dtype: np.dtype[Any], n: int) -> NDArray[Any]:
     """Pinned host memory as an array of `n` values."""
     buffer = (ctypes.c_uint8 * (n * dtype.itemsize)).from_address(address)
     return np.frombuffer(buffer, dtype, n)
+
+
+def available_bytes() -> int:
+    """What Linux could give to programs, its caches included; 0 if it does not say."""
+    said = re.search(r"^MemAvailable: +(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+    return 1024 * int(said[1]) if said else 0
 
 
 def _name(code: Any) -> str:

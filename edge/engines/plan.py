@@ -6,6 +6,8 @@ None, here each becomes an error.
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,16 +105,13 @@ class Plan:
             BundleError: TensorRT refuses it, or it wants something that no engine here gives.
         """
         self.path, self._trt = path, trt
-        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise BundleError(path, "is refused by this TensorRT", COMPILE)
-        self._engine = engine
+        self._engine = engine = _deserialized(runtime, path)
         self.n_profiles = engine.num_optimization_profiles
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.bindings = {name: self._binding(name) for name in names}
-        sizes = [engine.get_device_memory_size_for_profile_v2(i) for i in range(self.n_profiles)]
-        self.memory_bytes = max(sizes)
-        """Scratch memory of a context; contexts that run one after the other can share it."""
+        sizes = (engine.get_device_memory_size_for_profile_v2(i) for i in range(self.n_profiles))
+        self.scratch_bytes = tuple(sizes)
+        """Of a context in each profile; contexts that run one after the other can share it."""
 
     def _binding(self, name: str) -> Binding:
         engine = self._engine
@@ -132,11 +131,9 @@ class Plan:
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
         return _sizes(smallest), _sizes(largest)
 
-    def context(self, profile: int, memory: int, stream: int) -> Context:
-        """Make a context.
+    def context(self, profile: int, stream: int) -> Context:
+        """Make a context, which needs scratch memory before it can compute.
 
-        Args:
-            memory: address of scratch memory, `memory_bytes` long.
         Raises:
             EngineError: TensorRT has none to give.
         """
@@ -144,8 +141,7 @@ class Plan:
         made: tensorrt.IExecutionContext | None = self._engine.create_execution_context(strategy)
         if made is None:
             raise EngineError(self.path, "gives no execution context", "see TensorRT's message")
-        made.set_device_memory(memory, self.memory_bytes)
-        context = Context(self.path.name, made)
+        context = Context(self.path.name, made, self.scratch_bytes[profile])
         context.check(made.set_optimization_profile_async(profile, stream), f"profile {profile}")
         return context
 
@@ -153,13 +149,17 @@ class Plan:
 class Context:
     """A plan in one setting of profile, shapes and addresses."""
 
-    def __init__(self, name: str, context: tensorrt.IExecutionContext) -> None:
-        self._name, self._context = name, context
+    def __init__(self, name: str, context: tensorrt.IExecutionContext, scratch_bytes: int) -> None:
+        self._name, self._context, self._scratch_bytes = name, context, scratch_bytes
 
     def check(self, accepted: bool, what: str) -> None:
         """Refuse to go on after a False."""
         if not accepted:
             raise EngineError(f"{self._name}: {what}", "TensorRT refuses it", "see its message")
+
+    def lend(self, scratch: int) -> None:
+        """Scratch memory from now on, as much as the profile needs, at this address."""
+        self._context.set_device_memory(scratch, self._scratch_bytes)
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Where inputs are read and outputs written from now on."""
@@ -178,6 +178,17 @@ class Context:
     def enqueue(self, stream: int) -> None:
         """Compute, in the stream's order."""
         self.check(self._context.execute_async_v3(stream), "enqueue")
+
+
+def _deserialized(runtime: tensorrt.Runtime, path: Path) -> tensorrt.ICudaEngine:
+    """From the mapped file, which TensorRT copies: nothing else of it is left in memory."""
+    with path.open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(mapped)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if engine is None:
+        raise BundleError(path, "is refused by this TensorRT", COMPILE)
+    return engine
 
 
 def _sizes(shape: tensorrt.Dims) -> tuple[int, ...]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edge.engines.bundle import Bundle
+from edge.engines.bundle import DECODER_WEIGHTS, Bundle
 from edge.engines.cuda import Cuda, host_array
 from edge.engines.plan import COMPILE, Binding
+from edge.engines.safetensors import SafetensorsFile
 from edge.errors import BundleError
 
 ALIGNMENT = 256
 """What TensorRT asks of an address."""
+PINNED = "pinned host memory"
 UPLOAD_BYTES = 16 << 20
+GROUP_BYTES = 1 << 30
+"""Of weights that are taken at once: a Jetson may refuse many gigabytes in one piece that it has in
+several."""
 KINDS = {
     "float32": ("FLOAT",),
     "float16": ("HALF",),
@@ -57,11 +62,12 @@ class Memory:
     def __init__(self, cuda: Cuda, stack: contextlib.ExitStack) -> None:
         self._cuda, self._stack = cuda, stack
         self.n_bytes: dict[str, int] = {}
-        """Taken on the GPU, by what for."""
+        """Taken on the GPU, by what for, and of the host's memory what is pinned for it."""
 
     def on_device(self, n_bytes: int, what: str) -> int:
         """Address of memory on the GPU; `what` it is for, should there be no room."""
-        address = self._cuda.allocate(max(n_bytes, ALIGNMENT), what)
+        n_bytes = max(n_bytes, ALIGNMENT)
+        address = self._cuda.allocate(n_bytes, what)
         self._stack.callback(self._cuda.free, address)
         self.n_bytes[what] = self.n_bytes.get(what, 0) + n_bytes
         return address
@@ -70,6 +76,7 @@ class Memory:
         """Address of pinned memory."""
         address = self._cuda.allocate_host(n_bytes)
         self._stack.callback(self._cuda.free_host, address)
+        self.n_bytes[PINNED] = self.n_bytes.get(PINNED, 0) + n_bytes
         return address
 
     def host_array(self, address: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
@@ -94,35 +101,52 @@ def load_weights(
 ) -> dict[str, int]:
     """Copy weights of a bundle to the GPU, in the order of their file; address by name.
 
+    What was copied leaves the page cache: on a board both are the same memory.
+
     Raises:
         BundleError: the plan wants one that the bundle lacks, or holds in another form.
     """
-    stored = bundle.decoder_weights(one_block=True)
+    file = SafetensorsFile(bundle.path / DECODER_WEIGHTS)
+    order = {name: i for i, name in enumerate(file.names())}
     for binding in wanted:
-        if binding.name not in stored:
+        if binding.name not in order:
             raise BundleError(bundle.path, f"lacks {binding.name}, which its plan takes", COMPILE)
-        values = stored[binding.name]
-        kinds = KINDS.get(values.dtype.name, ())
-        if binding.kind not in kinds or binding.n_bytes() != values.nbytes:
+        dtype, shape = file.dtype(binding.name), file.shape(binding.name)
+        kinds = KINDS.get(dtype.name, ())
+        if binding.kind not in kinds or binding.n_bytes() != file.n_bytes(binding.name):
             raise BundleError(
                 bundle.path,
-                f"holds {binding.name} as {values.dtype} {values.shape}, its plan takes "
+                f"holds {binding.name} as {dtype} {shape}, its plan takes "
                 f"{binding.kind} {binding.shape}",
                 COMPILE,
             )
-    order = {name: i for i, name in enumerate(stored)}
-    placed, n_bytes = pieces(sorted(wanted, key=lambda binding: order[binding.name]))
-    start = memory.on_device(n_bytes, "weights")
+    addresses: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         host = Memory(cuda, stack).on_host(UPLOAD_BYTES)
         staging = host_array(host, np.dtype(np.uint8), UPLOAD_BYTES)
-        for piece in placed:
-            rest = np.asarray(stored[piece.name]).reshape(-1).view(np.uint8)
-            to = start + piece.offset
-            while len(rest):
-                part, rest = rest[:UPLOAD_BYTES], rest[UPLOAD_BYTES:]
-                staging[: len(part)] = part
-                cuda.upload(to, host, len(part), stream)
-                cuda.synchronize(stream)  # before the staging memory is written again
-                to += len(part)
-    return {piece.name: start + piece.offset for piece in placed}
+        for group in _groups(sorted(wanted, key=lambda binding: order[binding.name])):
+            placed, n_bytes = pieces(group)
+            start = memory.on_device(n_bytes, "weights")
+            for piece in placed:
+                to = addresses[piece.name] = start + piece.offset
+                rest = file.tensor(piece.name).reshape(-1).view(np.uint8)
+                while len(rest):
+                    part, rest = rest[:UPLOAD_BYTES], rest[UPLOAD_BYTES:]
+                    staging[: len(part)] = part
+                    cuda.upload(to, host, len(part), stream)
+                    cuda.synchronize(stream)  # before the staging memory is written again
+                    to += len(part)
+            file.give_back()
+    return addresses
+
+
+def _groups(bindings: Iterable[Binding]) -> Iterator[list[Binding]]:
+    """What is taken together: at most GROUP_BYTES, or a single larger one."""
+    group: list[Binding] = []
+    for binding in bindings:
+        if group and pieces([*group, binding])[1] > GROUP_BYTES:
+            yield group
+            group = []
+        group.append(binding)
+    if group:
+        yield group

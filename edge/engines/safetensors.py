@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -84,6 +85,12 @@ class SafetensorsFile:
     def release(self) -> None:
         """Let go of what was read: it need not stay in memory, views stay valid."""
         self._map.madvise(mmap.MADV_DONTNEED)
+
+    def give_back(self) -> None:
+        """Let go of it in the kernel's cache, too, which keeps it for whoever reads it again."""
+        self.release()
+        with self.path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def names(self) -> list[str]:
         """Names of the tensors, in the file's order."""

@@ -2,7 +2,8 @@
 
 So the real loop runs for simulated days in minutes, and its decisions can be looked at. Values mean
 nothing; counts and times do. Every cost says where it comes from: "published" is a figure that
-others measured, "derived" follows from published ones, "roofline" is arithmetic of ours.
+others measured, "proxy" one of another model of this size, "our plan" follows from the bytes that
+our compiled kernels move, "roofline" is arithmetic of ours.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What the operations cost on one board with the NVFP4 (Thor) or INT4 (Orin) model."""
+    """What the operations cost on one board, with the recipe of which its plan moves least."""
 
     see: Cost
     """Vision encoder, by tokens of its output (4 patches each)."""
@@ -53,12 +54,28 @@ KEY_VALUE_BYTES = 6 * 2 * 128 * 2 * 2
 ATTENTION_FLOP = 6 * 32 * 128 * 2 * 2
 """Of one pair of tokens: 6 layers, 32 heads of 128, two products, 2 a multiply-add."""
 STATE_BYTES = 46.8 * 2**20
+PLAN_BYTES = {"thor": 3.3e9, "agx-orin-64": 4.7e9}
+"""Of one token, which the kernels of decode.plan read and write with an empty context: NVFP4
+experts and FP8 linears on Thor; on Orin the experts' weights in NVFP4, all else BF16. Added up over
+the kernels of full-size layers that TensorRT-RTX compiled for SM121 and SM86, with our expert
+kernels in place of edge::MoE's body."""
+BANDWIDTH_BYTES_S = {"thor": 273e9, "agx-orin-64": 204.8e9}
+BANDWIDTH_SHARE = 0.75
+"""ESTIMATE: of the published bandwidth, what a decode that waits for memory gets."""
+
+
+def _decode(board: str) -> Cost:
+    seconds = PLAN_BYTES[board] / (BANDWIDTH_SHARE * BANDWIDTH_BYTES_S[board])
+    gigabytes = f"{PLAN_BYTES[board] / 1e9:.1f} GB a token"
+    return Cost(1000 * seconds, 0.0, f"our plan: {gigabytes} at {BANDWIDTH_SHARE:.0%} of the peak")
+
+
 COSTS: dict[str, Costs] = {
     "thor": Costs(
         see=Cost(0.0, 127.3 / 1664, "published: TensorRT Edge-LLM 0.9.0, ViT of 1,664 tokens"),
         hear=Cost(4.4, 0.05, "roofline: 1.2 GB of BF16 weights at 273 GB/s, 40 % of the peak"),
         prefill=Cost(70.9, 0.0453, "published: 66 tokens 73.9 ms, 2,048 tokens 163.6 ms"),
-        decode=Cost(1000 / 72, 0.0, "published: 71-73 tokens/s"),
+        decode=_decode("thor"),
         past=Cost(
             KEY_VALUE_BYTES / 273e9 * 1e3,
             ATTENTION_FLOP / (0.4 * 258e12) * 1e3,
@@ -69,8 +86,13 @@ COSTS: dict[str, Costs] = {
     "agx-orin-64": Costs(
         see=Cost(0.0, 0.30, "roofline: 5 GFLOP a token at 40 % of 42 TFLOPS (FP16, dense)"),
         hear=Cost(5.9, 0.08, "roofline: 1.2 GB of FP16 weights at 205 GB/s, 40 % of the peak"),
-        prefill=Cost(67.2, 0.39, "derived: Qwen3-30B-A3B INT4, 61 tokens 91 ms; roofline"),
-        decode=Cost(1000 / 39.1, 0.0, "published: llama.cpp Q4_K_M 39.1 tokens/s"),
+        prefill=Cost(
+            67.2,
+            0.70,
+            "proxy: Edge-LLM 0.9.0, INT4, Qwen3-30B-A3B 61 tokens 91 ms and 437 (in 8) 389, "
+            "Qwen3.5-35B-A3B 296 tokens 300 ms and 2,118 (in 8) 1,402; 0.62 to 0.78 a token",
+        ),
+        decode=_decode("agx-orin-64"),
         past=Cost(
             KEY_VALUE_BYTES / 205e9 * 1e3,
             ATTENTION_FLOP / (0.4 * 42e12) * 1e3,

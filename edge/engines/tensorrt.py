@@ -7,8 +7,9 @@ One step advances a state by T rows behind its past:
         writes  staged keys and values, and the state's other half
     then the staged rows are copied behind the past, and the halves change roles.
 
-Every state takes one of a few fixed places, so that a step of one row is a CUDA graph, captured
-once for each place, half and bucket. All work goes through one stream; a call returns when its
+One row is a step of decode.plan, more are steps of prefill.plan; both read the same weights. Every
+state takes one of a few fixed places, so that a step of one row is a CUDA graph, captured once for
+each place, half and bucket. All work goes through one stream; a call returns when its
 work is done. TensorRT asks for one context a graph, and that its shapes be used once beforehand.
 """
 
@@ -19,7 +20,7 @@ import gc
 import math
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,12 @@ from edge.types import Float32, Int32
 if TYPE_CHECKING:
     import tensorrt
 
-VISION, AUDIO, DECODER = PLANS = ("vision.plan", "audio.plan", "decoder.plan")
+VISION, AUDIO, DECODE, PREFILL = PLANS = (
+    "vision.plan",
+    "audio.plan",
+    "decode.plan",
+    "prefill.plan",
+)
 FIRST_BUCKET_ROWS = 1024
 """Buckets double from here: a masked row costs bandwidth only, a graph costs memory."""
 MAX_STATES = 3
@@ -74,7 +80,8 @@ class DeviceSnapshot:
     """A copy of the recurrent part; the cache's rows stay in place behind the shorter length."""
 
     address: int
-    place: Place
+    state: weakref.ref[DeviceState]
+    """Whose it is: not only its place, which a later state inherits."""
     n_tokens: int
 
 
@@ -107,36 +114,38 @@ class TensorrtEngine:
             self._stream = memory.stream()
             logger: tensorrt.Logger = trt.Logger()
             self._runtime = runtime = trt.Runtime(logger)
-            vision, audio, decoder = (Plan(trt, runtime, bundle.path / name) for name in PLANS)
-            self._bindings = decoder.bindings
-            scratch = memory.on_device(
-                max(plan.memory_bytes for plan in (vision, audio, decoder)), "scratch memory"
-            )
+            plans = vision, audio, decode, prefill = [
+                Plan(trt, runtime, bundle.path / name) for name in PLANS
+            ]
+            self._bindings = prefill.bindings
+            n_bytes = max(plan.scratch_bytes[0] for plan in plans)
+            self._scratch = scratch = memory.on_device(n_bytes, "scratch memory")
             self._vision = PlanEncoder(vision, cuda, memory, scratch, self._stream)
             self._audio = PlanEncoder(audio, cuda, memory, scratch, self._stream)
-            self._take_sizes(decoder)
-            fixed = self._weights(bundle, decoder) | self._fixed_addresses()
+            self._take_sizes(decode, prefill)
+            fixed = self._weights(bundle) | self._fixed_addresses()
             self._places = [self._place(i) for i in range(max_states)]
             self._free_places = list(reversed(self._places))
             self._free_snapshots = [
                 memory.on_device(self._recurrent_bytes, "snapshots") for _ in range(max_snapshots)
             ]
-            self._prefill = decoder.context(self._prefill_profile, scratch, self._stream)
+            self._prefill = prefill.context(0, self._stream)
+            self._prefill.lend(scratch)
             self._prefill.bind(fixed)
             self._captured: list[Context] = []
             self._graphs = {
-                at: self._capture(decoder, scratch, fixed, *at)
+                at: self._capture(decode, fixed, *at)
                 for at in product(range(max_states), (0, 1), self._buckets)
             }
             cuda.synchronize(self._stream)
-            self._decoder, self._closing = decoder, stack.pop_all()
+            self._plans, self._closing = plans, stack.pop_all()
 
     def close(self) -> None:
         """Free everything; the engine cannot be used any more."""
         self._cuda.use()
         self._cuda.synchronize(self._stream)
         del self._captured, self._prefill, self._vision, self._audio  # contexts, then plans
-        del self._decoder, self._runtime
+        del self._plans, self._runtime
         self._closing.close()
 
     @property
@@ -150,7 +159,7 @@ class TensorrtEngine:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Taken on the GPU, by what for."""
+        """Taken on the GPU, by what for, and of the host's memory what is pinned for it."""
         return dict(self._memory.n_bytes)
 
     def encode_image(self, patches: Float32, grid: tuple[int, int]) -> Float32:
@@ -215,14 +224,14 @@ class TensorrtEngine:
         if not self._free_snapshots:
             raise CapacityError("snapshots", "all are in use", "ask again later")
         self._cuda.use()
-        snapshot = DeviceSnapshot(self._free_snapshots.pop(), state.place, state.n_tokens)
+        snapshot = DeviceSnapshot(self._free_snapshots.pop(), weakref.ref(state), state.n_tokens)
         weakref.finalize(snapshot, self._free_snapshots.append, snapshot.address).atexit = False
         current = state.place.halves[state.half]
         self._cuda.copy(snapshot.address, current, self._recurrent_bytes, self._stream)
         return snapshot
 
     def restore(self, state: DeviceState, snapshot: DeviceSnapshot) -> None:
-        if snapshot.place is not state.place:
+        if snapshot.state() is not state:
             raise EngineError("snapshot", "is of another state", CALL_IT_RIGHT)
         self._cuda.use()
         current = state.place.halves[state.half]
@@ -262,10 +271,11 @@ class TensorrtEngine:
             self._cuda.copy_pieces(to, staged, n_bytes, len(self._staged), self._stream)
 
     def _capture(
-        self, plan: Plan, scratch: int, fixed: dict[str, int], place: int, half: int, bucket: int
+        self, plan: Plan, fixed: dict[str, int], place: int, half: int, bucket: int
     ) -> int:
         """The graph of one row."""
-        context = plan.context(self._decode_profile, scratch, self._stream)
+        context = plan.context(0, self._stream)
+        context.lend(self._scratch)
         context.bind(fixed | self._state_addresses(self._places[place], half))
         context.shape(self._shapes(1, bucket))
         self._captured.append(context)
@@ -275,25 +285,27 @@ class TensorrtEngine:
         self._enqueue(context, 1)
         return self._memory.graph(self._stream)
 
-    def _take_sizes(self, plan: Plan) -> None:
-        """Read off the plan what a call may be, and refuse a plan of another shape."""
-        spec, found = self._spec.decoder, plan.bindings
-        for name, shape in _expected(spec):
-            if name not in found or found[name].shape != shape:
-                has = f"has {name} {found[name].shape}" if name in found else f"lacks {name}"
-                raise BundleError(plan.path, f"{has}, not {name} {shape}", COMPILE)
-        n_rows = [plan.shapes("embeddings", i)[1][0] for i in range(plan.n_profiles)]
-        if 1 not in n_rows or max(n_rows) < MAX_PREFILL_TOKENS:
-            wanted = f"1 and {MAX_PREFILL_TOKENS}"
-            raise BundleError(plan.path, f"is for {n_rows} rows a call, not {wanted}", COMPILE)
-        self._decode_profile, self._prefill_profile = n_rows.index(1), n_rows.index(max(n_rows))
+    def _take_sizes(self, decode: Plan, prefill: Plan) -> None:
+        """Read off the plans what a call may be, and refuse plans of another shape."""
+        spec, found = self._spec.decoder, prefill.bindings
+        for plan, n_rows in ((decode, 1), (prefill, -1)):
+            for name, shape in _expected(spec, n_rows):
+                has = plan.bindings[name].shape if name in plan.bindings else None
+                if has != shape:
+                    has_it = f"has {name} {has}" if has else f"lacks {name}"
+                    raise BundleError(plan.path, f"{has_it}, not {name} {shape}", COMPILE)
+        (_, (most, _)) = prefill.shapes("embeddings", 0)
+        if most < MAX_PREFILL_TOKENS:
+            problem = f"is for {most} rows a call, not {MAX_PREFILL_TOKENS}"
+            raise BundleError(prefill.path, problem, COMPILE)
+        _require_same(decode, prefill, {name for name, _ in _expected(spec, -1)})
         self._row_bytes = found["embeddings"].n_bytes((1, spec.hidden_size))
         layers = spec.layers("*")
         self._staged = [f"{kind}.{layer}" for layer in layers for kind in "kv"]
         rows = [spec.max_tokens]
         if layers:
             first = f"past_k.{layers[0]}"
-            rows += [plan.shapes(first, i)[1][0] for i in range(plan.n_profiles)]
+            rows += [plan.shapes(first, 0)[1][0] for plan in (decode, prefill)]
             self._kv_row_bytes = found[first].n_bytes((1, spec.n_kv_heads, spec.head_dim))
             self._cache_pitch = aligned(min(rows) * self._kv_row_bytes)
             self._staging_pitch = aligned(MAX_PREFILL_TOKENS * self._kv_row_bytes)
@@ -305,10 +317,10 @@ class TensorrtEngine:
         recurrent = [found[f"{kind}.{i}"] for i in spec.layers("M") for kind in ("conv", "ssm")]
         self._recurrent, self._recurrent_bytes = pieces(recurrent)
 
-    def _weights(self, bundle: Bundle, plan: Plan) -> dict[str, int]:
-        """Upload what the plan takes besides the state; address by name."""
-        own = {name for name, _ in _expected(self._spec.decoder)}
-        wanted = [b for b in plan.bindings.values() if b.is_input and b.name not in own]
+    def _weights(self, bundle: Bundle) -> dict[str, int]:
+        """Upload what the plans take besides the state; address by name."""
+        own = {name for name, _ in _expected(self._spec.decoder, -1)}
+        wanted = [b for b in self._bindings.values() if b.is_input and b.name not in own]
         return load_weights(wanted, bundle, self._memory, self._cuda, self._stream)
 
     def _fixed_addresses(self) -> dict[str, int]:
@@ -366,14 +378,25 @@ class TensorrtEngine:
         return {"embeddings": (n, spec.hidden_size)} | {f"past_{n}": cache for n in self._staged}
 
 
-def _expected(spec: DecoderSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Bindings of a decoder that are no weights, with their shapes."""
-    yield "embeddings", (-1, spec.hidden_size)
+def _require_same(decode: Plan, prefill: Plan, known: set[str]) -> None:
+    """See that two plans bind the same: of what is `known`, the shapes are right already."""
+    for name in {**decode.bindings, **prefill.bindings}:
+        one, other = (plan.bindings.get(name) for plan in (decode, prefill))
+        if not (one and other):
+            raise BundleError((prefill if one else decode).path, f"lacks {name}", COMPILE)
+        if one != (replace(other, shape=one.shape) if name in known else other):
+            problem = f"has {name} as {one.kind} {one.shape}, {prefill.path.name} as {other.kind}"
+            raise BundleError(decode.path, f"{problem} {other.shape}", COMPILE)
+
+
+def _expected(spec: DecoderSpec, n_rows: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Bindings of a decoder that are no weights, with their shapes; -1 rows are any number."""
+    yield "embeddings", (n_rows, spec.hidden_size)
     yield "past_len", (1,)
     yield "logits", (1, spec.vocab_size)
     for layer, kind in product(spec.layers("*"), "kv"):
-        for name in (f"past_{kind}.{layer}", f"new_{kind}.{layer}"):
-            yield name, (-1, spec.n_kv_heads, spec.head_dim)
+        for name, rows in ((f"past_{kind}.{layer}", -1), (f"new_{kind}.{layer}", n_rows)):
+            yield name, (rows, spec.n_kv_heads, spec.head_dim)
     for layer in spec.layers("M"):
         conv = (spec.conv_kernel - 1, spec.conv_dim)
         ssm = (spec.mamba_n_heads, spec.mamba_head_dim, spec.state_size)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_cuda import FakeDriver
 from fake_gpu import Machine, describe_plans, load
-from fake_tensorrt import use_real_graph, write_plans
+from fake_tensorrt import use_real_graphs, write_plans
 
 from edge.engines import tensorrt as engine_module
 from edge.engines.bundle import Bundle
@@ -36,7 +36,7 @@ def compiled(
             of_rows = "FLOAT" if kind == "GRAPH" else kind
             write_plans(folder, spec, of_rows, MAX_ROWS, MAX_PREFILL_TOKENS)
             if kind == "GRAPH":
-                use_real_graph(folder)
+                use_real_graphs(folder)
             describe_plans(folder)
             made[preset, kind] = folder
         return made[preset, kind]

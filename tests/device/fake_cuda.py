@@ -118,6 +118,11 @@ class FakeDriver:
         }
         return {kind: n for kind, n in taken.items() if n}
 
+    def taken_bytes(self) -> int:
+        """Of the GPU's and the pinned memory."""
+        alive = [len(block.values) for block in self._blocks if block.alive]
+        return sum(alive) + sum(map(len, self._host.values()))
+
     # --- memory -------------------------------------------------------------------------------
 
     def span(self, address: int, n_bytes: int) -> tuple[Block, slice]:

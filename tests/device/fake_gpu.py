@@ -51,7 +51,7 @@ def load(bundle: Bundle, driver: FakeDriver, **sizes: int) -> Machine:
 def describe_plans(folder: Path, plans: Plans = COMPILED) -> None:
     """Write a bundle's manifest as `build-engine compile` leaves it."""
     manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    files = manifest.files | {name: file_entry(folder / name) for name in PLANS}
+    files = {name: file_entry(folder / name) for name in (*manifest.files, *PLANS)}
     save_manifest(msgspec.structs.replace(manifest, files=files, plans=plans), folder)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import enum
 import json
+import mmap
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,8 @@ from graphs.decoder_session import DecoderSession
 
 from build_engine.decoder_layout import bundle_layout
 from build_engine.graphs.decoder import REFERENCE, decoder_model
+from build_engine.plans import PHASES
+from build_engine.profiles import Profile
 from edge.engines.bundle import Bundle
 from edge.engines.onnx_runtime import onnxruntime
 from edge.engines.plan import DTYPES
@@ -33,6 +37,7 @@ from edge.engines.state import DecoderState, KVCache
 from edge.engines.weights import DecoderWeights
 from edge.model.decoder import advance
 from edge.model.spec import DecoderSpec, ModelSpec
+from gpu_kernels.plugins import Phase
 
 VERSION = "10.13.0.35"
 SCRATCH_BYTES = 4096
@@ -81,9 +86,11 @@ class FakeTensorRT:
             raise Misuse("a TensorRT runtime without a driver ends the process")
         return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
-    def _deserialize(self, plan: bytes) -> FakeEngine | None:
+    def _deserialize(self, plan: Any) -> FakeEngine | None:
+        if not isinstance(plan, mmap.mmap):
+            raise Misuse("a plan that lies in memory twice")
         try:
-            return FakeEngine(self, json.loads(plan))
+            return FakeEngine(self, json.loads(plan[:]))
         except json.JSONDecodeError:
             return None
 
@@ -121,7 +128,7 @@ class FakeEngine:
         return self.plan["profiles"][profile][name]
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return SCRATCH_BYTES
+        return SCRATCH_BYTES * (1 + profile)
 
     def create_execution_context(self, strategy: Any) -> FakeContext:
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
@@ -135,7 +142,7 @@ class FakeEngine:
 class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine, self.driver = engine, engine.trt.driver
-        self.profile, self.scratch = -1, 0
+        self.profile, self.scratch, self.scratch_bytes = -1, 0, 0
         self.addresses: dict[str, int] = {}
         self.input_shapes: dict[str, tuple[int, ...]] = {
             name: tuple(shape)
@@ -151,11 +158,12 @@ class FakeContext:
         self.has_run = False
 
     def set_device_memory(self, address: int, n_bytes: int) -> None:
-        if address % 256 or n_bytes < SCRATCH_BYTES:
-            raise Misuse("scratch memory that is too small or not aligned")
+        needed = self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        if self.profile < 0 or address % 256 or n_bytes < needed:
+            raise Misuse("scratch memory that is too small for the profile, or not aligned")
         self.driver.span(address, n_bytes)
         self._changed()
-        self.scratch = address
+        self.scratch, self.scratch_bytes = address, n_bytes
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         if self.driver.capturing(stream):
@@ -231,9 +239,9 @@ class FakeContext:
             if is_input:
                 read = self.driver.read(addresses[name], n_bytes)
                 values[name] = read.view(DTYPES[kind]).reshape(shapes[name])
-        spans.append((self.scratch, self.scratch + SCRATCH_BYTES, False, "scratch"))
+        spans.append((self.scratch, self.scratch + self.scratch_bytes, False, "scratch"))
         _check_overlap(spans)
-        self.driver.write(self.scratch, np.full(SCRATCH_BYTES, 0x5A, np.uint8))
+        self.driver.write(self.scratch, np.full(self.scratch_bytes, 0x5A, np.uint8))
         results = self.engine.compute(values)
         for name, (is_input, kind, _) in bindings.items():
             if not is_input:
@@ -271,7 +279,7 @@ def _decode(plan: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         state.ssm[layer] = values[f"ssm.{layer}"].astype(np.float32)
     weights = {name: as_stored(values[name], dtype) for name, dtype in plan["weights"].items()}
     logits = advance(ReferenceOps(spec, DecoderWeights(weights), state), spec, rows)
-    top = np.argsort(-logits[0], kind="stable")[:N_TOP]
+    top = np.argsort(-logits[0], kind="stable")[: plan["bindings"]["top_ids"][2][1]]
     results = {"logits": logits, "top_values": logits[:, top], "top_ids": top[None]}
     for layer, cache in state.kv.items():
         results[f"new_k.{layer}"] = cache.keys[past : past + len(rows)]
@@ -289,7 +297,7 @@ def as_stored(values: Any, dtype: str) -> Any:
 
 
 def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tokens: int) -> None:
-    """Write vision.plan, audio.plan and decoder.plan for a bundle in `folder`.
+    """Write the plans of a bundle in `folder`.
 
     Args:
         kind: FLOAT or HALF, of the decoder's activations.
@@ -314,7 +322,7 @@ def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tok
         shapes = [[1, 4, features], [1, 16, features], [batch, patches, features]]
         return {"patches": shapes, "row_weights": sides, "column_weights": sides}
 
-    profiles = [seen(1, 4096), seen(2, 1024)]
+    profiles = [seen(2, 1024), seen(1, 4096)]
     plan: dict[str, Any] = {"bindings": bindings, "profiles": profiles}
     _write(folder / "vision.plan", plan | {"encoder": str(folder / "vision.onnx")})
     bindings = {
@@ -347,20 +355,55 @@ def write_plans(folder: Path, spec: ModelSpec, kind: str, max_rows: int, max_tok
         for layer in decoder.layers("*")
         for which in "kv"
     }
-    profiles = [
-        {"embeddings": [[1, hidden], [n, hidden], [n, hidden]]} | past for n in (1, max_tokens)
-    ]
-    spec_fields = msgspec.to_builtins(decoder)
-    plan = {"bindings": bindings, "profiles": profiles, "weights": weights, "spec": spec_fields}
-    _write(folder / "decoder.plan", plan)
+    plan = {"weights": weights, "spec": msgspec.to_builtins(decoder)}
+    rows = [[2, hidden], [max_tokens, hidden], [max_tokens, hidden]]
+    prefill = {"bindings": bindings, "profiles": [{"embeddings": rows} | past]}
+    _write(folder / "prefill.plan", plan | prefill)
+    one_row = {
+        name: (is_input, of, [1, *shape[1:]])
+        for name, (is_input, of, shape) in bindings.items()
+        if shape[:1] == [-1] and not name.startswith("past_")
+    }
+    decode = {"bindings": bindings | one_row, "profiles": [past]}
+    _write(folder / "decode.plan", plan | decode)
 
 
-def use_real_graph(folder: Path) -> None:
-    """Let decoder.plan compute the builder's own graph, by its own inputs and outputs."""
+def take_profiles(folder: Path, profiles: Mapping[str, list[Profile]]) -> None:
+    """Put the builder's profiles in the place of a bundle's."""
+    for graph, its_profiles in profiles.items():
+        path = folder / f"{graph}.plan"
+        plan = json.loads(path.read_text())
+        _write(path, plan | {"profiles": [profile.shapes for profile in its_profiles]})
+
+
+def bind_as(folder: Path, phase: Phase, model: onnx.ModelProto) -> None:
+    """Let a decoder's plan bind what a graph does; what it computes stays."""
+    path = folder / f"{phase}.plan"
+    plan = json.loads(path.read_text())
+    bindings = bindings_of(model)
+    weights = {name: dtype for name, dtype in plan["weights"].items() if name in bindings}
+    _write(path, plan | {"bindings": bindings, "weights": weights})
+
+
+def use_real_graphs(folder: Path) -> None:
+    """Let the decoder's plans compute the builder's own graphs, by their own inputs and outputs."""
+    for phase in PHASES:
+        _use_real_graph(folder, phase)
+
+
+def _use_real_graph(folder: Path, phase: Phase) -> None:
     spec = Bundle(folder, check_hashes=False).manifest.spec.decoder
-    model = decoder_model(spec, bundle_layout(folder), REFERENCE)
-    onnx.save(model, folder / "decoder.onnx")
-    plan = json.loads((folder / "decoder.plan").read_text())
+    model = decoder_model(spec, bundle_layout(folder), REFERENCE, phase=phase)
+    onnx.save(model, folder / f"{phase}.onnx")
+    plan = json.loads((folder / f"{phase}.plan").read_text())
+    _write(
+        folder / f"{phase}.plan",
+        plan | {"bindings": bindings_of(model), "decoder": str(folder / f"{phase}.onnx")},
+    )
+
+
+def bindings_of(model: onnx.ModelProto) -> dict[str, Any]:
+    """As a plan lists them."""
     bindings: dict[str, Any] = {}
     for is_input, values in ((True, model.graph.input), (False, model.graph.output)):
         for value in values:
@@ -370,10 +413,7 @@ def use_real_graph(folder: Path) -> None:
             dims = value.type.tensor_type.shape.dim
             shape = [-1 if dim.dim_param else dim.dim_value for dim in dims]
             bindings[value.name] = (is_input, kind, shape)
-    _write(
-        folder / "decoder.plan",
-        plan | {"bindings": bindings, "decoder": str(folder / "decoder.onnx")},
-    )
+    return bindings
 
 
 def _write(path: Path, plan: dict[str, Any]) -> None:

@@ -100,6 +100,15 @@ class FakeTensorRT:
             build_serialized_network=self._build,
         )
 
+    def Runtime(self, log: Any) -> Any:  # noqa: N802
+        engine = SimpleNamespace(
+            num_optimization_profiles=2,
+            get_device_memory_size_for_profile_v2=lambda profile: 100 + profile,
+        )
+        return SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: engine if bytes(plan) == b"plan" else None
+        )
+
     def OnnxParser(self, network: Any, log: Any) -> Any:  # noqa: N802
         return SimpleNamespace(parse=lambda data, path: True)
 
@@ -124,7 +133,13 @@ def test_a_plan_is_built_over_all_that_boards_print(tmp_path: Path) -> None:
     assert built.n_warnings == 2 * len(HARMLESS)
     assert built.warnings[0] == f"{HARMLESS[0].text} (2 times)"
     assert built.warnings == gathered(message.text for message in [*HARMLESS, *HARMLESS])
+    assert built.scratch_bytes == (100, 101)  # as the plan says, not the compiler's log
     assert (tmp_path / "decoder.plan").read_bytes() == b"plan"
+
+
+def test_a_plan_that_is_not_taken_back_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="gives a plan that TensorRT refuses"):
+        compile_graph(FakeTensorRT([], b"another"), order(tmp_path), lambda *_: None)
 
 
 def test_a_plan_of_another_meaning_is_not_written(tmp_path: Path) -> None:

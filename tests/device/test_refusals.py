@@ -63,6 +63,22 @@ def test_a_bundle_without_plans(bundle, tmp_path, capsys):
     assert "--engine cpu" in line
 
 
+def test_plans_of_an_older_builder(folder, driver, capsys):
+    """One plan for both phases: such a bundle is compiled again, or runs on the CPU."""
+    (folder / "prefill.plan").rename(folder / "decoder.plan")
+    (folder / "decode.plan").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = manifest["files"]
+    files["decoder.plan"] = files.pop("prefill.plan")
+    del files["decode.plan"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    code, line = run(capsys, folder, "--unverified")
+    assert code == 78
+    assert "holds an older builder's plans: it lacks decode.plan and prefill.plan; " in line
+    assert "compile it again with `build-engine compile`, or run on the CPU" in line
+    assert driver.leaks() == {}
+
+
 @pytest.mark.parametrize("options", [(), ("--engine", "tensorrt")])
 def test_no_driver(folder, driver, capsys, options):
     """Plans in the bundle choose the engine: the CPU is never taken silently."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeDriver
 from fake_gpu import load, redescribed
-from fake_tensorrt import use_real_graph, write_plans
+from fake_tensorrt import use_real_graphs, write_plans
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_checkpoint import PRESETS
@@ -47,7 +47,7 @@ def assert_identical(machine, one, other):
 
 
 @law
-@given(preset=preset, seed=seed, n=st.integers(1, 300))
+@given(preset=preset, seed=seed, n=st.integers(1, 360))
 def test_the_logits_are_those_of_the_cpu_engine(machine, engine, preset, seed, n):
     executor, reference = machine(preset).engine, engine(preset)
     rows = rows_of(executor, seed, n)
@@ -58,10 +58,10 @@ def test_the_logits_are_those_of_the_cpu_engine(machine, engine, preset, seed, n
 
 
 @law
-@given(preset=preset, seed=seed, cuts=st.lists(st.integers(1, 299), max_size=6))
+@given(preset=preset, seed=seed, cuts=st.lists(st.integers(1, 359), max_size=6))
 def test_a_prefill_in_any_split_equals_the_prefill_at_once(machine, preset, seed, cuts):
     executor = machine(preset).engine
-    rows = rows_of(executor, seed, 300)
+    rows = rows_of(executor, seed, 360)
     whole, split = executor.new_state(), executor.new_state()
     expected = executor.prefill(whole, rows)
     for piece in np.split(rows, sorted(set(cuts))):
@@ -178,7 +178,7 @@ def test_packed_weights_arrive_as_the_graph_takes_them(checkpoint, tmp_path):
     folder = tmp_path / "bundle"
     build_bundle(tmp_path / "quantized", folder, "cpu", lambda *_: None)
     write_plans(folder, Bundle(folder).manifest.spec, "FLOAT", 640, MAX_PREFILL_TOKENS)
-    use_real_graph(folder)
+    use_real_graphs(folder)
     board = load(redescribed(folder), FakeDriver(), max_states=1)
     reference = CpuEngine(Bundle(folder), exact=True)
     rows = rows_of(reference, 5, 60)

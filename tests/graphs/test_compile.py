@@ -16,22 +16,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from graphs.random_decoder import divisible_checkpoint
+from published_config import CONFIG
 
 from build_engine import cli, plans
+from build_engine.bundle import save_manifest
 from build_engine.checkpoint import Checkpoint
 from build_engine.compile import Built, Order, compile_graph
-from build_engine.decoder_layout import recipe_layout
+from build_engine.decoder_layout import bundle_layout, recipe_layout
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, Precision, decoder_model
 from build_engine.graphs.onnx_ops import Graph
 from build_engine.isolated import ElsewhereError, compile_isolated
-from build_engine.profiles import decoder_profiles
+from build_engine.profiles import Profile, decoder_profiles, vision_profiles
 from build_engine.recipe import load_recipe
-from edge.engines.bundle import Bundle, Plans
+from edge.engines.bundle import Bundle, Plans, file_entry
 from edge.engines.cpu import CpuEngine
+from edge.engines.tensorrt import PLANS
 from edge.errors import BundleError, ConfigurationError
+from edge.features.pixels import video_grid
+from edge.model.spec import model_spec
+from gpu_kernels.plugins import Phase
 
 RECIPES = [
     ("orin", "bf16"),
@@ -65,12 +72,19 @@ def no_progress(done: int, total: int) -> None:
     """Builds in tests are silent."""
 
 
-def order(checkpoint: Checkpoint, recipe: str, precision: Precision, folder: Path) -> Order:
+def order(
+    checkpoint: Checkpoint,
+    recipe: str,
+    precision: Precision,
+    folder: Path,
+    phase: Phase = "prefill",
+) -> Order:
     spec = checkpoint.spec.decoder
-    model = decoder_model(spec, recipe_layout(spec, load_recipe(recipe)), precision)
-    path = folder / "decoder.onnx"
+    model = decoder_model(spec, recipe_layout(spec, load_recipe(recipe)), precision, phase=phase)
+    path = folder / f"{phase}.onnx"
     path.write_bytes(model.SerializeToString())
-    return Order("decoder", path, folder / "decoder.plan", decoder_profiles(spec, 512), "SM86")
+    profiles = [profile for profile in decoder_profiles(spec, 512) if profile.name == phase]
+    return Order(phase, path, folder / f"{phase}.plan", profiles, "SM86")
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
@@ -78,12 +92,13 @@ def order(checkpoint: Checkpoint, recipe: str, precision: Precision, folder: Pat
 def test_the_decoder_of_every_recipe_compiles(
     sized: Checkpoint, tmp_path: Path, target: str, recipe: str
 ) -> None:
-    made = order(sized, recipe, plans.TARGETS[target].precision, tmp_path)
-    (built,) = plans.check([made], plans.TARGETS[target], lambda *_: None)
-    assert built.profiles == ("decode", "prefill")
-    assert built.n_bytes == made.plan.stat().st_size
-    # kernels and small tables, no weight: a plan with them would pass it
-    assert built.n_bytes < 20e6
+    for phase in plans.PHASES:
+        made = order(sized, recipe, plans.TARGETS[target].precision, tmp_path, phase)
+        (built,) = plans.check([made], plans.TARGETS[target], lambda *_: None)
+        assert built.profiles == (phase,)
+        assert built.n_bytes == made.plan.stat().st_size
+        # kernels and small tables, no weight: a plan with them would pass it
+        assert built.n_bytes < 20e6
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
@@ -94,9 +109,44 @@ def test_a_bundle_is_checked_and_left_as_it_was(
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
     assert cli.main(["compile", str(path), "--target", "thor", "--check", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert list(figures) == ["decoder", "vision", "audio"]
+    assert list(figures) == ["decode", "prefill", "vision", "audio"]
     assert all(figure["n_warnings"] == 0 for figure in figures.values())
     assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
+
+
+@pytest.mark.usefixtures("tensorrt_rtx")
+def test_a_picture_takes_the_memory_of_its_patches(
+    bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Not that of as many rows of the widest grid: here 5 times as much, 2.5 GB when published."""
+    path = bundle("wide")
+    spec, target = Bundle(path).manifest.spec, plans.TARGETS["orin"]
+    made = plans.orders(spec, bundle_layout(path), path, tmp_path, target, plans.Options(512))
+    (vision,) = (order for order in made if order.graph == "vision")
+    least, typical, _ = vision.profiles[0].shapes["patches"]
+    rows = 4096
+    most = (1, rows, least[2])
+    sides = {
+        name: (*vision.profiles[0].shapes[name][:2], (rows // 16, spec.vision.position_grid))
+        for name in ("row_weights", "column_weights")
+    }
+    profile = Profile("large", {"patches": (least, typical, most), **sides})
+    order = dataclasses.replace(vision, profiles=[profile])
+    (built,) = plans.check([order], target, lambda *_: None)
+    width = 5 * spec.vision.hidden_size + spec.vision.mlp_size
+    per_patch = built.scratch_bytes[0] / (4 * width * rows)
+    assert 0 < per_patch < 5  # measured: 3.3, and 15.9 where the grid's height was inferred
+
+
+def test_the_live_path_has_a_profile_of_its_own() -> None:
+    """Every tubelet that a camera can give is in it; the largest picture is in the other."""
+    vision = model_spec(CONFIG, {}).vision
+    live, large = (profile.shapes["patches"][2][1] for profile in vision_profiles(vision))
+    assert (live, large) == (3328, vision.max_patches)
+    target = vision.video_target_patches
+    sizes = [(w, h) for w in (64, 640, 1920, 3840) for h in (64, 480, 1080, 2160)]
+    grids = [video_grid(w, h, target) for w, h in [*sizes, (4000, 20), (20, 4000)]]
+    assert max(rows * columns for rows, columns in grids) <= live
 
 
 def refusal(trt: ModuleType, made: Order) -> str:
@@ -117,7 +167,7 @@ def test_a_type_that_the_gpu_lacks_is_refused(
     tensorrt_rtx: ModuleType, sized: Checkpoint, tmp_path: Path
 ) -> None:
     said = refusal(tensorrt_rtx, order(sized, "fp8", DEVICE_FP8, tmp_path))
-    assert "decoder.onnx" in said
+    assert "prefill.onnx" in said
     assert "fp8_e4m3" in said
 
 
@@ -270,6 +320,10 @@ def test_plans_are_put_into_the_bundle(
     """The whole way, with TensorRT-RTX in TensorRT's place and a fixed GPU in that of this one."""
     path = tmp_path / "bundle"
     shutil.copytree(bundle("single"), path)
+    (path / "decoder.plan").write_bytes(b"of an older builder")
+    manifest = Bundle(path).manifest
+    files = manifest.files | {"decoder.plan": file_entry(path / "decoder.plan")}
+    save_manifest(msgspec.structs.replace(manifest, files=files), path)
     monkeypatch.setattr(plans, "COMPILER", "tensorrt_rtx")
     monkeypatch.setattr(plans, "check_tensorrt", lambda version: None)
     monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
@@ -280,21 +334,30 @@ def test_plans_are_put_into_the_bundle(
 
     def at_once(module: str, order: Order, progress: Any, kernels: Path | None) -> Built:
         order.plan.write_bytes(b"another")
-        return Built(order.graph, (), 0.0, 7, 0)
+        return Built(order.graph, ("any",), 0.0, 7, 0, scratch_bytes=(12,))
 
-    sizes = []
+    sizes, scratch = [], []
     for compiled in (for_a_stand_in, at_once):  # the second over the first
         monkeypatch.setattr(plans, "compile_isolated", compiled)
         plans.compile_bundle(path, "orin", plans.Options(512), lambda *_: None)
         manifest = Bundle(path).manifest
-        sizes.append([manifest.files[f"{g}.plan"].n_bytes for g in ("vision", "audio", "decoder")])
+        sizes.append([manifest.files[name].n_bytes for name in PLANS])
+        assert {name for name in manifest.files if name.endswith(".plan")} == set(PLANS)
+        assert not (path / "decoder.plan").exists()
         version = str(tensorrt_rtx.__version__)
-        assert manifest.plans == Plans(version, "8.7", 512)
+        assert manifest.plans == Plans(version, "8.7", 512, manifest.plans.scratch_bytes)
+        scratch.append(manifest.plans.scratch_bytes)
         assert manifest.target == "orin"
     assert min(sizes[0]) > 1e6
-    assert sizes[1] == [7, 7, 7]
+    assert sizes[1] == [7, 7, 7, 7]
+    profiles = plans.profiles_of(manifest.spec, 512)
+    assert {name: set(found) for name, found in scratch[0].items()} == {
+        f"{graph}.plan": {profile.name for profile in each} for graph, each in profiles.items()
+    }
+    assert all(n > 0 for found in scratch[0].values() for n in found.values())
+    assert scratch[1] == {name: {"any": 12} for name in PLANS}
     assert CpuEngine(Bundle(path)).decode  # such a bundle is the cpu engine's still
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
-    (path / "decoder.plan").write_bytes(b"other")
-    with pytest.raises(BundleError, match=r"decoder\.plan: has 5 bytes"):
+    (path / "decode.plan").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"decode\.plan: has 5 bytes"):
         Bundle(path)

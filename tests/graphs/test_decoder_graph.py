@@ -51,6 +51,7 @@ from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.engines.reference_ops import ReferenceOps
 from edge.engines.state import DecoderState
 from edge.errors import BundleError
+from gpu_kernels.plugins import Phase
 
 TOLERANCE = 1e-4
 """Relative to an output's largest value. Measured: 1e-5 over all presets, recipes and cases."""
@@ -117,12 +118,23 @@ def bundle_error(path: Path, cases: list[tuple[int, int, int]] = CASES) -> float
             engine.prefill(state, rows.astype(np.float32))
         return state
 
-    model = decoder_model(spec, bundle_layout(path), REFERENCE)
-    onnx.checker.check_model(model, full_check=True)
-    graph = DecoderSession(model, opened.decoder_weights())
-    return worst_case(
-        graph, new_state, lambda state, rows: engine.prefill(state, rows)[None], spec, cases
-    )
+    worst = 0.0
+    for phase, its_cases in by_phase(cases).items():
+        model = decoder_model(spec, bundle_layout(path), REFERENCE, phase=phase)
+        onnx.checker.check_model(model, full_check=True)
+        graph = DecoderSession(model, opened.decoder_weights())
+        found = worst_case(
+            graph, new_state, lambda state, rows: engine.prefill(state, rows)[None], spec, its_cases
+        )
+        worst = max(worst, found)
+    return worst
+
+
+def by_phase(cases: list[tuple[int, int, int]]) -> dict[Phase, list[tuple[int, int, int]]]:
+    """Decode's graph has the cases of one token; prefill's is right for these, too."""
+    found: dict[Phase, list[tuple[int, int, int]]] = {"prefill": cases}
+    decode = [case for case in cases if case[2] == 1]
+    return found | ({"decode": decode} if decode else {})
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -297,34 +309,40 @@ def test_holds_no_weight_and_binds_no_int64(sized: Checkpoint, recipe: str) -> N
     assert not unused
 
 
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
 @pytest.mark.parametrize(
     ("recipe", "formats"), [("nvfp4", ("nvfp4", "nvfp4")), ("int4", ("int4", "nvfp4"))]
 )
-def test_experts_as_kernels(sized: Checkpoint, recipe: str, formats: tuple[str, str]) -> None:
+def test_experts_as_kernels(
+    sized: Checkpoint, recipe: str, formats: tuple[str, str], phase: Phase
+) -> None:
     """Each operator becomes a chain of plugins that reads what the operator read."""
     spec = sized.spec.decoder
     layout = recipe_layout(spec, load_recipe(recipe))
     operators = decoder_model(spec, layout, DEVICE)
     plain = [node for node in operators.graph.node if node.domain == "edge"]
-    model = inline_local_functions(decoder_model(spec, layout, DEVICE, kernels=True))
+    model = inline_local_functions(decoder_model(spec, layout, DEVICE, kernels=True, phase=phase))
     nodes = [node for node in model.graph.node if node.domain == "edge"]
     up, down = formats
-    names = ["sort_pairs", f"prefill_up_{up}", f"prefill_down_{down}", "combine"]
+    names = [f"decode_up_{up}", f"decode_down_{down}"]
+    if phase == "prefill":
+        names = ["sort_pairs", f"prefill_up_{up}", f"prefill_down_{down}", "combine"]
+    n_up, n = names.index(f"{phase}_up_{up}"), len(names)
     assert [node.op_type for node in nodes] == len(plain) * names
     assert len({node.name for node in model.graph.node}) == len(model.graph.node)
     for node in nodes:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         assert (attributes["plugin_namespace"], attributes["aot"]) == (b"edge", 1)
-    for n, operator in enumerate(plain):
-        chain = nodes[4 * n : 4 * n + 4]
+    for i, operator in enumerate(plain):
+        chain = nodes[n * i : n * i + n]
         made = {name for node in chain for name in node.output}
         read = {name for node in chain for name in node.input} - made
         assert read == set(operator.input)
-        n_up = 3 if up == "nvfp4" else 2
+        n_tensors = 3 if up == "nvfp4" else 2
         weights = [*operator.input[3:]]
-        assert [*chain[1].input[-n_up:]] == weights[:n_up]
-        assert [*chain[2].input[n_up - len(weights) :]] == weights[n_up:]
-        assert [*chain[3].output] == [*operator.output]
+        assert [*chain[n_up].input[-n_tensors:]] == weights[:n_tensors]
+        assert [*chain[n_up + 1].input[n_tensors - len(weights) :]] == weights[n_tensors:]
+        assert [*chain[-1].output] == [*operator.output]
 
 
 def test_experts_without_kernels_are_refused(sized: Checkpoint) -> None:

@@ -31,9 +31,9 @@ def hashed(monkeypatch):
     names: list[str] = []
     real = bundles.file_entry
 
-    def noted(path):
+    def noted(path, **keywords):
         names.append(path.name)
-        return real(path)
+        return real(path, **keywords)
 
     monkeypatch.setattr(bundles, "file_entry", noted)
     return names

@@ -21,7 +21,7 @@ __all__ = ["make"]
 pytest_plugins = ["media"]
 
 N_CLIENTS = 64
-ASK_S, REST_S = 90.0, 90.0
+ASK_S, REST_S = 90.0, 120.0
 """Long enough that all who were asking have their answer."""
 
 
@@ -74,7 +74,7 @@ class Crowd:
 def test_a_crowd_that_asks_without_pause_blinds_nobody_and_everybody_is_answered(
     board, max_age_s, least
 ):
-    """Measured: the state is 2.9 and 5.2 s old at most; 120 s of nothing new without a share."""
+    """Measured: the state is 2.7 and 4.8 s old at most; 90 s of nothing new without a share."""
     crowd = Crowd(board).run()
     assert max(crowd.ages_s) < max_age_s
     assert crowd.failed == []

@@ -2,8 +2,8 @@
 
 TensorRT's quickly deployable plugins launch one kernel each, so that a node `edge::MoE` becomes a
 chain: `chain` says which plugins, in which order, and what each reads. Decode's chain is short and
-right for any number of tokens; prefill's reads each expert once however many tokens take it, and is
-right for one token, too, so that a network with both profiles may have it alone.
+right for any number of tokens; prefill's reads each expert once however many tokens take it. Each
+is in a plan of its own.
 
 Their ids are `edge::NAME` with the names of the launch table; in ONNX a node has NAME as its type
 and the attributes plugin_namespace = "edge" and aot = True. Nothing here imports TensorRT: its
@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from gpu_kernels.launch import COLUMNS, KERNELS, ROWS, TILE, Kernel, ceil_div
 
 NAMESPACE = "edge"
 Shape = tuple[Any, ...]
+Phase: TypeAlias = Literal["decode", "prefill"]
+"""One token, or many: each has its graph and its plan."""
 
 # TensorRT's data types by Triton's: packed codes and E4M3 scales are bound as bytes, which for it
 # are INT8; UINT8 may feed no plugin.
@@ -151,7 +153,7 @@ _PLUGINS = [
 PLUGINS = {plugin.kernel: plugin for plugin in _PLUGINS}
 
 
-def chain(phase: str, up: str, down: str, n_experts: int, n_slots: int) -> tuple[Node, ...]:
+def chain(phase: Phase, up: str, down: str, n_experts: int, n_slots: int) -> tuple[Node, ...]:
     """What replaces one node `edge::MoE`.
 
     Its inputs are called x, ids, weights, up_codes, up_block_scale, up_scale, down_codes,

@@ -1,0 +1,93 @@
+"""What is hashed and uploaded leaves the page cache: on a board it is the GPU's memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_cuda import FakeDriver
+from fake_tensorrt import FakeTensorRT
+
+from edge.engines.bundle import Bundle, file_entry
+from edge.engines.cuda import Cuda
+from edge.engines.plan import Plan
+from edge.engines.plan_memory import Memory, load_weights
+from edge.engines.safetensors import SafetensorsFile, write_safetensors
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def n_cached(path: Path) -> int:
+    """Pages of a file that the kernel holds in memory."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        first = ctypes.c_ubyte.from_buffer(mapped)
+        address = ctypes.c_void_p(ctypes.addressof(first))
+        assert libc.mincore(address, ctypes.c_size_t(len(mapped)), pages) == 0
+        del first
+    return sum(page & 1 for page in pages)
+
+
+def on_disk(path: Path) -> None:
+    """Write a file out, and see that this filesystem can do without its pages."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if n_cached(path):
+        pytest.skip("this filesystem is in memory")
+
+
+def test_a_hashed_file_leaves_if_it_is_told_to(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(9_000_000))
+    on_disk(path)
+    kept = file_entry(path)
+    assert n_cached(path) == -(-9_000_000 // mmap.PAGESIZE)
+    assert file_entry(path, give_back=True) == kept
+    assert n_cached(path) == 0
+
+
+def test_a_mapped_file_leaves_and_stays_right(tmp_path):
+    path = tmp_path / "weights"
+    tensors = {name: np.arange(100_000, dtype=np.float32) for name in ("a", "b")}
+    write_safetensors(path, tensors)
+    on_disk(path)
+    file = SafetensorsFile(path)
+    views = {name: file.tensor(name) for name in tensors}
+    assert all(view.sum() for view in views.values())
+    file.release()
+    assert n_cached(path)
+    file.give_back()
+    assert n_cached(path) == 0
+    for name, view in views.items():
+        np.testing.assert_array_equal(view, tensors[name])
+
+
+def test_nothing_that_the_gpu_has_stays_in_the_cache(compiled):
+    """Neither behind hashing, nor behind the plans' and the weights' way to the GPU."""
+    folder, driver = compiled("wide"), FakeDriver()
+    names = ("decoder.safetensors", "prefill.plan")
+    for name in names:
+        on_disk(folder / name)
+    bundle = Bundle(folder)
+    assert [n_cached(folder / name) for name in names] == [0, 0]
+    with contextlib.ExitStack() as stack:
+        cuda, trt = Cuda(driver), FakeTensorRT(driver)
+        memory = Memory(cuda, stack)
+        plan = Plan(trt, trt.Runtime(None), folder / names[1])
+        weights = set(SafetensorsFile(folder / names[0]).names()) - {"embeddings"}
+        wanted = [plan.bindings[name] for name in weights]
+        assert set(load_weights(wanted, bundle, memory, cuda, memory.stream())) == weights
+        assert [n_cached(folder / name) for name in names] == [0, 0]
+
+
+def test_a_bundle_without_plans_stays_for_the_engine_that_maps_it(bundle):
+    path = bundle("wide")
+    on_disk(path / "decoder.safetensors")
+    Bundle(path)
+    assert n_cached(path / "decoder.safetensors")
