@@ -41,6 +41,7 @@ from build_engine.footprint import decode_bytes
 from build_engine.graphs.decoder import OnnxOps
 from build_engine.recipe import load_recipe
 from build_engine.traffic import PARTS, Moved, Phase, recorded, whole
+from edge.engines.simulated import PLAN_BYTES
 from gpu_kernels import plugins, traffic
 from gpu_kernels.launch import KERNELS, ROWS, TILE
 
@@ -330,3 +331,9 @@ def test_nobody_decodes_faster_than_the_smallest_recipe_can_be_read() -> None:
             bandwidth = BOARDS[{"orin": "agx-orin-64", "thor": "thor-128"}[board]].bandwidth_bytes_s
             assert speed < bandwidth / decode_bytes(SPEC.decoder, load_recipe("int4")), what
     assert tokens_s("orin", 10**9) == pytest.approx(0.75 * 204.8)
+
+
+@pytest.mark.parametrize(("board", "target"), [("agx-orin-64", "orin"), ("thor", "thor")])
+def test_a_simulated_board_decodes_as_its_plan_was_counted(board: str, target: str) -> None:
+    counted = whole(SPEC.decoder, recorded().moved[target][DEFAULTS[target]]["decode"])
+    assert PLAN_BYTES[board] == pytest.approx(token_bytes(counted), rel=0.01)
