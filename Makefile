@@ -6,13 +6,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Everything is installed at the versions and hashes of locks/ (`make lock` renews them).
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
-LOCKED := $(PIP) --require-hashes
+LOCKED := $(PIP) --require-hashes --no-build-isolation
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize test-latest fuzz: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install fuzz lint lock check-lock bundle \
-        test-latest test-debian goldens clean install uninstall deb
+.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
+        lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
+        test-gpu
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
 	@echo "make test-latest [TESTS=tests/unit]  the newest releases: which one breaks what"
 	@echo "sudo make test-debian [RELEASE=trixie] [TESTS=...]  another Debian or Ubuntu and its Python"
+	@echo "make test-gpu     the GPU kernels on this machine's GPU, beside the CPU's, and their speed"
 	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
@@ -34,6 +36,7 @@ help:
 	@echo "make install DESTDIR=... | make deb  for who builds images or packages"
 	@echo "sudo make uninstall [KEEP_DATA=1]    remove it"
 	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
+	@echo "sudo make test-deb [BUNDLE=...]      the package, from source, in a clean Debian of this machine's"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
@@ -42,7 +45,8 @@ $(BIN)/python:
 
 $(VENV)/.packages: locks/tools.txt locks/build.txt | $(BIN)/python
 	@echo "make: downloads and installs the Python packages of locks/build.txt (about a minute)"
-	@$(LOCKED) -r locks/tools.txt -r locks/build.txt
+	@$(LOCKED) -r locks/tools.txt
+	@$(LOCKED) -r locks/build.txt
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) $(VENV)/.packages
@@ -51,11 +55,13 @@ $(VENV)/.demo: pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*) $(VENV)/.
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: locks/dev.txt locks/mcp.txt locks/stubs.txt scripts/install_tensorrt_stubs.sh $(VENV)/.demo
+$(VENV)/.dev: locks/dev.txt locks/mcp.txt locks/stubs.txt locks/plugins.txt $(VENV)/.demo \
+    scripts/install_tensorrt_stubs.sh scripts/install_tensorrt_plugins.sh
 	@echo "make: installs what the tests need (a minute or two)"
 	@sh scripts/install_test_media.sh  # PortAudio's header is needed to install PyAudio
 	@$(LOCKED) -r locks/dev.txt -r locks/mcp.txt
 	@sh scripts/install_tensorrt_stubs.sh $(BIN)/python $(VENV)/stubs
+	@sh scripts/install_tensorrt_plugins.sh $(BIN)/python $(VENV)/tensorrt_plugins
 	@touch $@
 
 # PyPI's torch for x86-64 needs CUDA; PyTorch's own index has the build for the CPU.
@@ -114,6 +120,10 @@ RELEASE ?= trixie
 test-debian:
 	sh scripts/test_debian.sh $(RELEASE) $(TESTS)
 
+# The kernels, a CUDA graph and the tensorrt engine on this machine's GPU; elsewhere it says what lacks.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -s -rs tests/gpu/test_on_gpu.py
+
 SECONDS ?= 1200
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz.py --seconds "$(SECONDS)"
@@ -131,7 +141,7 @@ bundle: $(VENV)/.demo
 export BUNDLE EXTRAS WHEELS DESTDIR KEEP_DATA
 install:
 ifdef HOST
-	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build . | ssh "$(HOST)" \
+	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude=./.cache . | ssh "$(HOST)" \
 	    'mkdir -p .cache/omni-edge && tar xz -C .cache/omni-edge'
 	ssh -t "$(HOST)" 'sudo BUNDLE="$(BUNDLE)" EXTRAS="$(EXTRAS)" sh .cache/omni-edge/jetson/install.sh'
 else
@@ -146,6 +156,9 @@ deb:
 
 test-install:
 	sh tests/install/in_arm64.sh
+
+test-deb: $(VENV)/.demo
+	sh tests/install/in_debian.sh $(BIN)/build-engine
 
 goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py

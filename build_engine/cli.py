@@ -210,6 +210,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="of scripts/compile_gpu_kernels.py: they compute the routed experts",
     )
+    command.add_argument("-v", "--verbose", action="store_true", help="say where an error is from")
     command.set_defaults(run=compile_)
     command = commands.add_parser("inspect", help="what is in it", description=inspect.__doc__)
     command.add_argument("path", type=Path, help="a checkpoint's or a bundle's folder")
@@ -251,6 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except EdgeError as error:
+        if "verbose" in arguments and arguments.verbose and error.__cause__:
+            print(error.__cause__, file=sys.stderr)
         print(f"build-engine: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:

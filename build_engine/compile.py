@@ -1,17 +1,20 @@
-"""ONNX -> TensorRT plan, by TensorRT's parser and builder; no warning of either passes.
+"""ONNX -> TensorRT plan, by TensorRT's parser and builder; nothing that they say is lost.
 
-A warning often says that the plan would compute something else (an input that is not used, a type
-that was changed), so it fails the build. Some come once a process: `build_engine.isolated` builds
-each graph in its own. The module `tensorrt` is given: JetPack's on a device; `tensorrt_rtx`, which
-compiles ahead of time without a GPU, where a graph is only to be checked.
+A warning may say that the plan would compute something else (an input that is not used, a type
+that was changed): that fails the build. Others are about this board (a DLA that nobody asked for,
+memory that was short while kernels were timed) and are handed on. Some come once a process:
+`build_engine.isolated` builds each graph in its own. The module `tensorrt` is given: JetPack's on a
+device; `tensorrt_rtx`, which compiles ahead of time without a GPU, where a graph is only to be
+checked. There, on a machine where nothing is timed, any warning fails.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,6 +35,19 @@ BENIGN = (
     "has Int64 binding",  # states a type, nothing is dropped
     "CUDA lazy loading is not enabled",  # about the process, not about the graph
 )
+"""In every warning that a check without a GPU lets pass."""
+ABOUT_THE_BOARD = re.compile(r"\bDLA\b|skipping tactic|out ?of ?memory", re.IGNORECASE)
+"""No plan uses the DLA; a kernel that could not be timed is not chosen."""
+CHANGES_MEANING = re.compile(
+    r"unused|is not being|ignor(e|es|ed|ing)\b|clamp|out of range|outside (of )?the range"
+    r"|cast(ing)? down|truncat|fall(ing)? back to non|n[o']t support|\bunsupported\b|supports only"
+    r"|plugin.* not found|not found in plugin|affect accuracy|subnormal|may be incorrect",
+    re.IGNORECASE,
+)
+"""What TensorRT 8 to 11 say, and their parser, when a plan would compute another thing."""
+MAX_KEPT_WARNINGS = 32
+"""Of a graph, each with all that differ from it in numbers only; a long build gives thousands."""
+MAX_REASONS = 3
 WORKSPACE_BYTES = 2 << 30
 """Of scratch memory on a device. The body of edge::MoE, at the published sizes, needs more."""
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -65,6 +81,28 @@ class Built:
     peak_bytes: int
     """Most memory of the process that was resident."""
     n_warnings: int = 0
+    warnings: tuple[str, ...] = ()
+    """Those that do not change what is computed, alike ones once, with their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What TensorRT said."""
+
+    text: str
+    is_error: bool = False
+
+    @property
+    def about_the_board(self) -> bool:
+        """Whether it cannot be about what the plan computes."""
+        return ABOUT_THE_BOARD.search(self.text) is not None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether no plan may be used after it: an error, or a warning of another meaning."""
+        if self.about_the_board:
+            return False
+        return self.is_error or CHANGES_MEANING.search(self.text) is not None
 
 
 def compile_graph(
@@ -73,9 +111,10 @@ def compile_graph(
     """Write `order.plan`.
 
     Args:
-        trt: the module `tensorrt` (10 or 11), or `tensorrt_rtx`.
+        trt: the module `tensorrt` (from `edge.engines.plan.MIN_TENSORRT`), or `tensorrt_rtx`.
     Raises:
-        BundleError: TensorRT refuses the graph, or warns.
+        BundleError: TensorRT refuses the graph, or warns that it would compute something else;
+            without a GPU, that it warns at all.
         ConfigurationError: operators are left for which there is no plugin.
     """
     started, log = time.monotonic(), _log(trt)
@@ -92,18 +131,20 @@ def compile_graph(
         error = parser.get_error(0)
         at = f"{error.node_operator()} {error.node_name()}"
         raise _refused(order, f"does not parse at {at}: {error.desc()}")
-    _check_warnings(order, log)
+    check_messages(order, log.messages)
     config = _config(trt, builder, order, progress)
     plan = builder.build_serialized_network(network, config)
-    _check_warnings(order, log)
     if plan is None:
-        raise _refused(order, "gives no plan, and TensorRT no reason")
+        raise _refused(order, f"gives no plan: {_reason(log.messages)}")
+    check_messages(order, log.messages)
     order.plan.write_bytes(plan)
     if order.timing_cache:
         order.timing_cache.write_bytes(config.get_timing_cache().serialize())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     names = tuple(profile.name for profile in order.profiles)
-    return Built(order.graph, names, time.monotonic() - started, plan.nbytes, peak)
+    seconds = time.monotonic() - started
+    warnings = gathered(message.text for message in log.messages)
+    return Built(order.graph, names, seconds, plan.nbytes, peak, len(log.messages), warnings)
 
 
 def _check_plugins(builder: Any, model: ModelProto) -> None:
@@ -132,20 +173,50 @@ def _log(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.messages: list[str] = []
+            self.messages: list[Message] = []
 
         def log(self, severity: Any, message: str) -> None:
-            known = any(benign in message for benign in BENIGN)
-            if severity <= trt.ILogger.Severity.WARNING and not known:
-                self.messages.append(message)
+            levels = trt.ILogger.Severity
+            if severity <= levels.WARNING:
+                self.messages.append(Message(message, is_error=severity <= levels.ERROR))
 
     return Log()
 
 
-def _check_warnings(order: Order, log: Any) -> None:
-    if log.messages:
-        more = f" (and {len(log.messages) - 1} more)" if len(log.messages) > 1 else ""
-        raise _refused(order, f"is warned of{more}: {log.messages[0]}")
+def check_messages(order: Order, messages: Sequence[Message]) -> None:
+    """Refuse a graph because of what TensorRT says of it.
+
+    Raises:
+        BundleError: it warns of another meaning; of an order for a stand-in, of anything.
+    """
+    if order.stand_in:
+        found = [m.text for m in messages if not any(benign in m.text for benign in BENIGN)]
+    else:
+        found = [message.text for message in messages if message.refuses]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise _refused(order, f"is warned of{more}: {found[0]}")
+
+
+def _reason(messages: Sequence[Message]) -> str:
+    """Why there is no plan: the errors, of which a lack of memory may be the first."""
+    errors = gathered(message.text for message in messages if message.is_error)
+    return "; ".join(errors[:MAX_REASONS]) or "TensorRT gives no reason"
+
+
+def gathered(texts: Iterable[str]) -> tuple[str, ...]:
+    """Messages in their order, those that differ in numbers only as the first of them."""
+    alike: dict[str, tuple[str, int]] = {}
+    for text in texts:
+        one_line = " ".join(text.split())
+        key = re.sub(r"0x[0-9a-f]+|\d+", "0", one_line)
+        first, n = alike.get(key, (one_line, 0))
+        alike[key] = first, n + 1
+    kept = [f"{first} ({n} times)" if n > 1 else first for first, n in alike.values()]
+    if len(kept) > MAX_KEPT_WARNINGS:
+        more = f"and {len(kept) - MAX_KEPT_WARNINGS + 1} other kinds"
+        kept = [*kept[: MAX_KEPT_WARNINGS - 1], more]
+    return tuple(kept)
 
 
 def _refused(order: Order, problem: str) -> BundleError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import multiprocessing
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -17,12 +18,17 @@ from gpu_kernels.plugins import register_plugins
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """An error of ours on its way between processes."""
+    """An error on its way between processes, as one of ours."""
 
     kind: type[EdgeError]
     thing: str
     problem: str
     remedy: str
+    trace: str
+
+
+class ElsewhereError(Exception):
+    """Where, in the other process, an error came from: the text of its traceback."""
 
 
 def require(module: str, remedy: str) -> None:
@@ -45,7 +51,8 @@ def compile_isolated(
         module: name of TensorRT's, `tensorrt` or `tensorrt_rtx`.
         kernels: folder of compiled GPU kernels, which become plugins.
     Raises:
-        EdgeError: as `compile_graph`, or the process ended without a word.
+        EdgeError: as `compile_graph`, or the process ended without a word; its cause is the
+            traceback of the other process.
     """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
@@ -67,7 +74,8 @@ def compile_isolated(
     if isinstance(result, Built):
         return result
     if isinstance(result, _Failed):
-        raise result.kind(result.thing, result.problem, result.remedy)
+        error = result.kind(result.thing, result.problem, result.remedy)
+        raise error from ElsewhereError(result.trace)
     raise BundleError(
         order.onnx.name,
         f"ended the process that compiled it (exit code {process.exitcode})",
@@ -86,5 +94,10 @@ def _build(send: Connection, module: str, order: Order, kernels: Path | None) ->
             trt, order, lambda done, total: send.send((done, total)), load
         )
     except EdgeError as error:
-        result = _Failed(type(error), error.thing, error.problem, error.remedy)
+        kind, trace = type(error), traceback.format_exc()
+        result = _Failed(kind, error.thing, error.problem, error.remedy, trace)
+    except Exception as error:  # noqa: BLE001  # NVIDIA's Python raises what it likes
+        problem = " ".join(f"fails with {type(error).__name__}: {error}".split())
+        remedy, trace = "see where with --verbose, and report it", traceback.format_exc()
+        result = _Failed(BundleError, order.onnx.name, problem, remedy, trace)
     send.send(result)

@@ -25,6 +25,7 @@ from edge import advice
 from edge.engines.bundle import Bundle, Manifest, Plans, file_entry
 from edge.engines.choose import open_cuda
 from edge.engines.encoders import AUDIO, VISION
+from edge.engines.plan import check_tensorrt
 from edge.engines.safetensors import Layout
 from edge.errors import ConfigurationError
 from edge.model.spec import ModelSpec
@@ -93,9 +94,14 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
         name: of the target; `this-gpu` takes whatever is here.
     Raises:
         EdgeError: the bundle is damaged; TensorRT, the driver or the GPU is missing or another;
-            TensorRT refuses a graph or warns.
+            TensorRT is too old, refuses a graph or warns that it would compute something else.
     """
-    require(COMPILER, "install JetPack's, or only --check the graphs")
+    remedy = "install JetPack's, or only --check the graphs"
+    require(COMPILER, remedy)
+    version = getattr(importlib.import_module(COMPILER), "__version__", None)
+    if version is None:  # a folder of type stubs can be imported too
+        raise ConfigurationError(COMPILER, "is not installed", remedy)
+    check_tensorrt(version)
     capability = local_compute_capability()
     target = TARGETS.get(name, Target(THIS_GPU, capability, ""))
     if target.compute_capability != capability:
@@ -112,7 +118,9 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
             _compiled(COMPILER, replace(order, timing_cache=cache), options.kernels, report)
             for order in made
         ]
-        _put_into(path, bundle.manifest, [order.plan for order in made], target, options)
+        warnings = {b.graph: b.warnings for b in built if b.warnings}
+        plans = [order.plan for order in made]
+        _put_into(path, bundle.manifest, plans, warnings, target, options)
     return built
 
 
@@ -156,7 +164,12 @@ def _compiled(module: str, order: Order, kernels: Path | None, report: Report) -
 
 
 def _put_into(
-    path: Path, manifest: Manifest, plans: Sequence[Path], target: Target, options: Options
+    path: Path,
+    manifest: Manifest,
+    plans: Sequence[Path],
+    warnings: dict[str, tuple[str, ...]],
+    target: Target,
+    options: Options,
 ) -> None:
     """Name the plans last: a bundle that is interrupted here is one without plans."""
     names = {plan.name for plan in plans}
@@ -169,6 +182,7 @@ def _put_into(
         tensorrt=str(importlib.import_module(COMPILER).__version__),
         compute_capability=".".join(map(str, target.compute_capability)),
         max_past_rows=options.max_past_rows,
+        warnings=warnings,
     )
     whole = msgspec.structs.replace(manifest, target=target.name, plans=described, files=files)
     save_manifest(whole, path)
@@ -195,6 +209,7 @@ def table(built: Sequence[Built]) -> str:
         f"{b.peak_bytes / 1e6:12.0f} {b.n_warnings:9}"
         for b in built
     ]
+    lines += [f"{b.graph}: TensorRT warns: {text}" for b in built for text in b.warnings]
     return "\n".join(lines)
 
 

@@ -90,6 +90,8 @@ class Verification:
     """Of N_GREEDY_TOKENS: where the stored token is the likeliest here too."""
     seconds: dict[str, float]
     memory_bytes: dict[str, int]
+    plan_warnings: dict[str, tuple[str, ...]]
+    """Of each graph, what TensorRT said when its plan was made."""
 
     @property
     def problem(self) -> str | None:
@@ -293,6 +295,7 @@ def examine(bundle: Bundle, engine: AnyEngine, started: float) -> Verification:
             if isinstance(engine, TensorrtEngine)
             else {"resident at most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         ),
+        plan_warnings=manifest.plans.warnings if on_gpu and manifest.plans else {},
     )
 
 

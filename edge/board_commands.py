@@ -18,6 +18,15 @@ from edge.wire import DEFAULT_SOCKET
 
 def doctor(arguments: argparse.Namespace) -> None:
     """Can this machine run this bundle now? Ends with 78 if it cannot."""
+    if arguments.board_report:
+        from edge import board_report
+
+        if arguments.bundle:
+            raise ConfigurationError(
+                "--board-report", "makes a bundle of its own", f"leave {arguments.bundle} out"
+            )
+        board_report.run(arguments.board_report, arguments.kernels)
+        return
     from jetson.doctor import examine, report
 
     checks = []
@@ -77,6 +86,18 @@ def add(commands: Any) -> None:
     )
     command.add_argument(
         "--report", type=Path, metavar="FILE", help="write all of it, with nothing private in it"
+    )
+    command.add_argument(
+        "--board-report",
+        type=Path,
+        metavar="FILE",
+        help="try all that a board can do, in ten minutes, and write that, with nothing private",
+    )
+    command.add_argument(
+        "--kernels",
+        type=Path,
+        metavar="FOLDER",
+        help="for --board-report: of scripts/compile_gpu_kernels.py (default: compiled here)",
     )
     command.set_defaults(call=doctor)
 

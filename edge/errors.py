@@ -3,7 +3,7 @@
     EdgeError
     ├── ConfigurationError   a setting is wrong                  refuse to start, exit 78
     ├── BundleError          a bundle cannot be trusted or used  refuse to start, exit 78
-    ├── DeviceError          the GPU or its driver is missing    refuse to start, exit 78
+    ├── DeviceError          the GPU or its driver is missing    refuse to start, exit 75: try again
     ├── CheckpointError      a checkpoint cannot be built        stop the build, exit 65
     ├── MediaError           a recording cannot be played        refuse to start, exit 65
     ├── SocketError          the socket cannot be had or reached refuse to start, exit 73
@@ -49,9 +49,9 @@ class BundleError(EdgeError):
 
 
 class DeviceError(EdgeError):
-    """The GPU, its driver or its memory is not what the bundle needs."""
+    """The GPU, its driver or its memory is not what the bundle needs, or not yet."""
 
-    exit_code = 78
+    exit_code = 75
 
 
 class CheckpointError(EdgeError):

@@ -18,8 +18,10 @@ from edge.session.health import SYSTEM, BoardHealth, linux_health
 
 SOCS = {"tegra234": ("Orin", "8.7"), "tegra264": ("Thor", "11.0")}
 """Chip -> family, compute capability."""
-JETPACKS = {"35": "5", "36": "6", "38": "7", "39": "7"}
-"""Major release of L4T -> of JetPack."""
+JETPACKS = {"35": "5", "36": "6", "38": "7.0 or 7.1", "39": "7.2"}
+"""Major release of L4T -> JetPack."""
+FIRST_L4T = {"Orin": (39, 2), "Thor": (38, 0)}
+"""Family -> the first release whose TensorRT is `edge.engines.plan.MIN_TENSORRT` or later."""
 WHOLE_BOARD = ("VDD_IN", "VIN")
 """Rails that feed all others; without one of them all are added up."""
 CARRIER = "VIN"
@@ -37,12 +39,18 @@ class Board:
     """Orin, Thor, or empty: no Jetson that is known here."""
     compute_capability: str
     l4t: str
-    """Release of NVIDIA's Linux, such as 36.4.3."""
+    """Release of NVIDIA's Linux, such as 39.2.0."""
     jetpack: str
     power_mode: str
     """Name in nvpmodel, such as MAXN or MODE_30W."""
     memory_bytes: int
     free_memory_bytes: int
+
+    @property
+    def runs_plans(self) -> bool:
+        """Whether its JetPack is recent enough for the GPU; else the cpu engine runs."""
+        release = tuple(int(part) for part in self.l4t.split(".") if part)
+        return self.family in FIRST_L4T and release >= FIRST_L4T[self.family]
 
     @property
     def mode_power_w(self) -> float | None:

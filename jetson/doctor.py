@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import edge
 from edge.engines.bundle import Bundle
+from edge.engines.plan import JETPACK, MIN_TENSORRT
 from edge.errors import EdgeError
 from edge.session.health import SYSTEM
 from jetson.board import Board, HealthReader, rails_w, read_board
@@ -23,7 +24,6 @@ GB = 1_000_000_000
 NEEDED_BYTES = 3 * GB // 2
 """ESTIMATE: the service beside its weights."""
 NEEDED_DISK_BYTES = GB
-MIN_JETPACK = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def examine(
     yield _machine(board)
     yield _jetpack(board)
     yield _cuda(root)
-    yield _tensorrt()
+    yield check_tensorrt()
     yield _power_mode(board)
     yield _heat(root)
     yield _power(board, root)
@@ -100,12 +100,11 @@ def _machine(board: Board) -> Check:
 
 def _jetpack(board: Board) -> Check:
     if not board.l4t:
-        return Check(
-            "JetPack", "warning", "not found", "flash JetPack 6 or later to use the board's GPU"
-        )
+        return Check("JetPack", "warning", "not found", f"to use a board's GPU: {JETPACK}")
     found = f"JetPack {board.jetpack or '?'} (L4T {board.l4t})"
-    if not board.jetpack or int(board.jetpack) < MIN_JETPACK:
-        return Check("JetPack", "failure", found, f"flash JetPack {MIN_JETPACK} or later")
+    if not board.runs_plans:
+        found += ": only the cpu engine runs"
+        return Check("JetPack", "warning", found, f"to use the GPU, flash {JETPACK}")
     return Check("JetPack", "ok", found)
 
 
@@ -116,28 +115,30 @@ def _cuda(root: Path) -> Check:
         return Check(
             "CUDA", "warning", "no driver", "install JetPack's: sudo apt install nvidia-jetpack"
         )
-    closed = [
-        path.name
-        for path in (root / "dev/nvmap", *(root / "dev/dri").glob("renderD*"))
-        if path.exists() and not os.access(path, os.R_OK | os.W_OK)
-    ]
+    wanted = {root / "dev/nvmap": os.R_OK}  # some boards let nobody write there
+    wanted |= dict.fromkeys((root / "dev/dri").glob("renderD*"), os.R_OK | os.W_OK)
+    closed = [path.name for path in wanted if path.exists() and not os.access(path, wanted[path])]
     if closed:
         groups = "usermod -aG video,render USER, and log in again"
         return Check("CUDA", "warning", f"{', '.join(closed)} closed to this user", groups)
     return Check("CUDA", "ok", "driver found")
 
 
-def _tensorrt() -> Check:
+def check_tensorrt() -> Check:
+    """Whether it is there, and runs plans."""
     try:
-        version = importlib.import_module("tensorrt").__version__
+        version = getattr(importlib.import_module("tensorrt"), "__version__", "")
     except ImportError:
-        return Check(
-            "TensorRT",
-            "warning",
-            "not found",
-            "sudo apt install python3-libnvinfer; then sudo make install",
-        )
-    return Check("TensorRT", "ok", str(version))
+        version = ""
+    if not version:
+        remedy = "sudo apt install python3-libnvinfer; then sudo make install"
+        return Check("TensorRT", "warning", "not found", remedy)
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if release < MIN_TENSORRT:
+        found = f"{version} is older than {'.'.join(map(str, MIN_TENSORRT))}"
+        found += ": only the cpu engine runs"
+        return Check("TensorRT", "warning", found, f"to use the GPU, flash {JETPACK}")
+    return Check("TensorRT", "ok", version)
 
 
 def _power_mode(board: Board) -> Check:

@@ -3,8 +3,12 @@
 #
 #   BUNDLE=dir    copied to /var/lib/edge/bundle; else put one there before the service can start
 #   EXTRAS=a,b    of pyproject.toml (default: what this machine can use)
-#   WHEELS=dir    take all Python packages from there: no network
+#   WHEELS=dir    take all Python packages from there, as they are: no network
 #   DESTDIR=dir   stage into a file system that is not running: no users, no services
+#   PYTHON=...    the interpreter of the service (default: the system's)
+#
+# Python packages have the versions in locks/ and, fetched, its hashes. Those of WHEELS are taken on
+# trust: what is compiled there has no hash that could be known here.
 #
 # Each version has a folder of its own under /opt/edge/versions; `current` points to one. A version
 # that does not become ready is removed and the one before goes on.
@@ -12,7 +16,12 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 source=${SOURCE:-$(dirname "$here")}
 root=${DESTDIR:-}
-python=${PYTHON:-python3}
+unset DESTDIR  # cmake, which compiles the kernels, would install them there
+[ -z "$root" ] || { mkdir -p "$root"; root=$(realpath "$root"); root=${root%/}; }
+# The system's own, by its full name: the service sees no home directories, where version managers
+# keep theirs, and python3 may be another version one day.
+python=$(command -v "${PYTHON:-/usr/bin/python3}") && python=$(readlink -f "$python") ||
+    { echo "install: there is no ${PYTHON:-/usr/bin/python3}" >&2; exit 1; }
 versions=/opt/edge/versions
 bundle=/var/lib/edge/bundle
 
@@ -22,15 +31,15 @@ is_running() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 
 # 1. What is here.
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "needs root: sudo make install"
-[ -z "$root" ] || mkdir -p "$root"
 free_kb=$(df -Pk "${root:-/}" | awk 'NR == 2 { print $4 }')
 [ "$free_kb" -ge 2000000 ] || die "only $((free_kb / 1024)) MB are free, 2 GB are needed: make room"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    die "$python is older than 3.10: use JetPack 6 or later, or PYTHON=python3.10"
+    die "$python is older than 3.10: flash JetPack 7.2 (Orin) or 7.0 or later (Thor), or PYTHON=python3.10"
 if [ -z "$root" ]; then
     model=$(tr -d '\0' 2>/dev/null </proc/device-tree/model || echo "no Jetson")
     say "machine: $model, $(awk '/MemTotal/ { printf "%.0f GB", $2 / 1e6 }' /proc/meminfo)"
-    say "L4T: $(sed -n 's/^# \(R[0-9]*\).*REVISION: \([0-9.]*\).*/\1.\2/p' /etc/nv_tegra_release \
+    say "L4T: $(sed -n -e 's/^# \(R3[0-7]\).*REVISION: \([0-9.]*\).*/\1.\2: only the cpu engine; the GPU needs JetPack 7/p;t' \
+        -e 's/^# \(R[0-9]*\).*REVISION: \([0-9.]*\).*/\1.\2/p' /etc/nv_tegra_release \
         2>/dev/null || echo "none: only the cpu engine")"
     ldconfig -p | grep -q 'libcuda\.so' && cuda=found || cuda="not found: only the cpu engine"
     say "CUDA driver: $cuda"
@@ -50,19 +59,50 @@ version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/edge/__init__.py")
 new=$versions/$version-$(date +%Y%m%d%H%M%S)
 link=$root/opt/edge/current
 old=$(readlink "$link" 2>/dev/null || true)
-give_up() { rm -rf "$root${new:?}"; }
-trap give_up EXIT
+work=$(mktemp -d)
+keep=
+clean_up() { rm -rf "$work"; [ -n "$keep" ] || rm -rf "$root${new:?}"; }
+trap clean_up EXIT
 trap 'exit 1' INT TERM HUP
 say "building $new with $extras"
-mkdir -p "$root$versions"
-# JetPack's TensorRT and Debian's PyGObject are the system's.
-"$python" -m venv --system-site-packages "$root$new" ||
+# What compiles has an environment of its own, which goes again. Its pip installs for the service's,
+# too, which needs none.
+"$python" -m venv "$work/tools" ||
     die "cannot make a virtual environment: sudo apt install python3-venv"
-if [ -n "${WHEELS:-}" ]; then from="--no-index --find-links $WHEELS omni-edge[$extras]"
-else from="$source[$extras]"; fi
-# pip compiles what it installs: the service may not write, and would compile at each start.
-# shellcheck disable=SC2086  # several words
-"$root$new/bin/python" -m pip install --quiet --disable-pip-version-check $from
+pip_with() {  # PYTHON ARGUMENTS
+    with=$1
+    shift
+    "$with" "$work"/tools/lib/python3*/site-packages/pip --quiet --disable-pip-version-check "$@"
+}
+for extra in $(echo "$extras" | tr , ' '); do
+    [ -e "$source/locks/$extra.txt" ] || die "there is no $source/locks/$extra.txt"
+    cat "$source/locks/$extra.txt" >>"$work/lock.txt"
+done
+sed -n 's/^\([a-z].*\) \\$/\1/p' "$work/lock.txt" >"$work/versions.txt"
+if [ -n "${WHEELS:-}" ]; then wheels=$WHEELS; else
+    tools=$work/tools/bin/python
+    wheels=$work/wheels
+    say "1/4 fetching what compiles"
+    pip_with "$tools" install --no-deps --require-hashes -r "$source/locks/tools.txt"
+    PATH=$work/tools/bin:$PATH
+    say "2/4 fetching packages (100 MB)"
+    pip_with "$tools" download --dest "$work/fetched" --no-deps --no-build-isolation --require-hashes \
+        -r "$work/lock.txt"
+    say "3/4 compiling the kernels (1 to 5 minutes)"
+    # No cache: it may hold what another Python of this machine has compiled.
+    pip_with "$tools" wheel --wheel-dir "$wheels" --no-cache-dir --no-deps --no-build-isolation \
+        "$work"/fetched/*
+    pip_with "$tools" wheel --wheel-dir "$wheels" --no-deps --no-build-isolation "$source"
+fi
+say "4/4 installing packages into $root$new"
+mkdir -p "$root$versions"
+# JetPack's TensorRT and Debian's PyGObject are the system's; whatever else it has may change.
+"$python" -m venv --without-pip --system-site-packages "$root$new"
+pip_with "$root$new/bin/python" install --ignore-installed --no-compile --no-deps --no-index \
+    --find-links "$wheels" -r "$work/versions.txt" "omni-edge==$version"
+# Compiled now: the service may not write, and would compile at each start. Files that do not compile
+# are for other versions of Python.
+"$root$new/bin/python" -m compileall -qq -j 0 ${root:+-s "$root" -p /} "$root$new/lib" || true
 if [ -n "$root" ]; then
     grep -rlI --null "$root" "$root$new/bin" "$root$new/pyvenv.cfg" | xargs -0r sed -i "s#$root##g"
 fi
@@ -89,13 +129,15 @@ point_to() { ln -sfn "$1" "$link.new" && mv -T "$link.new" "$link"; }
 
 if [ -n "$root" ]; then
     point_to "$new"
-    trap - EXIT
+    keep=1
     say "staged in $root"
     exit 0
 fi
 systemd-sysusers edge.conf
 chown -R edge:edge /var/lib/edge /var/cache/edge
 if is_running; then
+    # what jetson.before_start has found goes with the units that it was found for
+    rm -rf /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d
     systemctl daemon-reload
     udevadm control --reload && udevadm trigger || true
 fi
@@ -114,7 +156,7 @@ elif is_running; then
         systemctl restart edge.service || true
         die "$new did not become ready (journalctl -u edge); $old goes on"
     else
-        trap - EXIT
+        keep=1
         die "$new did not become ready: journalctl -u edge, then edge doctor"
     fi
 elif "$new/bin/edge" doctor $bundle --try; then
@@ -126,7 +168,7 @@ else
     die "$new did not pass its self-check: see above"
 fi
 is_running || systemctl --root=/ enable --quiet edge.socket edge.service
-trap - EXIT
+keep=1
 for unused in "$versions"/*; do  # the one before stays, to go back to
     [ "$unused" = "$new" ] || [ "$unused" = "$old" ] || rm -rf "$unused"
 done

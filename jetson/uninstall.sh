@@ -1,25 +1,40 @@
 #!/bin/sh
 # Removes Omni Edge from this machine: make uninstall. KEEP_DATA=1 leaves the configuration and the
-# bundle.
+# bundle; DESTDIR=dir removes what was staged there, and nothing of this machine.
 set -eu
-[ "$(id -u)" = 0 ] || { echo "uninstall: needs root: sudo make uninstall" >&2; exit 1; }
-if [ -d /run/systemd/system ]; then
+root=${DESTDIR:-}
+[ -z "$root" ] || { root=$(realpath "$root"); root=${root%/}; }
+[ -n "$root" ] || [ "$(id -u)" = 0 ] ||
+    { echo "uninstall: needs root: sudo make uninstall" >&2; exit 1; }
+is_running() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+if is_running; then
     systemctl disable --quiet --now edge.socket edge.service 2>/dev/null || true
-    systemctl disable --quiet --now 'edge-ingest@*.service' 2>/dev/null || true
-else
-    systemctl --root=/ disable --quiet edge.socket edge.service 2>/dev/null || true
+    systemctl stop 'edge-ingest@*'
 fi
-rm -rf /opt/edge /run/edge /run/edge-ingest /var/cache/edge
-rm -f /usr/bin/edge /usr/lib/systemd/system/edge.service /usr/lib/systemd/system/edge.socket \
-    /usr/lib/systemd/system/edge-ingest@.service \
-    /usr/lib/udev/rules.d/70-edge.rules /usr/lib/sysusers.d/edge.conf
-rm -f /etc/systemd/system/multi-user.target.wants/edge-ingest@*.service
-[ ! -d /run/systemd/system ] || systemctl daemon-reload
+rm -rf "$root/opt/edge" "$root/var/cache/edge"
+[ -n "$root" ] || rm -rf /run/edge /run/edge-ingest
+for unit in edge.service edge.socket edge-ingest@.service; do
+    rm -f "$root/usr/lib/systemd/system/$unit"
+done
+for enabled in edge.service edge.socket 'edge-ingest@*.service'; do
+    # shellcheck disable=SC2086  # a pattern
+    rm -f "$root"/etc/systemd/system/*.wants/$enabled
+done
+rm -f "$root/usr/bin/edge" "$root/usr/lib/udev/rules.d/70-edge.rules" \
+    "$root/usr/lib/sysusers.d/edge.conf"
+! is_running || {
+    rm -rf /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d
+    systemctl daemon-reload
+}
 if [ "${KEEP_DATA:-}" = 1 ]; then
-    echo "uninstall: /etc/edge and /var/lib/edge are kept"
+    echo "uninstall: $root/etc/edge and $root/var/lib/edge are kept"
     exit 0
 fi
-rm -rf /etc/edge /var/lib/edge
+rm -rf "$root/etc/edge" "$root/var/lib/edge"
+if [ -n "$root" ]; then
+    echo "uninstall: nothing is left in $root"
+    exit 0
+fi
 userdel edge 2>/dev/null || true
 groupdel edge 2>/dev/null || true
 echo "uninstall: nothing is left"

@@ -81,7 +81,7 @@ AGX_ORIN: Files = {
     **_identity(
         "NVIDIA Jetson AGX Orin Developer Kit",
         "nvidia,p3737-0000+p3701-0005,,nvidia,p3701-0005,,nvidia,tegra234",
-        "R36 (release), REVISION: 4.3",
+        "R39 (release), REVISION: 2.0",
     ),
     **_memory(64_337_000, 58_100_000),
     **_zone(0, "cpu-thermal", 51_000, 99_000),

@@ -3,6 +3,9 @@
 A graph holds no weight at all. It is made from names, dtypes and shapes alone, a plan of it stays
 small, all of a plan's profiles share one copy, and loading an engine is handing over addresses.
 What a target has no type for is decoded from its bytes by tables.
+
+Bytes are bound as INT8: TensorRT lets UINT8 feed nothing but a cast, no plugin either. Its headers
+know no conversion from a byte to int32, so that one goes through float32, which is exact.
 """
 
 from __future__ import annotations
@@ -73,8 +76,8 @@ def stored(layout: Layout, name: str) -> Stored:
 def bind(graph: Graph, layout: Layout, name: str, *, fp8: bool = False) -> str:
     """Declare a tensor of the bundle as an input; FP8 as a type only where `fp8`, else as bytes."""
     dtype, shape = layout[name]
-    as_bytes = dtype == E4M3 and not fp8
-    return graph.input(name, np.uint8 if as_bytes else dtype, shape)
+    as_bytes = dtype == np.uint8 or (dtype == E4M3 and not fp8)
+    return graph.input(name, np.int8 if as_bytes else dtype, shape)
 
 
 def decoded(graph: Graph, weight: Stored, tensors: Sequence[str]) -> str:
@@ -108,8 +111,8 @@ def _int4(graph: Graph, weight: Stored, codes: str, block_scale: str) -> str:
 
 def _nvfp4(graph: Graph, weight: Stored, codes: str, block_scale: str, scale: str) -> str:
     """Tiles of 16 rows, the last with what is left."""
-    # as int32 before all else: TensorRT does nothing with bytes but convert them
-    codes, block_scale = graph.cast(codes, np.int32), graph.cast(block_scale, np.int32)
+    # before all else: TensorRT does little with bytes but convert them
+    codes, block_scale = _indices(graph, codes), _indices(graph, block_scale)
     whole, axis = weight.n - weight.n % NVFP4_TILE, len(weight.stack)
     parts = []
     for start, end, rows in ((0, whole, NVFP4_TILE), (whole, weight.n, weight.n - whole)):
@@ -141,13 +144,24 @@ def _per_matrix(graph: Graph, weight: Stored, scale: str) -> str:
 
 def _looked_up(graph: Graph, table: Float32, codes: str) -> str:
     """Bytes -> their values; a table of two columns adds a last axis of length 2."""
-    return graph.op("Gather", table, graph.cast(codes, np.int32), axis=0)
+    return graph.op("Gather", table, _indices(graph, codes), axis=0)
+
+
+def _indices(graph: Graph, codes: str) -> str:
+    """Bytes, bound as -128 to 127 -> int32 places in a table that begins at byte 128."""
+    shifted = graph.op("Add", graph.cast(codes, np.float32), np.float32(128))
+    return graph.cast(shifted, np.int32)
+
+
+def _from_128(table: Float32) -> Float32:
+    """A table of all bytes in the order of their signed values."""
+    return np.roll(table, 128, axis=0)
 
 
 def _e4m3_table() -> Float32:
     """Values of all 256 codes. The two that are NaN are in no bundle: zero."""
     codes = np.arange(256, dtype=np.uint8)
-    return np.where(codes & 0x7F == 0x7F, 0, codes.view(E4M3).astype(np.float32))
+    return _from_128(np.where(codes & 0x7F == 0x7F, 0, codes.view(E4M3).astype(np.float32)))
 
 
 def _e2m1_values() -> Float32:
@@ -163,4 +177,4 @@ def _int4_values() -> Float32:
 def _both_halves(values: Float32) -> Float32:
     """Of each byte its low and its high half's value, [256, 2]."""
     byte = np.arange(256)
-    return np.stack([values[byte & 15], values[byte >> 4]], axis=1)
+    return _from_128(np.stack([values[byte & 15], values[byte >> 4]], axis=1))

@@ -47,6 +47,8 @@ class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows of the K/V cache that the decoder can be given."""
     verified: str | None = None
     """The GPU on which `build-engine verify` found the plans right."""
+    warnings: dict[str, tuple[str, ...]] = {}
+    """Of each graph, what TensorRT said while it compiled and what does not change its meaning."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

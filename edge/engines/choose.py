@@ -14,9 +14,9 @@ from edge.engines.bundle import Bundle, Plans
 from edge.engines.cpu import CpuEngine
 from edge.engines.cuda import ON_CPU, Cuda, Device
 from edge.engines.engine import AnyEngine
-from edge.engines.plan import COMPILE
+from edge.engines.plan import COMPILE, JETPACK
 from edge.engines.tensorrt import TensorrtEngine
-from edge.errors import BundleError, DeviceError
+from edge.errors import BundleError, ConfigurationError
 
 CPU, TENSORRT = ENGINES = ("cpu", "tensorrt")
 
@@ -37,7 +37,8 @@ def opened(bundle: Bundle, choice: Choice) -> Iterator[AnyEngine]:
 
     Raises:
         BundleError: the bundle has no plans, or plans for another GPU or TensorRT.
-        DeviceError: GPU, driver, TensorRT or cuda-python is missing.
+        DeviceError: the GPU, its driver or its memory is missing.
+        ConfigurationError: TensorRT or cuda-python is not installed.
     """
     if (choice.engine or (TENSORRT if bundle.manifest.plans else CPU)) == CPU:
         engine = CpuEngine(bundle)
@@ -53,7 +54,7 @@ def open_tensorrt(bundle: Bundle, *, unverified: bool) -> TensorrtEngine:
     """The engine on this machine's GPU, or why it cannot be had, the first reason first.
 
     Raises:
-        BundleError, DeviceError: as `opened` says.
+        EdgeError: as `opened` says.
     """
     plans, path = bundle.manifest.plans, bundle.path
     if plans is None:
@@ -62,7 +63,7 @@ def open_tensorrt(bundle: Bundle, *, unverified: bool) -> TensorrtEngine:
         )
     cuda = open_cuda()
     try:
-        trt = _module("tensorrt", "Runtime", "install JetPack's")
+        trt = _module("tensorrt", "Runtime", f"install that of {JETPACK}")
         check_plans(path, plans, cuda.device(), trt.__version__, unverified=unverified)
     except BaseException:
         cuda.close()
@@ -74,7 +75,8 @@ def open_cuda() -> Cuda:
     """This machine's GPU.
 
     Raises:
-        DeviceError: it, its driver or cuda-python is missing.
+        DeviceError: it or its driver is missing.
+        ConfigurationError: cuda-python is not installed.
     """
     return Cuda(_module("cuda.bindings.driver", "cuInit", advice.install("device")))
 
@@ -106,5 +108,5 @@ def _module(name: str, needed: str, remedy: str) -> Any:
     except ModuleNotFoundError:
         module = None
     if not hasattr(module, needed):
-        raise DeviceError(f"module {name}", "is not installed", f"{remedy}, {ON_CPU}")
+        raise ConfigurationError(f"module {name}", "is not installed", f"{remedy}, {ON_CPU}")
     return module

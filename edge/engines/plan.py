@@ -1,6 +1,6 @@
 """One TensorRT plan: its bindings by name and its execution contexts; no failure goes unnoticed.
 
-Only calls that TensorRT 10 and 11 share. Their API reports most failures by returning False or
+Only calls that TensorRT 10.9 and 11 share. Their API reports most failures by returning False or
 None, here each becomes an error.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from edge.errors import BundleError, EngineError
+from edge.errors import BundleError, ConfigurationError, EngineError
 
 if TYPE_CHECKING:
     import tensorrt
@@ -25,13 +25,33 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "FP8": np.dtype(ml_dtypes.float8_e4m3fn),
     "INT32": np.dtype(np.int32),
-    "UINT8": np.dtype(np.uint8),
+    "INT8": np.dtype(np.int8),
     "INT4": np.dtype(ml_dtypes.int4),
     "FP4": np.dtype(ml_dtypes.float4_e2m1fn),
 }
 """By TensorRT's name; the last two are packed in pairs, which numpy's are not."""
 PACKED = ("INT4", "FP4")
 COMPILE = "compile it again with `build-engine compile`"
+MIN_TENSORRT = (10, 9)
+"""The first whose plans take kernels compiled ahead of time (`tensorrt.plugin.aot_impl`). JetPack 6
+has 10.3."""
+JETPACK = "JetPack 7.2 on Orin, 7.0 or later on Thor"
+"""What brings it."""
+
+
+def check_tensorrt(version: str) -> None:
+    """Refuse a TensorRT that is too old, before anything else of it is used.
+
+    Args:
+        version: its `__version__`, e.g. 10.16.2.10.
+    Raises:
+        ConfigurationError: it is older than MIN_TENSORRT.
+    """
+    if tuple(map(int, version.split(".")[:2])) < MIN_TENSORRT:
+        needed = ".".join(map(str, MIN_TENSORRT))
+        raise ConfigurationError(
+            f"TensorRT {version}", f"is too old: plans need {needed}", f"flash {JETPACK}"
+        )
 
 
 class TensorRT(Protocol):

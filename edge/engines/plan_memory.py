@@ -22,8 +22,8 @@ KINDS = {
     "float32": ("FLOAT",),
     "float16": ("HALF",),
     "bfloat16": ("BF16",),
-    "float8_e4m3fn": ("FP8", "UINT8"),
-    "uint8": ("UINT8", "INT4", "FP4"),
+    "float8_e4m3fn": ("FP8", "INT8"),
+    "uint8": ("INT8", "INT4", "FP4"),
     "int32": ("INT32",),
 }
 """How a plan may call what decoder.safetensors holds."""

@@ -1,5 +1,6 @@
 /* libcuda.so.1 on the host: memory is malloc, a stream does everything at once, and a graph holds the
-   one fill that was captured. What cuda-python hands over is seen as C sees it.
+   one fill that was captured. The one kernel, "sum", takes (in, n, out, two addresses of scratch) and
+   adds to n numbers what was launched. What cuda-python hands over is seen as C sees it.
    FAKE_CUINIT is what cuInit returns. */
 #include <stdint.h>
 #include <stdio.h>
@@ -54,6 +55,17 @@ static R launch(void *e, void *s) {
     memset((void *)fill_at, fill_value, fill_n); return e == (void *)0x62 ? on(s) : 400; }
 static R drop_exec(void *e) { return e == (void *)0x62 ? 0 : 400; }
 
+static R load(void **module, const void *ptx) { *module = (void *)0x71; return strcmp(ptx, "ptx"); }
+static R find(void **f, void *module, const char *name) {
+    *f = (void *)0x72; return module != (void *)0x71 ? 400 : strcmp(name, "sum") ? 500 : 0; }
+static R run(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+             unsigned shared, void *s, void **parameters, void **extra) {
+    int *in = *(int **)parameters[0], n = *(int *)parameters[1], *out = *(int **)parameters[2];
+    if (*(P *)parameters[3] || *(P *)parameters[4] || extra) return 1;
+    for (int i = 0; i < n; i++)
+        out[i] = in[i] + gx + 10 * gy + 100 * gz + 1000 * bx + 10000 * by + 100000 * bz + 1000000 * shared;
+    return f == (void *)0x72 ? on(s) : 400; }
+
 static struct { const char *name; void *function; } table[] = {
     {"cuInit", init}, {"cuDriverGetVersion", version}, {"cuDeviceGet", device},
     {"cuDevicePrimaryCtxRetain", retain}, {"cuDevicePrimaryCtxRelease", release},
@@ -65,6 +77,7 @@ static struct { const char *name; void *function; } table[] = {
     {"cuMemsetD8Async", fill}, {"cuStreamBeginCapture", begin}, {"cuStreamEndCapture", end},
     {"cuGraphInstantiate", instantiate}, {"cuGraphInstantiateWithFlags", instantiate},
     {"cuGraphDestroy", drop_graph}, {"cuGraphLaunch", launch}, {"cuGraphExecDestroy", drop_exec},
+    {"cuModuleLoadData", load}, {"cuModuleGetFunction", find}, {"cuLaunchKernel", run},
 };
 
 R cuGetProcAddress_v2(const char *symbol, void **pfn, int v, uint64_t flags, int *status) {

@@ -41,8 +41,9 @@ KIND_OF = {
     "float32": "FLOAT",
     "float16": "HALF",
     "bfloat16": "BF16",
-    "float8_e4m3fn": "UINT8",
-    "uint8": "UINT8",
+    "float8_e4m3fn": "INT8",
+    "uint8": "INT8",
+    "int8": "INT8",
     "int32": "INT32",
 }
 BIG = 1 << 20

@@ -86,19 +86,22 @@ def test_a_part_of_a_frame_into_a_part_of_a_tubelet() -> None:
     np.testing.assert_array_equal(tubelet[:, 0], 7)
 
 
-def test_nv12() -> None:
+def rgb_of(luma: UInt8, chroma: UInt8) -> UInt8:
     """BT.601's published factors in float64, rounded as 20-bit integers round them."""
-    rng = np.random.default_rng(2)
-    luma = rng.integers(0, 256, (12, 18), np.uint8)
-    chroma = rng.integers(0, 256, (6, 9, 2), np.uint8)
     y = np.maximum(luma.astype(np.int64) - 16, 0)
     u, v = (chroma.astype(np.int64).repeat(2, 0).repeat(2, 1) - 128).transpose(2, 0, 1)
     fy, fvr, fvg, fug, fub = (round(f * 2**20) for f in (1.164, 1.596, 0.813, 0.391, 2.018))
     rgb = np.stack([fy * y + fvr * v, fy * y - fvg * v - fug * u, fy * y + fub * u], -1)
-    pixels = np.clip((rgb + 2**19) // 2**20, 0, 255).astype(np.uint8)
+    return np.clip((rgb + 2**19) // 2**20, 0, 255).astype(np.uint8)
+
+
+def test_nv12() -> None:
+    rng = np.random.default_rng(2)
+    luma = rng.integers(0, 256, (12, 18), np.uint8)
+    chroma = rng.integers(0, 256, (6, 9, 2), np.uint8)
     got = np.full((6, 48), np.nan, np.float16)
     gpu_patches((luma, chroma), 2, 3, 4, got)
-    assert_equal_within_float16(got, cpu_patches(pixels, 2, 3, 4))
+    assert_equal_within_float16(got, cpu_patches(rgb_of(luma, chroma), 2, 3, 4))
 
 
 def dissimilarity(tubelet: NDArray[np.float16], before: NDArray[np.float16]) -> Float32:
@@ -109,17 +112,21 @@ def dissimilarity(tubelet: NDArray[np.float16], before: NDArray[np.float16]) -> 
     return result
 
 
-@pytest.mark.parametrize("n", [16, 1024, 2688])
-def test_dissimilarity(n: int) -> None:
+def check_dissimilarity(places: int, n: int) -> None:
     rng = np.random.default_rng(n)
-    before = rng.standard_normal((6, n)).astype(np.float16)
-    nearly = (before + rng.standard_normal((6, n)) * 0.05).astype(np.float16)
+    before = rng.standard_normal((places, n)).astype(np.float16)
+    nearly = (before + rng.standard_normal((places, n)) * 0.05).astype(np.float16)
     block = KERNELS["dissimilarity"].constants["BLOCK"]
     roundings = -(-n // block) + np.log2(block) + 2
     bound = (2 * roundings + 5) * 2.0**-24
-    for other in (nearly, -before, rng.standard_normal((6, n)).astype(np.float16)):
+    for other in (nearly, -before, rng.standard_normal((places, n)).astype(np.float16)):
         expected = evs._dissimilarity(other.astype(np.float32), before.astype(np.float32))
         np.testing.assert_allclose(dissimilarity(other, before), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("n", [16, 1024, 2688])
+def test_dissimilarity(n: int) -> None:
+    check_dissimilarity(6, n)
 
 
 def test_a_still_picture_gives_exact_zeros_and_nothing_gives_one() -> None:

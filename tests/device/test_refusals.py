@@ -69,7 +69,7 @@ def test_no_driver(folder, driver, capsys, options):
     driver.no_library = True
     code, line = run(capsys, folder, *options)
     assert (code, line) == (
-        78,
+        75,
         "edge: CUDA driver: libcuda.so.1 is not on this machine; install JetPack's or NVIDIA's "
         "driver, or run on the CPU with `--engine cpu`",
     )
@@ -78,7 +78,7 @@ def test_no_driver(folder, driver, capsys, options):
 def test_no_device(folder, driver, capsys):
     driver.failing["cuInit"] = 100
     code, line = run(capsys, folder)
-    assert code == 78
+    assert code == 75
     assert "the driver sees none (CUDA_ERROR_NO_DEVICE (100))" in line
 
 
@@ -140,6 +140,8 @@ def verify(folder, *options):
 
 
 def test_verify_marks_the_bundle_for_this_gpu(folder, driver, tmp_path, capsys):
+    warnings = {"vision": ["DLA requests all profiles have same min, max, and opt value."]}
+    describe_plans(folder, msgspec.structs.replace(COMPILED, warnings=warnings))
     report = tmp_path / "report.json"
     assert verify(folder, "--report", report) == 0
     shown = capsys.readouterr().out
@@ -154,6 +156,7 @@ def test_verify_marks_the_bundle_for_this_gpu(folder, driver, tmp_path, capsys):
     found = json.loads(report.read_text())
     assert found["passed"]
     assert found["gpu"] == str(ORIN)
+    assert found["plan_warnings"] == warnings
     assert all(error["error"] > 0 for error in found["outputs"] if error["name"] == "logits")
     private = {getpass.getuser(), socket.gethostname(), str(tmp_path), folder.parent.name}
     assert not [word for word in private if len(word) > 3 and word in report.read_text()]

@@ -94,7 +94,7 @@ def test_what_was_taken_is_given_back_when_memory_runs_out(compiled):
         driver = FakeDriver(total_bytes=int(needed * part))
         with pytest.raises(DeviceError, match=r"GB are free; stop other programs") as caught:
             load(bundle, driver, max_states=1)
-        assert caught.value.exit_code == 78
+        assert caught.value.exit_code == 75
         assert driver.leaks() == {}
     whole.engine.close()
 

@@ -52,7 +52,7 @@ class DecoderSession:
 
 
 def ort_value(values: NDArray[Any], fp8: bool = False) -> onnxruntime.OrtValue:
-    """An array as ONNX Runtime takes it: bfloat16 by its bits, FP8 as bytes or by them."""
+    """An array for ONNX Runtime: bfloat16 by its bits, FP8 by them or as bytes; bytes as int8."""
     values = np.asarray(values, order="C")
     if values.dtype == E4M3 and fp8:
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
@@ -63,7 +63,7 @@ def ort_value(values: NDArray[Any], fp8: bool = False) -> onnxruntime.OrtValue:
             values.view(np.uint16), TensorProto.BFLOAT16
         )
     return onnxruntime.OrtValue.ortvalue_from_numpy(
-        values.view(np.uint8) if values.dtype == E4M3 else values
+        values.view(np.int8) if values.dtype in (E4M3, np.uint8) else values
     )
 
 

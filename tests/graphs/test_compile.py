@@ -26,7 +26,7 @@ from build_engine.compile import Built, Order, compile_graph
 from build_engine.decoder_layout import recipe_layout
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, Precision, decoder_model
 from build_engine.graphs.onnx_ops import Graph
-from build_engine.isolated import compile_isolated
+from build_engine.isolated import ElsewhereError, compile_isolated
 from build_engine.profiles import decoder_profiles
 from build_engine.recipe import load_recipe
 from edge.engines.bundle import Bundle, Plans
@@ -157,8 +157,82 @@ def test_progress_and_errors_come_from_the_other_process(
     assert built.n_bytes == made.plan.stat().st_size
     assert steps[-1][0] == steps[-1][1] > 0
     made.onnx.write_bytes(b"no graph")
-    with pytest.raises(BundleError, match=r"small\.onnx: ended the process"):
+    with pytest.raises(BundleError, match=r"small\.onnx: fails with DecodeError: ") as caught:
         compile_isolated("tensorrt_rtx", made, no_progress)
+    assert "\n" not in str(caught.value)
+    assert "onnx.load(order.onnx" in str(caught.value.__cause__)  # where, in the other process
+
+
+def test_what_tensorrt_lacks_is_said_by_its_name(
+    tensorrt_rtx: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As JetPack 6's TensorRT does, this one has no plugins in Python."""
+    made = Order("small", tmp_path / "small.onnx", tmp_path / "small.plan", [])
+    said = r"fails with ModuleNotFoundError: No module named 'tensorrt_rtx\w*\.plugin'"
+    with pytest.raises(BundleError, match=rf"small\.onnx: {said}; see where with --verbose"):
+        compile_isolated("tensorrt_rtx", made, no_progress, tmp_path)
+    assert not capfd.readouterr().err
+
+
+def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
+    """A module whose import ends the process stands for one that the kernel ends."""
+    made = Order("small", tmp_path / "small.onnx", tmp_path / "small.plan", [])
+    with pytest.raises(BundleError, match=r"small\.onnx: ended the process .*exit code 7"):
+        compile_isolated("graphs.ends_the_process", made, no_progress)
+
+
+def test_verbose_tells_where_an_error_came_from(
+    bundle: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails_elsewhere(*_: Any) -> None:
+        raise BundleError("x.onnx", "fails", "report it") from ElsewhereError("Traceback: there")
+
+    monkeypatch.setattr(cli, "check_bundle", fails_elsewhere)
+    arguments = ["compile", str(bundle("single")), "--target", "orin", "--check"]
+    assert cli.main(arguments) == 78
+    assert capsys.readouterr().err == "build-engine: x.onnx: fails; report it\n"
+    assert cli.main([*arguments, "--verbose"]) == 78
+    assert capsys.readouterr().err.startswith("Traceback: there\nbuild-engine: x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"),
+    [("10.3.0", True), ("10.8.0.43", True), ("9.10", True), ("10.9.0.34", False), ("11.1", False)],
+)
+def test_a_tensorrt_that_is_too_old_is_refused_first(
+    bundle: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    version: str,
+    refused: bool,
+) -> None:
+    name = f"tensorrt_{version.replace('.', '_')}"
+    (tmp_path / f"{name}.py").write_text(f"__version__ = {version!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plans, "COMPILER", name)
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 6))
+    said = fails(capsys, str(bundle("single")), "--target", "orin")
+    if refused:
+        assert f"TensorRT {version}: is too old: plans need 10.9; flash JetPack 7.2" in said
+    else:
+        assert "this GPU is sm 8.6" in said
+
+
+def test_a_folder_without_tensorrt_is_none(
+    bundle: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """As the type stubs leave one."""
+    (tmp_path / "tensorrt_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plans, "COMPILER", "tensorrt_folder")
+    said = fails(capsys, str(bundle("single")), "--target", "orin")
+    assert "tensorrt_folder: is not installed; install JetPack's" in said
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -179,6 +253,7 @@ def test_a_machine_without_a_gpu_says_so(
         )
     monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 6))
     monkeypatch.setattr(plans, "COMPILER", "json")
+    monkeypatch.setattr(plans, "check_tensorrt", lambda version: None)
     said = fails(capsys, path, "--target", "orin")
     assert "--target orin: is sm 8.7, this GPU is sm 8.6; compile on the device" in said
     said = fails(capsys, path, "--target", "this-gpu", "--check")
@@ -195,6 +270,7 @@ def test_plans_are_put_into_the_bundle(
     path = tmp_path / "bundle"
     shutil.copytree(bundle("single"), path)
     monkeypatch.setattr(plans, "COMPILER", "tensorrt_rtx")
+    monkeypatch.setattr(plans, "check_tensorrt", lambda version: None)
     monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
 
     def for_a_stand_in(module: str, order: Order, progress: Any, kernels: Path | None) -> Built:

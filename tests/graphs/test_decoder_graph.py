@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from graphs.byte_casts import byte_casts
 from graphs.decoder_session import (
     Arrays,
     DecoderSession,
@@ -27,6 +28,7 @@ from graphs.random_decoder import (
 from make_tiny_checkpoint import PRESETS
 from onnx.inliner import inline_local_functions
 
+from build_engine import plans
 from build_engine.bundle import build_bundle
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_layout import bundle_layout, recipe_layout
@@ -40,7 +42,7 @@ from build_engine.graphs.decoder import (
 )
 from build_engine.graphs.onnx_ops import Graph
 from build_engine.graphs.scan import Scan, scan
-from build_engine.graphs.weight_formats import stored
+from build_engine.graphs.weight_formats import Stored, decoded, stored
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
 from edge.engines.bundle import Bundle
@@ -220,6 +222,62 @@ def test_orin_sees_no_type_that_it_lacks(
     assert not bound & lacking
     fp8 = decoder_model(spec, recipe_layout(spec, load_recipe("fp8")), DEVICE_FP8)
     assert {b.type.tensor_type.elem_type for b in fp8.graph.input} & lacking
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["operators", "kernels"])
+@pytest.mark.parametrize("board", plans.TARGETS)
+@pytest.mark.parametrize("recipe", known_recipes())
+def test_bytes_are_int8_and_become_integers_by_way_of_floats(
+    sized: Checkpoint, recipe: str, board: str, kernels: bool
+) -> None:
+    spec, precision = sized.spec.decoder, plans.TARGETS[board].precision
+    layout = recipe_layout(spec, load_recipe(recipe))
+    if kernels and layout["layers.1.experts_up"][0] != np.uint8:
+        with pytest.raises(BundleError, match="the kernels take nvfp4 and int4"):
+            decoder_model(spec, layout, precision, kernels=kernels)
+        return
+    model = decoder_model(spec, layout, precision, kernels=kernels)
+    bound = {b.name: b.type.tensor_type.elem_type for b in model.graph.input}
+    packed = {name for name, (dtype, _) in layout.items() if dtype == np.uint8}
+    assert {bound[name] for name in packed} <= {onnx.TensorProto.INT8}
+    assert byte_casts(model) == []
+
+
+def test_a_cast_from_a_byte_is_found() -> None:
+    """The test of the test above: the two things that it looks for."""
+    graph = Graph()
+    graph.output(graph.cast(graph.input("a", np.int8, [4]), np.int32), "i", np.int32, [4])
+    graph.output(graph.cast(graph.input("b", np.uint8, [4]), np.float32), "f", np.float32, [4])
+    assert byte_casts(graph.model("bytes")) == ["b", "Cast_0"]
+
+
+def test_every_byte_is_decoded() -> None:
+    """Those above 127 are negative numbers where they are bound."""
+    codes = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scales = np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])
+    graph = Graph()
+    table = decoded(
+        graph,
+        Stored("w", "fp8", (), 2, 127, has_input_scale=False),
+        [graph.input("w", np.int8, [2, 127]), graph.input("s", np.float32, [])],
+    )
+    graph.output(table, "fp8", np.float32, [2, 127])
+    low_high = decoded(
+        graph,
+        Stored("c", "int4", (), 32, 128, has_input_scale=False),
+        [graph.input("c", np.int8, [16, 128]), graph.input("t", np.float32, [32, 1])],
+    )
+    graph.output(low_high, "int4", np.float32, [32, 128])
+    wide = np.tile(codes, 8)
+    weights = {
+        "w": scales.reshape(2, 127), "s": np.float32(1),
+        "c": wide, "t": np.ones((32, 1), np.float32),
+    }  # fmt: skip
+    got = DecoderSession(graph.model("decode"), weights)({})
+    e4m3 = scales.reshape(2, 127).view(ml_dtypes.float8_e4m3fn)
+    assert (got["fp8"] == e4m3.astype(np.float32)).all()
+    signed = np.stack([wide & 15, wide >> 4], 1).reshape(32, 128).astype(np.int8)
+    assert (got["int4"] == np.where(signed > 7, signed - 16, signed)).all()
 
 
 @pytest.mark.parametrize("recipe", known_recipes())

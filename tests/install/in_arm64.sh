@@ -32,17 +32,6 @@ fi
 # 2. Packages: the network's as they are, ours with kernels that are compiled here for there.
 if [ ! -e "$wheels/ready" ]; then
     mkdir -p "$wheels"
-    runtime=$("$python" - "$repository/pyproject.toml" <<'END'
-import re, sys
-try:
-    import tomllib
-except ImportError:
-    import tomli as tomllib
-project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-wanted = project["dependencies"] + project["optional-dependencies"]["runtime"]
-print(*(re.sub(r"\s", "", one) for one in wanted if "python_version" not in one))
-END
-    )
     platforms=
     for minor in 17 24 26 27 28 31 34 35 36; do
         platforms="$platforms --platform manylinux_2_${minor}_aarch64"
@@ -50,7 +39,8 @@ END
     # shellcheck disable=SC2086  # lists
     "$python" -m pip download --quiet --dest "$wheels" --only-binary :all: $platforms \
         --platform manylinux2014_aarch64 --implementation cp --python-version 3.11 \
-        --abi cp311 --abi abi3 --abi none $runtime
+        --abi cp311 --abi abi3 --abi none --no-deps --require-hashes \
+        -r "$repository/locks/runtime.txt"
     touch "$wheels/ready"
 fi
 wheel() {  # SOURCE
@@ -89,7 +79,7 @@ for fs in proc dev; do mountpoint -q "$rootfs/$fs" || mount --bind /$fs "$rootfs
 trap 'umount "$rootfs/proc" "$rootfs/dev" 2>/dev/null || true' EXIT
 rm -rf "$rootfs/src" "$rootfs/bundle"
 mkdir -p "$rootfs/src" "$rootfs/bundle"
-tar c -C "$repository" edge/__init__.py jetson Makefile | tar x -C "$rootfs/src"
+tar c -C "$repository" edge/__init__.py jetson locks Makefile | tar x -C "$rootfs/src"
 cp "$wheels"/*.whl "$rootfs/src"
 "$python" -m build_engine.cli bundle "$repository/tests/assets/tiny_omni" "$work/bundle" \
     --target cpu >/dev/null 2>&1 || [ -e "$work/bundle/manifest.json" ]

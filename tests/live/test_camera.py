@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import barcode_stream
 import pytest
 
+from edge import board_parts
 from edge.clock import NS_PER_MS, NS_PER_S, MonotonicClock
 from edge.errors import ConfigurationError
 from edge.senses.camera import Camera
@@ -184,6 +186,22 @@ def test_gstreamer_pictures(gstreamer):
     assert sorted(late_ms)[6] < MAX_ERROR_MS
     steps = [b - a for a, b in itertools.pairwise(ids)]
     assert 2 <= sum(steps) / len(steps) <= 4, "one of three pictures"
+
+
+@FROM_DEBIAN
+def test_a_board_s_report_has_what_is_seen(gstreamer, capsys, monkeypatch):
+    monkeypatch.setattr(board_parts, "CAPTURE_S", 1.0)
+    source = "videotestsrc is-live=true ! video/x-raw,width=320,height=200,framerate=30/1"
+    monkeypatch.setattr(board_parts, "CSI", source)
+    assert board_parts.main("csi") == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"  3[01] frames of 320x200 in 1\.\d\d s, from one to the next 33\.\d ms", said
+    )
+    monkeypatch.setattr(board_parts, "OPEN_S", 0.2)
+    monkeypatch.setattr(board_parts, "CSI", "fakesrc num-buffers=0 ! video/x-raw ! identity")
+    assert board_parts.main("csi") == 65
+    assert "gave 0 frames; check camera and cable" in capsys.readouterr().out
 
 
 @FROM_DEBIAN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge import board_parts
 from edge.cli import main
 from edge.clock import NS_PER_S, MonotonicClock
 from edge.features.resample import resample
@@ -175,3 +177,20 @@ def test_a_device_that_is_not_there(pulse, caplog):
     ended.start()
     assert list(microphone.chunks()) == []
     assert "is not there; plug it in" in caplog.text
+
+
+def test_a_board_s_report_has_what_is_heard_and_no_names(pulse, capsys, monkeypatch):
+    monkeypatch.setattr(board_parts, "CAPTURE_S", 1.0)
+    assert board_parts.main("microphones") == 0
+    said = capsys.readouterr().out
+    assert "the default microphone:\n  1." in said
+    assert "dB of full scale, 0 times sound was lost" in said
+
+
+def test_a_board_s_report_names_no_device(caplog):
+    """Some are called after their owners."""
+    caplog.handler.addFilter(board_parts._Unnamed(["Anna's buds", "Anna"]))
+    with caplog.at_level("WARNING"):
+        logging.getLogger("edge").warning("event=lost error=%s", "Anna's buds: cannot be opened")
+    assert "Anna" not in caplog.text
+    assert "event=lost error=(a device): cannot be opened" in caplog.text

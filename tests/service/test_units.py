@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from edge.errors import ConfigurationError, DeviceError
+from jetson import before_start
 
 UNITS = Path(__file__).parents[2] / "jetson"
 MAX_EXPOSURE_TENTHS = 10
@@ -28,8 +32,7 @@ def units(tmp_path):
     """Copies whose program exists here."""
     for name in NAMES:
         text = (UNITS / name).read_text()
-        for program in ("/opt/edge/current/bin/edge", "/usr/bin/ffmpeg"):
-            text = text.replace(program, "/bin/true")
+        text = re.sub("/opt/edge/current/bin/(edge|python)|/usr/bin/ffmpeg", "/bin/true", text)
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -63,7 +66,19 @@ def test_little_is_exposed(units, name):
         "RestartPreventExitStatus=78",
         "RuntimeDirectoryPreserve=yes",
         "DevicePolicy=closed",
+        "After=nv-load-display-modules.service",
+        "ExecStartPre=-+/opt/edge/current/bin/python -I -m jetson.before_start",
     ],
 )
 def test_promises(line):
     assert line in (UNITS / "edge.service").read_text().splitlines()
+
+
+def test_a_missing_gpu_is_tried_again_and_a_wrong_setting_is_not():
+    service = (UNITS / "edge.service").read_text()
+    (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)", service, re.MULTILINE)
+    assert str(ConfigurationError.exit_code) in prevented.split()
+    assert str(DeviceError.exit_code) not in prevented.split()
+    (seconds,) = re.findall(r"^StartLimitIntervalSec=(\d+)", service, re.MULTILINE)
+    (starts,) = re.findall(r"^StartLimitBurst=(\d+)", service, re.MULTILINE)
+    assert int(seconds) / int(starts) < before_start.GPU_TIMEOUT_S  # for ever

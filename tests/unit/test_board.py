@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import stat
+import sys
+from types import SimpleNamespace
 
 import pytest
 from boards import AGX_ORIN, ORIN_NX, PC, THOR, laid_out
@@ -18,9 +23,9 @@ GB = 1_000_000_000
 @pytest.mark.parametrize(
     ("files", "family", "capability", "jetpack", "mode", "power_w", "max_power_w"),
     [
-        (AGX_ORIN, "Orin", "8.7", "6", "MAXN", 11.542, None),
+        (AGX_ORIN, "Orin", "8.7", "7.2", "MAXN", 11.542, None),
         (ORIN_NX, "Orin", "8.7", "6", "15W", 17.0, 15.0),
-        (THOR, "Thor", "11.0", "7", "120W", 52.3, None),
+        (THOR, "Thor", "11.0", "7.0 or 7.1", "120W", 52.3, None),
         (PC, "", "", "", "", None, None),
     ],
     ids=["agx-orin", "orin-nx", "thor", "pc"],
@@ -86,13 +91,69 @@ def test_verdicts_on_boards(tmp_path):
     nx = verdicts(laid_out(tmp_path / "nx", ORIN_NX))
     assert nx["power mode"].remedy == "for full speed: sudo nvpmodel -m 0"
     assert nx["power"].found == "17.0 W, 15W allows 15 W"
-    old = AGX_ORIN | {"etc/nv_tegra_release": "# R35 (release), REVISION: 5.0, GCID: 1\n"}
-    assert verdicts(laid_out(tmp_path / "old", old))["JetPack"].verdict == "failure"
+    assert nx["JetPack"].found == "JetPack 6 (L4T 36.4.3): only the cpu engine runs"
     pc = verdicts(laid_out(tmp_path / "pc", PC))
     for name in ("machine", "JetPack", "CUDA", "TensorRT"):
         assert pc[name].verdict == "warning", name
     for checks in (agx, nx, pc):
         assert all(bool(check.remedy) == (check.verdict != "ok") for check in checks.values())
+
+
+@pytest.mark.parametrize(
+    ("board", "release", "found"),
+    [
+        (
+            AGX_ORIN,
+            "R35 (release), REVISION: 5.0",
+            "JetPack 5 (L4T 35.5.0): only the cpu engine runs",
+        ),
+        (AGX_ORIN, "R36 (release), REVISION: 5", "JetPack 6 (L4T 36.5): only the cpu engine runs"),
+        (AGX_ORIN, "R39 (release), REVISION: 2.0", "JetPack 7.2 (L4T 39.2.0)"),
+        (THOR, "R38 (release), REVISION: 2.0", "JetPack 7.0 or 7.1 (L4T 38.2.0)"),
+        (THOR, "R41 (release), REVISION: 1.0", "JetPack ? (L4T 41.1.0)"),
+    ],
+)
+def test_which_jetpack_runs_plans(tmp_path, board, release, found):
+    files = board | {"etc/nv_tegra_release": f"# {release}, GCID: 1\n"}
+    check = verdicts(laid_out(tmp_path, files))["JetPack"]
+    assert check.found == found
+    is_old = "only the cpu" in found
+    assert check.verdict == ("warning" if is_old else "ok")
+    assert ("JetPack 7.2 on Orin, 7.0 or later on Thor" in check.remedy) is is_old
+
+
+@pytest.mark.parametrize(
+    ("module", "verdict", "found"),
+    [
+        (
+            {"__version__": "10.3.0"},
+            "warning",
+            "10.3.0 is older than 10.9: only the cpu engine runs",
+        ),
+        ({"__version__": "10.9.0.34"}, "ok", "10.9.0.34"),
+        ({"__version__": "10.13.3.9"}, "ok", "10.13.3.9"),
+        ({"__version__": "11.1"}, "ok", "11.1"),
+        ({}, "warning", "not found"),  # a folder of type stubs
+    ],
+)
+def test_which_tensorrt_runs_plans(monkeypatch, module, verdict, found):
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(**module))
+    check = doctor.check_tensorrt()
+    assert (check.verdict, check.found) == (verdict, found)
+
+
+@pytest.mark.parametrize(("mode", "verdict"), [(0o444, "ok"), (0o666, "ok"), (0o440, "warning")])
+def test_the_gpus_memory_need_not_be_written(tmp_path, monkeypatch, mode, verdict):
+    """Some boards' /dev/nvmap is for reading only."""
+    nvmap = laid_out(tmp_path, THOR | {"dev/nvmap": ""}) / "dev/nvmap"
+    nvmap.chmod(mode)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+
+    def as_another(path, wanted):  # whoever runs this may be root, for whom all is open
+        return stat.S_IMODE(path.stat().st_mode) & 7 & wanted == wanted
+
+    monkeypatch.setattr(os, "access", as_another)
+    assert verdicts(tmp_path)["CUDA"].verdict == verdict
 
 
 @pytest.mark.parametrize(("weights", "verdict"), [(8, "ok"), (13, "warning"), (15, "failure")])

@@ -174,7 +174,7 @@ PARSERS = {"edge": edge.cli.parser(), "build-engine": build_engine.cli.parser()}
 BEFORE = r"(?:^\s*|[:&|(\"'`]\s*|\b(?:then|sudo|inside) )(?:\S*bin/)?"
 """A command begins a line, or stands behind one of these; elsewhere it is a word of a sentence."""
 CALL = re.compile(rf"{BEFORE}(edge|build-engine) +([^\n`]*)", re.MULTILINE)
-MAKE = re.compile(rf"{BEFORE}make (?:[A-Z_]+=\S* )*([\w./-]+)", re.MULTILINE)
+MAKE = re.compile(rf"{BEFORE}make (?:(?:[A-Z_]+=|--)\S* )*([\w./-]+)", re.MULTILINE)
 NO_TARGETS = {"a", "one", "room", "them"}
 """Of sentences."""
 

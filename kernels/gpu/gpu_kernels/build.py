@@ -1,7 +1,7 @@
 """Kernels compiled ahead of time on a machine without a GPU: PTX and cubin for each board.
 
 The device's driver compiles a plugin's PTX, so that its version must not be newer than the driver:
-8.8 (CUDA 12.9) for Orin, 9.0 (CUDA 13.0) for Thor.
+8.8 (CUDA 12.9) for Orin, 9.0 (CUDA 13.0) for Thor; JetPack 7.2 has CUDA 13.2 on both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from gpu_kernels.launch import KERNELS, SCRATCH_ARGUMENTS, Kernel
+from gpu_kernels.launch import KERNELS, Kernel
+from gpu_kernels.ptx import without_scratch
 
 BOARDS = {"orin": (87, 88), "thor": (110, 90)}
 """Compute capability, and the PTX version that its JetPack's driver takes, times ten."""
@@ -57,7 +58,8 @@ def compile_kernel(kernel: Kernel, board: str) -> Compiled:
     """Compile one kernel.
 
     Raises:
-        RuntimeError: the PTX is not what the launch table says, or ptxas refuses it.
+        RuntimeError: the PTX is not what the launch table says, ptxas refuses it, or makes other
+            machine code of it than of Triton's own.
     """
     capability, ptx_version = BOARDS[board]
     module, name = kernel.function
@@ -80,22 +82,22 @@ def compile_kernel(kernel: Kernel, board: str) -> Compiled:
         "enable_fp_fusion": True,
     }
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    ptx: str = made.asm["ptx"]
-    found = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-    n_parameters = len(re.findall(r"^\s*\.param ", ptx.partition(")")[0], re.MULTILINE))
-    expected = len(kernel.arguments) + SCRATCH_ARGUMENTS
-    if found is None or n_parameters != expected:
-        raise RuntimeError(f"{kernel.name}: {n_parameters} parameters in PTX, not {expected}")
     if made.metadata.global_scratch_size or made.metadata.profile_scratch_size:
         raise RuntimeError(f"{kernel.name}: needs scratch memory, which no launch gives it")
-    log = _ptxas(ptx, capability, found[1])
+    ptx = without_scratch(made.asm["ptx"], len(kernel.arguments))
+    found = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"{kernel.name}: its PTX names no target")
+    cubin, log = _assembled(ptx, capability, found[1])
+    if machine_code(cubin) != machine_code(made.asm["cubin"]):
+        raise RuntimeError(f"{kernel.name}: is other code without Triton's scratch parameters")
     resources = Resources(
         registers=int(_number(r"Used (\d+) registers", log)),
         spill_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),
         shared_bytes=made.metadata.shared,
         threads=32 * kernel.num_warps,
     )
-    return Compiled(made.metadata.name, found[1], ptx, made.asm["cubin"], resources)
+    return Compiled(made.metadata.name, found[1], ptx, cubin, resources)
 
 
 def write_kernels(folder: Path, board: str) -> dict[str, Resources]:
@@ -116,11 +118,8 @@ def write_kernels(folder: Path, board: str) -> dict[str, Resources]:
     return resources
 
 
-def inner_loop(cubin: bytes) -> int:
-    """Instructions of the longest loop that has no loop in it.
-
-    Of the machine code, by Triton's own disassembler: a loop is a jump to a label above it.
-    """
+def machine_code(cubin: bytes) -> list[str]:
+    """Instructions and labels, a line each, by Triton's own disassembler."""
     nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -128,15 +127,24 @@ def inner_loop(cubin: bytes) -> int:
         run = subprocess.run(
             [nvdisasm, "-c", file.name], capture_output=True, text=True, check=True
         )
+    lines = (line.strip() for line in run.stdout.splitlines())
+    return [line for line in lines if re.match(r"\.L_x_\d+:|/\*[0-9a-f]{4,}\*/", line)]
+
+
+def inner_loop(cubin: bytes) -> int:
+    """Instructions of the longest loop that has no loop in it.
+
+    Of the machine code: a loop is a jump to a label above it.
+    """
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
     n = 0
-    for line in run.stdout.splitlines():
+    for line in machine_code(cubin):
         if label := re.match(r"(\.L_x_\d+):", line):
             labels[label[1]] = n
-        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*);", line):
+        else:
             n += 1
-            jump = re.search(r"BRA.*?(\.L_x_\d+)", instruction[1])
+            jump = re.search(r"BRA.*?(\.L_x_\d+)", line)
             if jump and jump[1] in labels:
                 loops.append((labels[jump[1]], n))
     inner = [
@@ -147,19 +155,24 @@ def inner_loop(cubin: bytes) -> int:
     return max(inner)
 
 
-def _ptxas(ptx: str, capability: int, target: str) -> str:
-    """What ptxas says of registers and spills; Triton's own run of it keeps that to itself."""
-    options = ["-v", "--regAllocOptLevel=2", f"--gpu-name={target}", "-", "-o", "/dev/null"]
-    run = subprocess.run(
-        [get_ptxas(capability).path, *options],
-        input=ptx,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode:
-        raise RuntimeError(f"ptxas refuses the PTX for {target}: {run.stderr}")
-    return run.stderr
+def _assembled(ptx: str, capability: int, target: str) -> tuple[bytes, str]:
+    """PTX -> cubin, and what ptxas says of registers and spills.
+
+    Raises:
+        RuntimeError: ptxas refuses the PTX.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        options = ["-v", "--regAllocOptLevel=2", f"--gpu-name={target}", "-", "-o", file.name]
+        run = subprocess.run(
+            [get_ptxas(capability).path, *options],
+            input=ptx,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode:
+            raise RuntimeError(f"ptxas refuses the PTX for {target}: {run.stderr}")
+        return Path(file.name).read_bytes(), run.stderr
 
 
 def _number(pattern: str, text: str) -> str:

@@ -1,9 +1,7 @@
 """How each kernel is launched: its arguments in order, its fixed constants, its grid.
 
 Without Triton, so that a device that only launches compiled kernels can read it. A kernel is
-called with its arguments' addresses and int32 sizes in the order of `arguments`, and then, as every
-kernel that Triton compiles, with two more addresses, of scratch memory that these kernels do not
-use: zeros (`SCRATCH_ARGUMENTS`).
+called with its arguments' addresses and int32 sizes in the order of `arguments`, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +16,6 @@ TILE = 64
 """Rows and columns of a weight that a prefill kernel decodes at a time."""
 PAIRS = 16
 """Pairs of one expert that a prefill kernel takes at a time."""
-SCRATCH_ARGUMENTS = 2
-"""Addresses after the declared arguments: Triton's global and profile scratch, unused."""
 ALIGNMENT_BYTES = 16
 """Of every address except those of camera frames: the kernels load 16 bytes at once."""
 FORMATS = ("nvfp4", "int4")

@@ -20,19 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from edge.errors import EngineError
 from gpu_kernels.launch import COLUMNS, KERNELS, ROWS, TILE, Kernel, ceil_div
 
 NAMESPACE = "edge"
 Shape = tuple[Any, ...]
 
-# TensorRT's data types by Triton's: packed codes and E4M3 scales may be bound as bytes.
+# TensorRT's data types by Triton's: packed codes and E4M3 scales are bound as bytes, which for it
+# are INT8; UINT8 may feed no plugin.
 _DTYPES = {
     "*fp16": ("HALF",),
     "*fp32": ("FLOAT",),
     "*i32": ("INT32",),
-    "*u32": ("UINT8", "INT8"),
-    "*u8": ("FP8", "UINT8", "INT8"),
+    "*u32": ("INT8",),
+    "*u8": ("FP8", "INT8"),
 }
 _AUTOTUNE_NAMES = {"HALF": "FP16", "FLOAT": "FP32"}
 
@@ -212,10 +216,10 @@ def _register(
     identity = f"{NAMESPACE}::{plugin.kernel}"
     output_types = [k for k in kernel.arguments.values() if k[0] == "*"][n_inputs:]
 
-    def describe(*inputs: Any, **attributes: int) -> tuple[Any, ...]:
+    def describe(*inputs: Any, **attributes: npt.NDArray[np.int64]) -> tuple[Any, ...]:
         check_inputs(trt, plugin, inputs)
         shapes = {n: d.shape_expr for n, d in zip(plugin.inputs, inputs, strict=True)}
-        made = plugin.outputs({**shapes, **attributes})
+        made = plugin.outputs({**shapes, **{n: one(v) for n, v in attributes.items()}})
         dtypes = [getattr(trt.DataType, _DTYPES[kind][0]) for kind in output_types]
         return tuple(
             trtp.from_shape_expr(shape, dtype=dtype)
@@ -231,7 +235,7 @@ def _register(
         ]
 
     def launch(*arguments: Any) -> tuple[str, str, Any, Any]:
-        inputs, attributes = arguments[:n_inputs], arguments[n_inputs:-2]
+        inputs, attributes = arguments[:n_inputs], [one(v) for v in arguments[n_inputs:-2]]
         check_inputs(trt, plugin, inputs)
         known = {
             name: tuple(_size(desc, i) for i in range(len(desc.shape)))
@@ -239,11 +243,6 @@ def _register(
         }
         check_weight(plugin, known)
         sizes = plugin.sizes({**known, **dict(zip(plugin.attributes, attributes, strict=True))})
-        # Triton's kernels have two addresses more than are declared, scratch memory that these do
-        # not use (the build refuses a kernel that would). TensorRT passes inputs, sizes and
-        # outputs, and nothing for those two. NVIDIA's own sample and Torch-TensorRT launch
-        # Triton's PTX in this way; whether the unset tail harms is the first thing to try on a
-        # device. The way out is PTX without it, for the kernels never read it.
         parameters = trtp.KernelLaunchParams()
         parameters.grid_x, parameters.grid_y, parameters.grid_z = kernel.grid(sizes)
         parameters.block_x = compiled["threads"]
@@ -252,9 +251,10 @@ def _register(
         ptx = (folder / f"{plugin.kernel}.ptx").read_text()
         return compiled["entry"], ptx, parameters, trtp.SymIntExprs.from_tuple(scalars)
 
-    # TensorRT reads a plugin's interface from its functions' signatures.
+    # TensorRT reads a plugin's interface from its functions' signatures. An attribute is an array,
+    # because its conversion of one to `int` fails with numpy 2.4 and later.
     tensors = [_parameter(name, trtp.TensorDesc) for name in plugin.inputs]
-    attributes = [_parameter(name, int) for name in plugin.attributes]
+    attributes = [_parameter(name, npt.NDArray[np.int64]) for name in plugin.attributes]
     result = types.GenericAlias(tuple, (trtp.TensorDesc,) * kernel.n_outputs)
     outputs = _parameter("outputs", result)
     _sign(describe, [*tensors, *attributes], result)
@@ -264,6 +264,12 @@ def _register(
     trtp.register(identity)(describe)
     trtp.autotune(identity)(autotune)
     trtp.aot_impl(identity)(launch)
+
+
+def one(attribute: npt.NDArray[np.int64]) -> int:
+    """The only value of a node's attribute, which TensorRT gives as an array of length 1."""
+    (value,) = np.ravel(attribute).tolist()
+    return int(value)
 
 
 def check_inputs(trt: Any, plugin: Plugin, inputs: Sequence[Any]) -> None:

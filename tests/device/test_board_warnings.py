@@ -1,0 +1,170 @@
+"""What TensorRT prints while it compiles on a board: what refuses a plan, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from build_engine import cli, compile, plans
+from build_engine.compile import Built, Message, Order, check_messages, compile_graph, gathered
+from build_engine.graphs.onnx_ops import Graph
+from edge.engines.bundle import Bundle
+from edge.errors import BundleError
+
+LOGS = Path(__file__).parent / "board_logs"
+
+
+def logged(name: str) -> list[Message]:
+    """The lines of a file; `[E]` marks an error."""
+    lines = (LOGS / name).read_text().splitlines()
+    kept = [line for line in lines if line and not line.startswith("#")]
+    return [Message(line.removeprefix("[E] "), line.startswith("[E] ")) for line in kept]
+
+
+HARMLESS, MEANING = logged("harmless.txt"), logged("meaning.txt")
+ON_BOARD = Order("decoder", Path("decoder.onnx"), Path("decoder.plan"), [])
+STAND_IN = Order("decoder", Path("decoder.onnx"), Path("decoder.plan"), [], "SM86")
+
+
+@pytest.mark.parametrize("message", HARMLESS, ids=lambda message: message.text[:40])
+def test_what_boards_print_refuses_no_plan(message: Message) -> None:
+    check_messages(ON_BOARD, [message])
+
+
+@pytest.mark.parametrize("message", MEANING, ids=lambda message: message.text[:40])
+def test_another_meaning_refuses_the_plan(message: Message) -> None:
+    with pytest.raises(BundleError, match=r"decoder\.onnx: is warned of: ") as caught:
+        check_messages(ON_BOARD, [HARMLESS[0], message])
+    assert message.text in str(caught.value)
+
+
+@pytest.mark.parametrize("message", [*HARMLESS, *MEANING], ids=lambda message: message.text[:40])
+def test_any_warning_refuses_a_check_without_a_gpu(message: Message) -> None:
+    if "CUDA lazy loading" in message.text:  # about the process
+        check_messages(STAND_IN, [message])
+        return
+    with pytest.raises(BundleError):
+        check_messages(STAND_IN, [message])
+
+
+def test_alike_warnings_are_kept_once() -> None:
+    texts = [f"Skipping tactic {n} of size {n}\n due to memory at 0x{n:08x}" for n in range(300)]
+    assert gathered(["DLA", *texts, "DLA"]) == (
+        "DLA (2 times)",
+        "Skipping tactic 0 of size 0 due to memory at 0x00000000 (300 times)",
+    )
+    many = gathered("x" * n for n in range(1, 400))
+    assert len(many) == compile.MAX_KEPT_WARNINGS
+    assert many[-1] == "and 368 other kinds"
+
+
+class Severity(int):
+    """TensorRT's are compared by their numbers, the worst first."""
+
+
+class FakeTensorRT:
+    """The module, as far as `compile_graph` goes, saying what it is told to say."""
+
+    def __init__(self, messages: Sequence[Message], plan: bytes | None = b"plan") -> None:
+        self.said, self.plan, self.log = messages, plan, None
+        self.Builder = self._builder
+
+    class ILogger:
+        Severity = SimpleNamespace(
+            INTERNAL_ERROR=Severity(0), ERROR=Severity(1), WARNING=Severity(2), INFO=Severity(3)
+        )
+
+    class IProgressMonitor:
+        pass
+
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=0)
+    BuilderFlag = SimpleNamespace(TF32=0)
+    MemoryPoolType = SimpleNamespace(WORKSPACE=0)
+
+    def _builder(self, log: Any) -> Any:
+        self.log = log
+        config = SimpleNamespace(
+            clear_flag=lambda flag: None, set_memory_pool_limit=lambda pool, n_bytes: None
+        )
+        return SimpleNamespace(
+            get_plugin_registry=lambda: None,
+            create_network=lambda flags: None,
+            create_builder_config=lambda: config,
+            build_serialized_network=self._build,
+        )
+
+    def OnnxParser(self, network: Any, log: Any) -> Any:  # noqa: N802
+        return SimpleNamespace(parse=lambda data, path: True)
+
+    def _build(self, network: Any, config: Any) -> Any:
+        levels = self.ILogger.Severity
+        self.log.log(levels.INFO, "Global timing cache in use.")
+        for message in self.said:
+            self.log.log(levels.ERROR if message.is_error else levels.WARNING, message.text)
+        return None if self.plan is None else np.frombuffer(self.plan, np.uint8)
+
+
+def order(folder: Path) -> Order:
+    graph = Graph()
+    graph.output(graph.op("Relu", graph.input("x", np.float32, [4])), "y", np.float32, [4])
+    path = folder / "decoder.onnx"
+    path.write_bytes(graph.model("small").SerializeToString())
+    return Order("decoder", path, folder / "decoder.plan", [])
+
+
+def test_a_plan_is_built_over_all_that_boards_print(tmp_path: Path) -> None:
+    built = compile_graph(FakeTensorRT([*HARMLESS, *HARMLESS]), order(tmp_path), lambda *_: None)
+    assert built.n_warnings == 2 * len(HARMLESS)
+    assert built.warnings[0] == f"{HARMLESS[0].text} (2 times)"
+    assert built.warnings == gathered(message.text for message in [*HARMLESS, *HARMLESS])
+    assert (tmp_path / "decoder.plan").read_bytes() == b"plan"
+
+
+def test_a_plan_of_another_meaning_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="Unused Input: position_ids"):
+        compile_graph(FakeTensorRT([*HARMLESS, MEANING[0]]), order(tmp_path), lambda *_: None)
+    assert not (tmp_path / "decoder.plan").exists()
+
+
+def test_no_plan_is_told_with_the_errors_not_with_the_first_warning(tmp_path: Path) -> None:
+    node = Message("Error Code 10: Internal Error (Could not find any implementation)", True)
+    trt = FakeTensorRT([*HARMLESS, node], plan=None)
+    with pytest.raises(BundleError, match=r"gives no plan: .*out of memory.*any implementation"):
+        compile_graph(trt, order(tmp_path), lambda *_: None)
+    with pytest.raises(BundleError, match="gives no plan: TensorRT gives no reason"):
+        compile_graph(FakeTensorRT(HARMLESS[:1], plan=None), order(tmp_path), lambda *_: None)
+
+
+def test_warnings_reach_the_manifest_and_the_reader(
+    bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("single"), path)
+    monkeypatch.setattr(plans, "COMPILER", "tensorrt_rtx")
+    monkeypatch.setattr(plans, "check_tensorrt", lambda version: None)
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
+    warnings = ("DLA requests all profiles have same min, max, and opt value. (2 times)",)
+
+    def compiled(module: str, order: Order, progress: Any, kernels: Path | None) -> Built:
+        order.plan.write_bytes(b"plan")
+        on_vision = order.graph == "vision"
+        return Built(order.graph, (), 0.0, 4, 0, 2 * on_vision, warnings if on_vision else ())
+
+    monkeypatch.setattr(plans, "compile_isolated", compiled)
+    arguments = ["compile", str(path), "--target", "orin"]
+    assert cli.main(arguments) == 0
+    assert f"vision: TensorRT warns: {warnings[0]}" in capsys.readouterr().out.splitlines()
+    described = Bundle(path).manifest.plans
+    assert described is not None
+    assert described.warnings == {"vision": warnings}
+    assert cli.main([*arguments, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["vision"]["warnings"] == list(warnings)
+    assert figures["vision"]["n_warnings"] == 2
