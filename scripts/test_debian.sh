@@ -1,7 +1,7 @@
 #!/bin/sh
 # test_debian.sh RELEASE [pytest's arguments]: `make test-debian`. Runs the tests that need no other
 # machine in another release of Debian or Ubuntu, with the Python that it has, from locks/. Needs
-# root; its file system with all that it installs stays in .cache/debian-RELEASE (3 GB; the first
+# root; its file system with all that it installs stays in .cache/debian-RELEASE (5 GB; the first
 # time takes some minutes more).
 set -eu
 cd "$(dirname "$0")/.."
@@ -38,7 +38,7 @@ if [ ! -e "$root/ready" ]; then
     rm -rf --one-file-system "$root"
     sh tests/install/make_root.sh "$release" "$cache" "$root"
 fi
-cp --dereference /etc/resolv.conf "$root/etc/resolv.conf"
+cp --dereference --remove-destination /etc/resolv.conf "$root/etc/resolv.conf"
 if [ ! -e "$root/ready" ]; then
     inside sh -euc 'apt-get -qq update
         apt-get -qq install --no-install-recommends \
@@ -56,7 +56,7 @@ find "$root/src" -mindepth 1 -maxdepth 1 ! -name .venv ! -name .cache -exec rm -
 git ls-files -z --cached --others --exclude-standard |
     tar c --null --files-from=- | tar x --no-same-owner -C "$root/src"
 say "$(inside python3 --version) of $release is there"
-inside sh -euc 'cd /src; make .venv/.dev'
+inside sh -euc 'cd /src; make .venv/.dev; sh scripts/install_js_clients.sh .venv/js'
 say "the environment of locks/ is there"
 status=0
 inside sh -c 'cd /src && exec .venv/bin/python -m pytest "$@"' - "$@" || status=$?

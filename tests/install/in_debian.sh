@@ -18,10 +18,10 @@ if [ "$(id -u)" != 0 ]; then
     exit
 fi
 missing=
-for program in mmdebstrap lintian dpkg-shlibdeps; do
+for program in lintian dpkg-shlibdeps; do
     command -v $program >/dev/null || missing=1
 done
-[ -z "$missing" ] || { apt-get -qq update && apt-get -qq install mmdebstrap lintian dpkg-dev; } >/dev/null
+[ -z "$missing" ] || { apt-get -qq update && apt-get -qq install lintian dpkg-dev; } >/dev/null
 
 # 1. A clean file system, with nothing but what the package asks for.
 work=$(mktemp -d)
@@ -35,13 +35,8 @@ clean_up() {
 }
 trap clean_up EXIT
 trap 'exit 1' INT TERM HUP
-mkdir -p "$root" "$package" "$cache/archives/partial"
-if [ ! -e "$cache/root.tar" ]; then
-    say "fetching $ID $VERSION_CODENAME"
-    mmdebstrap --quiet --variant=minbase "$VERSION_CODENAME" "$cache/root.tar.new"
-    mv "$cache/root.tar.new" "$cache/root.tar"
-fi
-tar xf "$cache/root.tar" -C "$root"
+mkdir -p "$package" "$cache/archives/partial"
+sh "$repository/tests/install/make_root.sh" "$VERSION_CODENAME" "$cache" "$root"
 for fs in proc dev; do mount --bind /$fs "$root/$fs"; done
 mount --bind "$cache/archives" "$root/var/cache/apt/archives"
 clean_environment="env -i HOME=/root LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive
