@@ -16,7 +16,7 @@ from typing import Any
 import llguidance
 import numpy as np
 
-from edge.errors import CapacityError, EngineError, ProtocolError
+from edge.errors import REPORT, CapacityError, ProtocolError, TurnError
 from edge.model.tokenizer import Tokenizer
 from edge.types import Float32
 
@@ -128,7 +128,30 @@ def vocabulary(
     Args:
         n_vocab: logits that the model gives; it may be more than the tokenizer knows.
     """
-    return llguidance.LLTokenizer(tokenizer.as_json(), n_vocab=n_vocab, eos_token=[*stop_ids])
+    known = llguidance.LLTokenizer(tokenizer.as_json(), n_vocab=n_vocab, eos_token=[*stop_ids])
+    as_text = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, known))
+    return llguidance.LLTokenizer(as_text, n_vocab=n_vocab, eos_token=[*stop_ids])
+
+
+class _Vocabulary:
+    """The same tokens, but what spells a special token in a format is text like any other.
+
+    Where a grammar leaves one continuation, llguidance tokenizes it to find the one token that it
+    allows. The checkpoint's tokenizer finds the special token there, which the grammar refuses.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, known: llguidance.LLTokenizer) -> None:
+        self.eos_token_id = known.eos_token
+        self.tokens = [b""] * known.vocab_size
+        for token in tokenizer.tokens():
+            self.tokens[token] = known.decode_bytes([token])
+        self.special_token_ids = tokenizer.special_tokens()
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode_as_text(text)
 
 
 class Constraint:
@@ -166,10 +189,10 @@ class Constraint:
         """The answer goes on with `token`, which was allowed.
 
         Raises:
-            EngineError: it was not.
+            TurnError: it was not.
         """
         if not self._matcher.consume_token(token):
-            raise EngineError("constraint", f"refuses token {token} that it allowed", "report this")
+            raise TurnError("constraint", f"refuses token {token} that it allowed", REPORT)
 
     def _error(self) -> str:
         return " ".join(self._matcher.get_error().split()).replace(";", ",")[:300]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from edge.config import Config
-from edge.errors import EdgeError, ProtocolError
+from edge.errors import EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
 from edge.senses.still import from_base64
 from edge.senses.turn_events import Ended, Played, SpeechStarted
@@ -189,6 +189,8 @@ class Client:
             await self._do(event)
         except EdgeError as error:
             self.refuse(error, event.event_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's
+            self.refuse(TurnError.of(error), event.event_id)
 
     async def _do(self, event: AnyClientEvent) -> None:
         if isinstance(event, AudioAppend):

@@ -472,6 +472,21 @@ def test_nonsense_is_refused_and_the_session_goes_on(path, message):
         client.until("response.done")
 
 
+def test_a_defect_met_by_one_event_is_told_and_the_session_goes_on(path, monkeypatch):
+    def fail(*_, **__):
+        raise LookupError("nobody expects it")
+
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr("edge.serve.realtime_client.question_of", fail)
+            client.send("response.create", event_id="r")
+            error = client.until("error")["error"]
+        assert (error["type"], error["event_id"]) == ("server_error", "r")
+        assert "LookupError: nobody expects it" in error["message"]
+        client.send("response.create")
+        client.until("response.done")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
