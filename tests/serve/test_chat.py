@@ -141,6 +141,8 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
         ({"max_completion_tokens": 8193}, "max_completion_tokens", "above the context's 8192"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "length <= 4"),
         ({"stop": ""}, "stop", "length >= 1"),
+        ({"stop": "x" * 257}, "stop", "length <= 256"),
+        ({"stop": ["a", "x" * 257]}, "stop[1]", "length <= 256"),
         ({"edge": {"recall_s": [1, 2]}}, "edge.recall_s", "[1.0, 2.0]"),
         ({"edge": {"recall_s": [2, 1], "remember": True}}, "edge.remember", "edge.recall_s"),
         ({"edge": {"recall_s": [-1, 2]}}, "edge.recall_s[0]", ">= 0"),
