@@ -20,6 +20,8 @@ from edge.errors import REPORT, CapacityError, ProtocolError, TurnError
 from edge.model.tokenizer import Tokenizer
 from edge.types import Float32
 
+MAX_GRAMMAR_CHARACTERS = 1 << 16
+"""Compiling one takes the loop's time: at worst, thousands of properties, 2 s of it."""
 _COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 _BEFORE_ABSTENTION = '"whitespace_flexible": false}} | '
 FRAME_FORMAT = "edge.frame"
@@ -112,6 +114,9 @@ def _literal(text: str) -> str:
 
 
 def _checked(name: str, grammar: str) -> str:
+    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+        problem = f"is a grammar of {len(grammar)} characters, more than {MAX_GRAMMAR_CHARACTERS}"
+        raise ProtocolError(name, problem, "simplify it")
     problem = llguidance.LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):
         line = " ".join(problem.split()).replace(";", ",")

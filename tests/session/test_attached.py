@@ -46,6 +46,7 @@ MOVE = {
     },
 }
 STOP = {"type": "function", "function": {"name": "stop"}}
+MANY_PROPERTIES = {"type": "object", "properties": {f"{n:x}": {} for n in range(8000)}}
 
 
 @pytest.fixture
@@ -318,6 +319,9 @@ def test_formats_of_all_kinds_and_the_abstention(parts):
         (lambda: constrain.grammar_of_regex("a(?=b)"), "regex"),
         (lambda: constrain.grammar_of_choice([]), "choice"),
         (lambda: constrain.grammar_of_choice(["a", ""]), "choice"),
+        (lambda: constrain.grammar_of_choice([f"choice {n}" for n in range(5000)]), "choice"),
+        (lambda: constrain.grammar_of_regex("a|" * 40_000 + "b"), "regex"),
+        (lambda: constrain.grammar_of_schema(MANY_PROPERTIES), "json_schema"),
     ],
 )
 def test_a_format_that_cannot_be_followed_is_named(make, thing):
