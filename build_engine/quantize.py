@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import edge
 from build_engine.building import building, refuse_existing, work_folder
 from build_engine.checkpoint import INDEX, QUANTIZATION, Checkpoint
-from build_engine.decoder_weights import ROOT, packed_tensors
+from build_engine.decoder_weights import ROOT, linears, packed_tensors
 from build_engine.pack import (
     BITS,
     JOINED,
@@ -129,6 +129,7 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
 def _formats(job: Job) -> dict[str, Format]:
     """Format of every linear; sees on the way that the source can be used."""
     chosen: dict[str, Format] = {}
+    job.recipe.check(linears(job.checkpoint.spec.decoder))
     for packed in packed_tensors(job.checkpoint.spec.decoder):
         for source in packed.sources:
             module = source.removesuffix(".weight")
