@@ -6,6 +6,7 @@ import contextlib
 import json
 from dataclasses import asdict
 
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ MOVE = {
     },
 }
 STOP = {"type": "function", "function": {"name": "stop"}}
+NOTE = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "parameters": {"properties": {"text": {"type": "string"}}, "required": ["text"]},
+    },
+}
 MANY_PROPERTIES = {"type": "object", "properties": {f"{n:x}": {} for n in range(8000)}}
 
 
@@ -228,6 +236,77 @@ def test_calls_are_read_back_as_the_schema_types_them():
         {"to": "12", "steps": 12, "more": [1, None], "raw": "as it is"},
     )
     assert parse_tool_call("\n<function=stop>\n</function>\n", [STOP]) == ("stop", {})
+
+
+def pydantic_tool():
+    """As pydantic describes parameters that are an enum, a model, an optional and a tree."""
+    whole = {
+        "$defs": {
+            "Way": {"enum": ["left", "1", "true"], "type": "string"},
+            "Place": {
+                "type": "object",
+                "properties": {"way": {"$ref": "#/$defs/Way"}, "m": {"type": "integer"}},
+                "required": ["way", "m"],
+                "additionalProperties": False,
+            },
+            "Alias": {"$ref": "#/$defs/Way"},
+        },
+        "properties": {
+            "way": {"$ref": "#/$defs/Way", "description": "which way"},
+            "place": {"$ref": "#/$defs/Place"},
+            "maybe": {"anyOf": [{"$ref": "#/$defs/Place"}, {"type": "null"}]},
+            "alias": {"$ref": "#/$defs/Alias"},
+        },
+        "required": ["way", "place", "maybe", "alias"],
+    }
+    return {"type": "function", "function": {"name": "go", "parameters": whole}}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_demanded_call_follows_what_its_schema_refers_to(parts, seed):
+    tool = pydantic_tool()
+    grammar = constrain.grammar_of_lark("tools", tool_call_lark([tool]))
+    sampling = Sampling(temperature=1.5, seed=seed)
+    settings = {"sampling": sampling, "tools": (tool,), "grammar": grammar, "max_tokens": 300}
+    _, events = ask(parts, (Message("user", "Go."),), channel="operator", **settings)
+    (call,) = [event for event in events if isinstance(event, ToolCall)]
+    jsonschema.validate(call.arguments, tool["function"]["parameters"])
+
+
+def test_a_text_that_a_schema_refers_to_is_taken_as_it_is_written():
+    text = "".join(
+        f"<parameter={key}>\n{value}\n</parameter>\n"
+        for key, value in (("way", "1"), ("alias", "true"), ("place", '{"way": "1", "m": 2}'))
+    )
+    found = parse_tool_call(f"<function=go>\n{text}</function>", [pydantic_tool()])
+    assert found == ("go", {"way": "1", "alias": "true", "place": {"way": "1", "m": 2}})
+
+
+@pytest.mark.parametrize("reference", ["#/$defs/none", "#/nowhere/b", "https://x/y", 3])
+def test_what_refers_to_nothing_is_refused(reference):
+    whole = {"$defs": {"A": {"type": "integer"}}, "properties": {"a": {"$ref": reference}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": whole}}
+    with pytest.raises(ProtocolError, match="cannot be followed"):
+        constrain.grammar_of_lark("tools", tool_call_lark([tool]))
+    text = "<function=f><parameter=a>\n1\n</parameter></function>"
+    assert parse_tool_call(text, [tool]) == ("f", {"a": 1})
+
+
+@pytest.mark.parametrize("text", ["", "a", "a < b", "two\nlines", "<b>x</b>", "<</q>\n", "<think>"])
+def test_a_demanded_call_may_say_any_text(parts, text):
+    """Given token by token: the grammar allows each, and the call is read back as it was meant."""
+    context, prompt = parts
+    grammar = constrain.grammar_of_lark("tools", tool_call_lark([NOTE]))
+    n_vocab, special = context.engine.spec.decoder.vocab_size, prompt.tokenizer.special
+    vocabulary = constrain.vocabulary(prompt.tokenizer, n_vocab, (special.turn_end,))
+    constraint = constrain.Constraint(vocabulary, grammar)
+    call = f"\n<function=note>\n<parameter=text>\n{text}\n</parameter>\n</function>\n"
+    ids = [special.tool_call, *prompt.tokenizer.encode_as_text(call), special.tool_call_end]
+    for token in ids:
+        assert np.isfinite(constraint.allow(np.zeros(n_vocab, np.float32))[token])
+        constraint.take(token)
+    assert np.isfinite(constraint.allow(np.zeros(n_vocab, np.float32))[special.turn_end])
+    assert parse_tool_call(call, [NOTE]) == ("note", {"text": text})
 
 
 @pytest.mark.parametrize(
