@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge.clock import VirtualClock
 from edge.engines.engine import MAX_PREFILL_TOKENS
-from edge.errors import ProtocolError
+from edge.errors import CapacityError, ProtocolError
 from edge.features.mel import log_mel
 from edge.features.pixels import image_grids, image_patches
 from edge.model import constrain
@@ -407,3 +407,35 @@ def test_a_format_that_cannot_be_followed_is_named(make, thing):
     with pytest.raises(ProtocolError) as caught:
         make()
     assert caught.value.thing == thing
+
+
+def begun(parts, max_tokens, media=()):
+    """A question that waits to be prefilled, and the tokens that it takes."""
+    context, prompt = parts
+    question = Question((Message("user", "What?", media),), Sampling(), max_tokens)
+    answering = Answering(prompt, Turn(question, 0, lambda _: None), VirtualClock())
+    answering.begin(context)
+    return answering, len(answering._waiting)
+
+
+def test_a_question_and_its_answer_may_take_all_the_room_there_is(parts):
+    context, _ = parts
+    n_room = context.engine.spec.decoder.max_tokens
+    n_question = begun(parts, 8)[1]
+    n_left = n_room - context.n_tokens - n_question
+    begun(parts, n_left)
+    with pytest.raises(CapacityError, match="do not fit behind"):
+        begun(parts, n_left + 1)
+
+
+def test_a_picture_is_shrunk_so_that_the_answer_fits(parts):
+    context, _ = parts
+    engine = context.engine
+    n_free = 60
+    picture = Picture(bytes(1024 * 1024 * 3), 1024, 1024)
+    max_tokens = engine.spec.decoder.max_tokens - context.max_tokens - n_free
+    answering, _ = begun(parts, max_tokens, (picture,))
+    ((rows, columns),) = image_grids([(1024, 1024)], engine.spec.vision, n_free, 0)
+    assert len(answering._attached.rows) == rows * columns // 4 <= n_free
+    roomy, _ = begun(parts, 8, (picture,))
+    assert len(roomy._attached.rows) > n_free
