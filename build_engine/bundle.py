@@ -11,13 +11,14 @@ from typing import TypeAlias
 import msgspec
 
 import edge
+from build_engine.building import building, refuse_existing
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_weights import write_decoder
 from build_engine.encoder_graphs import write_encoders
 from build_engine.verify import verify, write_self_check
 from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
 from edge.engines.cpu import CpuEngine
-from edge.errors import BundleError, CheckpointError
+from edge.errors import CheckpointError
 from edge.model.tokenizer import Tokenizer
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -32,10 +33,10 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
 
     Raises:
         CheckpointError: the checkpoint is not complete or not of this model.
-        BundleError: `out` exists, or the built bundle fails its own check.
+        BundleError: the built bundle fails its own check.
+        ConfigurationError: `out` exists, or somebody else is building it.
     """
-    if out.exists():
-        raise BundleError(out, "exists already", "remove it or name another folder")
+    refuse_existing(out)
     checkpoint = Checkpoint(checkpoint_folder)
     with _partial_folder(out) as folder:
         _copy_tokenizer(checkpoint, folder)
@@ -47,7 +48,7 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
             target=target,
             recipe=checkpoint.quantization.get("quant_algo", "unquantized"),
             spec=checkpoint.spec,
-            checkpoint_sha256=checkpoint.digest(),
+            checkpoint_sha256=checkpoint.sha256(),
             builder_version=edge.__version__,
             files={},
         )
@@ -63,14 +64,15 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
 
 @contextlib.contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that disappears unless it was renamed."""
-    folder = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """An empty folder beside `out` that disappears unless it was renamed."""
+    with building(out) as folder:
+        for left in folder.iterdir():  # by one that was killed
+            left.unlink()
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

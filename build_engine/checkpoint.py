@@ -43,6 +43,8 @@ class Checkpoint:
         self.spec: ModelSpec = model_spec(self.config, self.json("generation_config.json"))
         self._files: dict[str, SafetensorsFile] = {}
         self._shard_of = self._shards()
+        self.read: dict[str, str] = {}
+        """sha256 of each tensor that was read from end to end."""
 
     def _shards(self) -> dict[str, str]:
         if (self.folder / INDEX).exists():
@@ -150,10 +152,14 @@ class Checkpoint:
             CheckpointError: as `tensor`, or it holds a NaN or an infinity.
         """
         values = self.tensor(name, shape)
-        flat = values.reshape(-1)
+        flat, digest = values.reshape(-1), hashlib.sha256()
         for start in range(0, flat.size, CHECKED_AT_ONCE):
-            if not _all_finite(flat[start : start + CHECKED_AT_ONCE]):
+            piece = flat[start : start + CHECKED_AT_ONCE]
+            if not _all_finite(piece):
                 raise CheckpointError(name, "holds a NaN or an infinity", RESTORE)
+            if name not in self.read:
+                digest.update(piece.view(np.uint8).data)
+        self.read.setdefault(name, digest.hexdigest())
         return values
 
     def float32(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -164,17 +170,28 @@ class Checkpoint:
         """
         return self.finite(name, shape).astype(np.float32)
 
-    def digest(self) -> str:
-        """sha256 over the configuration and every shard's header: the checkpoint's identity.
+    def sha256(self) -> str:
+        """Over the configuration and every tensor that was read from end to end.
 
-        Headers name, type and place every tensor; hashing 66 GB of data would take minutes
-        and is done where it counts, on the bundle that is written.
+        It is the identity of what was made of them: the same weights in other shards have the same,
+        and tensors that nothing needs do not count.
         """
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        tensors = [
+            (name, str(self.dtype(name)), self.shape(name), content)
+            for name, content in sorted(self.read.items())
+        ]
+        return hashlib.sha256(
+            json.dumps([self.config, tensors], sort_keys=True).encode()
+        ).hexdigest()
+
+    def files(self) -> dict[str, tuple[int, int, int]]:
+        """By shard: its size, when it was changed (ns) and its inode, which change with it."""
+        found = {}
         for shard in sorted(set(self._shard_of.values())):
-            file = self._file(shard)
-            digest.update(json.dumps([[n, file.shape(n)] for n in file.names()]).encode())
-        return digest.hexdigest()
+            self._file(shard)  # says what is wrong with it
+            about = (self.folder / shard).stat()
+            found[shard] = (about.st_size, about.st_mtime_ns, about.st_ino)
+        return found
 
 
 def _all_finite(values: NDArray[Any]) -> bool:

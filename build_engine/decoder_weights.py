@@ -123,6 +123,16 @@ def packed_tensors(spec: DecoderSpec) -> Iterator[Packed]:
     yield matrix("head", "language_model.lm_head.weight", vocab, hidden)
 
 
+def linears(spec: DecoderSpec) -> list[str]:
+    """Modules below `language_model.` whose format a recipe decides."""
+    return [
+        source.removeprefix("language_model.").removesuffix(".weight")
+        for packed in packed_tensors(spec)
+        if packed.linear
+        for source in packed.sources
+    ]
+
+
 def write_decoder(
     checkpoint: Checkpoint, path: Path, progress: Callable[[str, int, int], None]
 ) -> None:

@@ -75,7 +75,6 @@ def _checkpoint(path: Path) -> Description:
     facts = {
         "checkpoint": str(path),
         "layers": checkpoint.spec.decoder.pattern,
-        "identity": checkpoint.digest(),
     }
     return Description(facts, _grouped(found))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from build_engine.chart import bars
 from edge.engines.cpu import CpuEngine
+from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.errors import BundleError
 from edge.model.decoder import blocks, head
 from edge.types import Float32
@@ -51,21 +52,20 @@ def compare(engine: CpuEngine, reference: CpuEngine, samples: Sequence[Float32])
         raise BundleError(
             "bundle", "has another decoder than the one it is compared with", "give two of a kind"
         )
-    pairs = [zip(_stages(engine, x), _stages(reference, x), strict=True) for x in samples]
     n_layers = len(engine.spec.decoder.pattern)
     cosine, difference, size = (np.zeros(n_layers) for _ in range(3))
     kl = agreed = 0.0
-    for pair in pairs:
-        for stage, (ours, theirs) in enumerate(pair):
+    for rows in samples:
+        both = zip(_stages(engine, rows), _stages(reference, rows), strict=True)
+        for (stage, ours), (_, theirs) in both:
             if stage < n_layers:
                 norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
                 cosine[stage] += ((ours * theirs).sum(axis=1) / norms).sum()
                 difference[stage] += np.square(ours - theirs).sum()
                 size[stage] += np.square(theirs).sum()
             else:
-                p, q = _log_softmax(theirs), _log_softmax(ours)
-                kl += float((np.exp(p) * (p - q)).sum())
                 agreed += float((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+                kl += sum(map(_divergence, theirs, ours))
     n_tokens = sum(map(len, samples))
     return Comparison(
         n_tokens=n_tokens,
@@ -77,13 +77,30 @@ def compare(engine: CpuEngine, reference: CpuEngine, samples: Sequence[Float32])
     )
 
 
-def _stages(engine: CpuEngine, rows: Float32) -> Sequence[Float32]:
-    """The residual stream after each block, then the logits of every row."""
-    ops = engine.ops(engine.new_state())
-    after = list(blocks(ops, engine.spec.decoder, rows))
-    return [*after, head(ops, after[-1])]
+def _stages(engine: CpuEngine, rows: Float32) -> Iterator[tuple[int, Float32]]:
+    """The residual stream after each block and then the logits, a chunk of rows at a time.
+
+    One of them is held at a time, however long the prompt is.
+
+    Yields:
+        The block's number, or how many there are with the logits; the values.
+    """
+    decoder, state = engine.spec.decoder, engine.new_state()
+    for start in range(0, len(rows), MAX_PREFILL_TOKENS):
+        chunk = rows[start : start + MAX_PREFILL_TOKENS]
+        ops = engine.ops(state)
+        for n, after in enumerate(blocks(ops, decoder, chunk)):
+            yield n, after
+        yield len(decoder.pattern), head(ops, after)
+        state.n_tokens += len(chunk)
+
+
+def _divergence(reference: Float32, ours: Float32) -> float:
+    """Kullback-Leibler divergence of one row's distribution from the reference's, nats."""
+    p, q = _log_softmax(reference), _log_softmax(ours)
+    return float((np.exp(p) * (p - q)).sum())
 
 
 def _log_softmax(logits: Float32) -> np.ndarray[Any, np.dtype[np.float64]]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    shifted = logits.astype(np.float64) - logits.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from build_engine.boards import BOARDS, GIB, Board
+from build_engine.decoder_weights import linears
 from build_engine.footprint import (
     MEL_FRAMES_PER_S,
     Part,
@@ -224,6 +225,7 @@ def make_plan(
     if board not in BOARDS:
         raise ConfigurationError("--board", f"is {board!r}", f"known: {', '.join(BOARDS)}")
     place, chosen = BOARDS[board], load_recipe(recipe)
+    chosen.check(linears(spec.decoder))
     most = spec.decoder.max_tokens
     if not 1 <= context_tokens <= most:
         raise ConfigurationError("--context", f"is {context_tokens}", f"give 1..{most} tokens")

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edge
+from build_engine.building import building, refuse_existing, work_folder
 from build_engine.checkpoint import INDEX, QUANTIZATION, Checkpoint
-from build_engine.decoder_weights import ROOT, packed_tensors
+from build_engine.decoder_weights import ROOT, linears, packed_tensors
 from build_engine.pack import (
     BITS,
     JOINED,
@@ -45,6 +46,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 
 PROVENANCE = "provenance.json"
+RUN, READ = "run.json", "read.json"
+"""In the work folder: what a run is that may be continued, and what it has read by now."""
 OTHERS_BYTES = 2 << 30
 """Tensors that are copied as they are share shards of about this size."""
 COPIED = (".json", ".jinja", ".py", ".txt", ".model")
@@ -78,7 +81,7 @@ class Job:
     @property
     def work(self) -> Path:
         """Where the shards gather until all are there."""
-        return self.out.with_name(f".{self.out.name}.partial")
+        return work_folder(self.out)
 
 
 def quantize(job: Job, progress: Progress) -> dict[str, int]:
@@ -89,10 +92,9 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
     Raises:
         CheckpointError: the source is damaged or quantized already.
         ConfigurationError: `out` exists, samples or ModelOpt are missing, the recipe cannot be
-            followed, or the interrupted run was another.
+            followed, the interrupted run was another, or somebody else is at it.
     """
-    if job.out.exists():
-        raise ConfigurationError(job.out, "exists already", "remove it or name another folder")
+    refuse_existing(job.out)
     chosen = _formats(job)
     if job.recipe.kv_cache == "bf16" and not set(chosen.values()) & set(CALIBRATED):
         job = replace(job, samples=())
@@ -108,24 +110,26 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
         )
     units = _units(job.checkpoint)
     n_bytes = sum(unit.n_bytes for unit in units)
-    _begin(job)
-    left = [unit for unit in units if not (job.work / unit.shard).exists()]
-    _check_disk(job, left, chosen)
-    _check_memory(job, left)
-    done = 0
-    for unit in units:
-        if unit in left:
-            _write_unit(job, unit, chosen)
-        done += unit.n_bytes
-        progress(done, n_bytes)
-        job.checkpoint.release()
-    _finish(job, units, chosen)
+    with building(job.out):
+        provenance = _begin(job)
+        left = [unit for unit in units if not (job.work / unit.shard).exists()]
+        _check_disk(job, left, chosen)
+        _check_memory(job, left)
+        done = 0
+        for unit in units:
+            if unit in left:
+                _write_unit(job, unit, chosen)
+            done += unit.n_bytes
+            progress(done, n_bytes)
+            job.checkpoint.release()
+        _finish(job, units, chosen, provenance)
     return {name: list(chosen.values()).count(name) for name in sorted(set(chosen.values()))}
 
 
 def _formats(job: Job) -> dict[str, Format]:
     """Format of every linear; sees on the way that the source can be used."""
     chosen: dict[str, Format] = {}
+    job.recipe.check(linears(job.checkpoint.spec.decoder))
     for packed in packed_tensors(job.checkpoint.spec.decoder):
         for source in packed.sources:
             module = source.removesuffix(".weight")
@@ -182,13 +186,12 @@ def _units(checkpoint: Checkpoint) -> list[Unit]:
     ]
 
 
-def _begin(job: Job) -> None:
-    """Make the work folder, or see that it is this job's."""
+def _begin(job: Job) -> dict[str, Any]:
+    """See that the work folder is this job's; what is to be said of the recipe and the samples."""
     calibration = hashlib.sha256()
     for rows in job.samples:
         calibration.update(np.ascontiguousarray(rows).data)
     provenance: dict[str, Any] = {
-        "checkpoint": job.checkpoint.digest(),
         "recipe": msgspec.to_builtins(job.recipe),
         "calibration_sha256": calibration.hexdigest() if job.samples else None,
         "calibration_tokens": sum(map(len, job.samples)),
@@ -198,16 +201,21 @@ def _begin(job: Job) -> None:
         from build_engine.calibrate import versions  # imports ModelOpt: half a minute
 
         provenance["versions"] |= versions()
-    text = json.dumps(provenance, indent=1) + "\n"
-    path = job.work / PROVENANCE
-    job.work.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_text() != text:
+    run = {"source": job.checkpoint.files(), "config": job.checkpoint.config, **provenance}
+    text, path = json.dumps(run, indent=1) + "\n", job.work / RUN
+    if not path.exists():  # who knows what these were made of
+        for shard in job.work.glob("*.safetensors"):
+            shard.unlink()
+    elif path.read_text() != text:
         raise ConfigurationError(
             job.work,
             "holds another, interrupted run (its source, recipe, samples or versions differ)",
             "remove it, or repeat that run's command",
         )
+    elif (job.work / READ).exists():
+        job.checkpoint.read |= json.loads((job.work / READ).read_text())
     _put(path, text)
+    return provenance
 
 
 def _check_disk(job: Job, units: Sequence[Unit], chosen: dict[str, Format]) -> None:
@@ -272,6 +280,7 @@ def _write_unit(job: Job, unit: Unit, chosen: dict[str, Format]) -> None:
             tensors[name] = values
     partial = job.work / f"{unit.shard}.partial"
     write_safetensors(partial, {name: tensors[name] for name in sorted(tensors)})
+    _put(job.work / READ, json.dumps(checkpoint.read))
     os.replace(partial, job.work / unit.shard)
 
 
@@ -300,7 +309,9 @@ def _samples_path(job: Job, layer: int) -> Path:
     return job.work / f"samples-{layer:03}.npz"
 
 
-def _finish(job: Job, units: Sequence[Unit], chosen: dict[str, Format]) -> None:
+def _finish(
+    job: Job, units: Sequence[Unit], chosen: dict[str, Format], provenance: dict[str, Any]
+) -> None:
     """Write the index and the configurations, and give the folder its name."""
     source = job.checkpoint.folder
     skipped = {INDEX, QUANTIZATION, PROVENANCE, "config.json"}
@@ -315,6 +326,7 @@ def _finish(job: Job, units: Sequence[Unit], chosen: dict[str, Format]) -> None:
         n_bytes += sum(map(file.n_bytes, file.names()))
     index = {"metadata": {"total_size": n_bytes}, "weight_map": weight_map}
     files = {INDEX: index, "config.json": dict(job.checkpoint.config)}
+    files[PROVENANCE] = {"checkpoint": job.checkpoint.sha256(), **provenance}
     files["config.json"].pop("quantization_config", None)
     if job.recipe.kv_cache == "fp8" or set(chosen.values()) != {"bf16"}:
         matrices = [n for n in job.checkpoint.names() if len(job.checkpoint.shape(n)) > 1]
@@ -325,7 +337,7 @@ def _finish(job: Job, units: Sequence[Unit], chosen: dict[str, Format]) -> None:
         files["config.json"]["quantization_config"] = embedded
     for name, values in files.items():
         _put(job.work / name, json.dumps(values, indent=1) + "\n")
-    for path in job.work.glob("samples-*"):
+    for path in (*job.work.glob("samples-*"), job.work / READ, job.work / RUN):
         path.unlink()
     job.work.rename(job.out)
 

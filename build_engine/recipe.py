@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -50,10 +52,35 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def format_of(self, module: str) -> Format:
         """Format of the linear `module`, named without `language_model.`."""
+        rule = self._rule_of(module)
+        return "bf16" if rule is None else rule.format
+
+    def _rule_of(self, module: str) -> Rule | None:
+        """The rule that decides."""
+        found = (rule for rule in self.rules if fnmatch.fnmatchcase(module, rule.modules))
+        return next(found, None)
+
+    def check(self, modules: Sequence[str]) -> None:
+        """See that every rule decides something. The builder's own are for any model of the family.
+
+        Args:
+            modules: the model's linears, as `format_of` has them.
+        Raises:
+            ConfigurationError: one decides nothing: it names no linear, or rules before it do.
+        """
+        if self in map(load_recipe, known_recipes()):
+            return
+        deciding = {id(self._rule_of(module)) for module in modules}
         for rule in self.rules:
-            if fnmatch.fnmatchcase(module, rule.modules):
-                return rule.format
-        return "bf16"
+            if id(rule) in deciding:
+                continue
+            if fnmatch.filter(modules, rule.modules):
+                problem, remedy = "rules before it decide all that it names", "put it before them"
+            else:
+                kinds = {re.sub(r"\.\d+(?=\.)", ".*", module) for module in modules}
+                near = difflib.get_close_matches(rule.modules, sorted(kinds), n=3, cutoff=0.0)
+                problem, remedy = "names no linear of this model", f"linears are {', '.join(near)}"
+            raise ConfigurationError(f"rule {rule.modules!r}", problem, remedy)
 
 
 def known_recipes() -> list[str]:

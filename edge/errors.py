@@ -11,6 +11,7 @@
     ├── AccessError          this user may not do that           HTTP 403, that request only
     ├── CapacityError        no room for this turn               HTTP 503, that turn only
     │   └── DeadlineError    no time for it                      likewise
+    ├── TurnError            what answers a question failed      HTTP 500, that turn only
     ├── ReplayError          a replay went another way           stop the replay, exit 65
     └── EngineError          the engine broke its contract       stop the service, exit 1
 
@@ -18,6 +19,13 @@ An error names the thing, what is wrong with its value, and the remedy, in one l
 """
 
 from __future__ import annotations
+
+import logging
+
+log = logging.getLogger(__name__)
+
+REPORT = "report this, with the service's log"
+"""The remedy for a defect of ours."""
 
 
 class EdgeError(Exception):
@@ -88,6 +96,17 @@ class CapacityError(EdgeError):
 
 class DeadlineError(CapacityError):
     """A turn could not be answered in time."""
+
+
+class TurnError(EdgeError):
+    """A turn ended by what is no fault of its client's and none of the engine's."""
+
+    @classmethod
+    def of(cls, error: Exception) -> TurnError:
+        """What whoever asked hears of a defect; it is logged in full."""
+        log.error("turn=failed", exc_info=error)
+        problem = " ".join(f"cannot be answered ({type(error).__name__}: {error})".split())
+        return cls("question", problem, REPORT)
 
 
 class ReplayError(EdgeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,12 +23,15 @@ class Encoders:
         """Load none yet: each is loaded when it is first used, or by `load`.
 
         Args:
-            n_threads: 0 is one a core.
+            n_threads: 0 is one a core of those that the process may use.
             frugal: drop the other one then.
         """
         self._folder, self._spec = folder, spec
         self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = n_threads
+        # Left to itself, ONNX Runtime makes a thread a core of the machine, and binds each to one.
+        self._options.intra_op_num_threads = n_threads or len(os.sched_getaffinity(0))
+        # A thread that spins after a call keeps its core from the decoder, and from sleeping.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._options.log_severity_level = 3
         self._loader = ThreadPoolExecutor(1, "encoders")
         self._sessions: dict[str, Future[onnxruntime.InferenceSession]] = {}

@@ -16,10 +16,12 @@ from typing import Any
 import llguidance
 import numpy as np
 
-from edge.errors import CapacityError, EngineError, ProtocolError
+from edge.errors import REPORT, CapacityError, ProtocolError, TurnError
 from edge.model.tokenizer import Tokenizer
 from edge.types import Float32
 
+MAX_GRAMMAR_CHARACTERS = 1 << 16
+"""Compiling one takes the loop's time: at worst, thousands of properties, 2 s of it."""
 _COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 _BEFORE_ABSTENTION = '"whitespace_flexible": false}} | '
 FRAME_FORMAT = "edge.frame"
@@ -112,6 +114,9 @@ def _literal(text: str) -> str:
 
 
 def _checked(name: str, grammar: str) -> str:
+    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+        problem = f"is a grammar of {len(grammar)} characters, more than {MAX_GRAMMAR_CHARACTERS}"
+        raise ProtocolError(name, problem, "simplify it")
     problem = llguidance.LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):
         line = " ".join(problem.split()).replace(";", ",")
@@ -128,7 +133,30 @@ def vocabulary(
     Args:
         n_vocab: logits that the model gives; it may be more than the tokenizer knows.
     """
-    return llguidance.LLTokenizer(tokenizer.as_json(), n_vocab=n_vocab, eos_token=[*stop_ids])
+    known = llguidance.LLTokenizer(tokenizer.as_json(), n_vocab=n_vocab, eos_token=[*stop_ids])
+    as_text = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, known))
+    return llguidance.LLTokenizer(as_text, n_vocab=n_vocab, eos_token=[*stop_ids])
+
+
+class _Vocabulary:
+    """The same tokens, but what spells a special token in a format is text like any other.
+
+    Where a grammar leaves one continuation, llguidance tokenizes it to find the one token that it
+    allows. The checkpoint's tokenizer finds the special token there, which the grammar refuses.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, known: llguidance.LLTokenizer) -> None:
+        self.eos_token_id = known.eos_token
+        self.tokens = [b""] * known.vocab_size
+        for token in tokenizer.tokens():
+            self.tokens[token] = known.decode_bytes([token])
+        self.special_token_ids = tokenizer.special_tokens()
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode_as_text(text)
 
 
 class Constraint:
@@ -166,10 +194,10 @@ class Constraint:
         """The answer goes on with `token`, which was allowed.
 
         Raises:
-            EngineError: it was not.
+            TurnError: it was not.
         """
         if not self._matcher.consume_token(token):
-            raise EngineError("constraint", f"refuses token {token} that it allowed", "report this")
+            raise TurnError("constraint", f"refuses token {token} that it allowed", REPORT)
 
     def _error(self) -> str:
         return " ".join(self._matcher.get_error().split()).replace(";", ",")[:300]

@@ -51,6 +51,8 @@ class Tokenizer:
         self._path = path
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._special = frozenset(token.content for token in added if token.special)
+        self._as_text = tokenizers.Tokenizer.from_str(self.as_json())
+        self._as_text.encode_special_tokens = True
         required = {
             name: self._id(name)
             for name in (
@@ -84,6 +86,18 @@ class Tokenizer:
     def encode(self, text: str) -> Int32:
         """Token ids [n]; special tokens in the text become their ids, nothing is added."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_as_text(self, text: str) -> list[int]:
+        """Token ids; what spells a special token is text like any other."""
+        return list(self._as_text.encode(text, add_special_tokens=False).ids)
+
+    def tokens(self) -> list[int]:
+        """Ids of all tokens that there are, the special ones too."""
+        return sorted(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def special_tokens(self) -> list[int]:
+        """Ids of all tokens that stand for no text."""
+        return [self._id(name) for name in sorted(self._special)]
 
     def decode(self, ids: list[int]) -> str:
         """The text of all `ids`, special tokens left out."""

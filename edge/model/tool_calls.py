@@ -21,7 +21,13 @@ from typing import Any
 from edge.model.tokenizer import TOOL_CALL, TOOL_CALL_END
 
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)</function>\s*", re.DOTALL)
+_TEXT = r"([^<]|<+[^<\/]|<+\/[^<p])*\n<\/parameter>\n"
+"""Any text in which nothing looks like its end, and its end."""
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>(.*?)</parameter>\s*", re.DOTALL)
+
+DEFINITIONS = ("$defs", "definitions")
+MAX_REFERENCES = 8
+"""From one to the next; a circle ends there, and cannot be followed."""
 
 
 def parse_tool_call(
@@ -53,9 +59,37 @@ def parse_tool_call(
 
 def _parameters(tool: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Parameter -> its schema; what is no schema says nothing. Clients write anything here."""
-    properties = (tool["function"].get("parameters") or {}).get("properties")
+    whole = tool["function"].get("parameters")
+    whole = whole if isinstance(whole, Mapping) else {}
+    properties = whole.get("properties")
     found = properties if isinstance(properties, Mapping) else {}
-    return {key: one if isinstance(one, Mapping) else {} for key, one in found.items()}
+    return {
+        key: _alone(one, whole) if isinstance(one, Mapping) else {} for key, one in found.items()
+    }
+
+
+def _alone(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part of a schema, so that it can be read without the whole that it may refer to."""
+    for _ in range(MAX_REFERENCES):
+        found = _referred(schema, whole)
+        if found is None:
+            break
+        schema = {**found, **{key: one for key, one in schema.items() if key != "$ref"}}
+    if '"$ref"' not in json.dumps(schema):
+        return schema
+    return {**schema, **{name: whole[name] for name in DEFINITIONS if name in whole}}
+
+
+def _referred(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a schema refers to, if it does and that is here."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return None
+    found: Any = whole
+    for name in reference[2:].split("/"):
+        name = name.replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else None
 
 
 def _value(text: str, schema: Mapping[str, Any]) -> Any:
@@ -82,7 +116,7 @@ def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
 
     Required parameters come in the order of the schema, all others may be left out.
     """
-    rules = ["start: call", "TEXT: /[^<\\n]+/"]
+    rules = ["start: call", f"TEXT: /{_TEXT}/"]
     calls = []
     for n, tool in enumerate(tools):
         name, schema = tool["function"]["name"], tool["function"].get("parameters") or {}
@@ -100,15 +134,13 @@ def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _parameter(key: str, schema: Mapping[str, Any]) -> str:
+    before, after = _literal(f"<parameter={key}>\n"), _literal("\n</parameter>\n")
     if not _is_text(schema):
         compact = {**schema, "x-guidance": {"whitespace_flexible": False}}
-        value = f"%json {json.dumps(compact)}"
-    elif isinstance(schema.get("enum"), list):
-        value = "(" + " | ".join(_literal(choice) for choice in schema["enum"]) + ")"
-    else:
-        value = "TEXT"
-    before, after = _literal(f"<parameter={key}>\n"), _literal("\n</parameter>\n")
-    return f"{before} {value} {after}"
+        return f"{before} %json {json.dumps(compact)} {after}"
+    if isinstance(schema.get("enum"), list):
+        return f"{before} ({' | '.join(map(_literal, schema['enum']))}) {after}"
+    return f"{before} TEXT"
 
 
 def _literal(text: str) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from edge.config import Config
-from edge.errors import CapacityError, EdgeError, ProtocolError
+from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.access import Roles, require
@@ -218,9 +218,16 @@ class _Api:
         parts = (body, self._model_name, self._config, self._thinking_sampling)
         # Pictures and sounds take their time to decode; others are served meanwhile.
         is_large = len(body) > LARGE_BODY_BYTES
-        asked = (
-            await asyncio.to_thread(parse_request, *parts) if is_large else parse_request(*parts)
-        )
+        try:
+            asked = (
+                await asyncio.to_thread(parse_request, *parts)
+                if is_large
+                else parse_request(*parts)
+            )
+        except EdgeError:
+            raise
+        except Exception as error:
+            raise TurnError.of(error) from error
         events: Outbox[AnswerEvent] = Outbox(
             self._config.socket.max_outbox_events,
             lambda: drop(request.transport, "outbox full", self._metrics),

@@ -30,7 +30,8 @@ from edge.serve.wishes import (
 )
 from edge.session.turn import Question
 
-StopText = Annotated[str, Meta(min_length=1)]
+MAX_STOP_CHARACTERS = 256
+StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class ModelNotFoundError(NotFoundError):

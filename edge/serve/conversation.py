@@ -85,6 +85,32 @@ def entry_of(item: Item, item_id: str) -> Entry:
     return Entry(_without_media(item, item_id), message)
 
 
+def input_of(items: Sequence[Item]) -> list[Entry]:
+    """Decode what a response is to be made of.
+
+    Raises:
+        ProtocolError: an item cannot be used.
+        MediaError: a picture or a sound cannot be decoded.
+        CapacityError: pictures and sounds are too large together.
+    """
+    entries: list[Entry] = []
+    n_bytes = 0
+    for item in items:
+        entries.append(entry_of(item, item.id or ""))
+        n_bytes += entries[-1].n_bytes
+        _refuse_too_much("response.input", n_bytes)
+    return entries
+
+
+def _refuse_too_much(thing: str, n_bytes: int) -> None:
+    if n_bytes > MAX_MEDIA_BYTES:
+        raise CapacityError(
+            thing,
+            f"would hold more than {MAX_MEDIA_BYTES} bytes of pictures and sounds",
+            "delete items, or send smaller pictures",
+        )
+
+
 def sound_entry(sound: Sound, item_id: str) -> Entry:
     """What a client has said."""
     item = MessageItem(role="user", content=[InputAudio()], id=item_id)
@@ -145,12 +171,8 @@ class ClientConversation:
         item_id = entry.item.id or ""
         if item_id in self._entries:
             raise ProtocolError("item.id", f"{item_id!r} is taken", "choose another, or none")
-        if sum(e.n_bytes for e in self._entries.values()) + entry.n_bytes > MAX_MEDIA_BYTES:
-            raise CapacityError(
-                "conversation",
-                f"would hold more than {MAX_MEDIA_BYTES} bytes of pictures and sounds",
-                "delete items, or send smaller pictures",
-            )
+        n_bytes = sum(e.n_bytes for e in self._entries.values())
+        _refuse_too_much("conversation", n_bytes + entry.n_bytes)
         self._room.take("conversation", entry.n_bytes)
         self._entries[item_id] = entry
         oldest = [*self._entries][: max(0, len(self._entries) - MAX_ITEMS)]

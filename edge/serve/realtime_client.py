@@ -18,14 +18,21 @@ from dataclasses import dataclass
 import msgspec
 
 from edge.config import Config
-from edge.errors import EdgeError, ProtocolError
+from edge.errors import EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
 from edge.senses.still import from_base64
 from edge.senses.turn_events import Ended, Played, SpeechStarted
 from edge.serve.access import Role, require
 from edge.serve.client_sound import ClientSound
 from edge.serve.completion import health_of
-from edge.serve.conversation import ClientConversation, Entry, as_turns, entry_of, sound_entry
+from edge.serve.conversation import (
+    ClientConversation,
+    Entry,
+    as_turns,
+    entry_of,
+    input_of,
+    sound_entry,
+)
 from edge.serve.messages import wrong_field
 from edge.serve.outbox import Outbox, first_text_hurried
 from edge.serve.playback import Playback, PlaybackAppend
@@ -85,6 +92,20 @@ class _Answered:
     event: AnswerEvent | Begun
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wanted:
+    """A response that is to be created."""
+
+    settings: ResponseSettings
+    input: list[Entry] | None = None
+    """What is asked, decoded; None: the conversation."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the input's pictures and sounds."""
+        return sum(entry.n_bytes for entry in self.input or ())
+
+
 class Client:
     """One client's session."""
 
@@ -103,13 +124,15 @@ class Client:
         self._thinking_sampling = thinking_sampling
         self._settings = first_settings(new_id("sess"), model, config)
         self._conversation_id = new_id("conv")
-        self._conversation = ClientConversation(room)
+        self._room, self._conversation = room, ClientConversation(room)
         self._sound, self._playback = ClientSound(), Playback()
         self._sound.detect_turns(True)
         self._speech_id = new_id("item")
         self._reply: Reply | None = None
-        self._next: ResponseSettings | None = None
-        """To be answered as soon as the cancelled reply has ended."""
+        self._n_bytes = 0
+        """Of the reply's own input, that the room holds."""
+        self._next: _Wanted | None = None
+        """To be answered as soon as the cancelled reply has ended; the room holds its input."""
         self._topics: frozenset[Topic] = frozenset()
         self._triggers: set[str] = set()
         self._start_ns = session.status().start_ns
@@ -130,6 +153,8 @@ class Client:
             if self._reply is not None:
                 self._reply.cancel("client_cancelled")
             self._conversation.clear()
+            self._wait_with(None)
+            self._hold(0)
 
     # From the session's thread.
 
@@ -189,6 +214,8 @@ class Client:
             await self._do(event)
         except EdgeError as error:
             self.refuse(error, event.event_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's
+            self.refuse(TurnError.of(error), event.event_id)
 
     async def _do(self, event: AnyClientEvent) -> None:
         if isinstance(event, AudioAppend):
@@ -202,7 +229,7 @@ class Client:
                 raise ProtocolError("previous_item_id", "is not the last item's", remedy)
             self._add(await _entry(event, item_id))
         elif isinstance(event, ResponseCreate):
-            self._respond(event.response or ResponseSettings())
+            await self._create(event.response or ResponseSettings())
         elif isinstance(event, ResponseCancel):
             self._cancel(event.response_id)
         elif isinstance(event, SessionUpdate):
@@ -264,9 +291,33 @@ class Client:
             self._say(AudioCommitted(item_id=item_id, previous_item_id=before))
             self._add(entry)
             if respond and vad is not None and vad.create_response:
-                self._respond(ResponseSettings(), by_voice=True)
+                self._respond(_Wanted(ResponseSettings()), by_voice=True)
 
-    def _respond(self, wanted: ResponseSettings, *, by_voice: bool = False) -> None:
+    async def _create(self, settings: ResponseSettings) -> None:
+        """Decode the input, if it has one of its own; others are served meanwhile."""
+        if settings.input is None:
+            self._respond(_Wanted(settings))
+            return
+        wanted = _Wanted(settings, await asyncio.to_thread(input_of, settings.input))
+        self._room.take("response.input", wanted.n_bytes)
+        try:
+            self._respond(wanted)
+        except BaseException:
+            self._room.give(wanted.n_bytes)
+            raise
+
+    def _wait_with(self, wanted: _Wanted | None) -> None:
+        """Answer this next, and not what was to be next."""
+        if self._next is not None:
+            self._room.give(self._next.n_bytes)
+        self._next = wanted
+
+    def _hold(self, n_bytes: int) -> None:
+        """The room holds so much for the reply, and not what it held for the last one."""
+        self._room.give(self._n_bytes)
+        self._n_bytes = n_bytes
+
+    def _respond(self, response: _Wanted, *, by_voice: bool = False) -> None:
         if self._reply is not None:
             if not by_voice and self._reply.cancelled_by is None:
                 raise ProtocolError(
@@ -274,11 +325,11 @@ class Client:
                     f"{self._reply.id} is not done yet",
                     "wait for response.done, or send response.cancel first",
                 )
-            self._next = wanted
+            self._wait_with(response)
             return
-        messages = self._conversation.messages()
-        if wanted.input is not None:
-            messages = [entry_of(item, item.id or "").message for item in wanted.input]
+        wanted, messages = response.settings, self._conversation.messages()
+        if response.input is not None:
+            messages = [entry.message for entry in response.input]
         instructions = wanted.instructions
         if instructions is None:
             instructions = self._settings.instructions or ""
@@ -295,18 +346,20 @@ class Client:
 
         reply.turn = self._session.ask(question, first_text_hurried(deliver))
         self._reply = reply
+        self._hold(response.n_bytes)
         self._outbox.deliver(_Answered(reply, Begun()))
 
     def _cancel(self, response_id: str | None) -> None:
         if self._reply is None or response_id not in (None, self._reply.id):
             raise ProtocolError("response", "is not being answered", "create one first")
-        self._next = None
+        self._wait_with(None)
         self._reply.cancel("client_cancelled")
 
     def _answered(self, reply: Reply, event: AnswerEvent | Begun) -> Iterator[AnyServerEvent]:
         for told in reply.events(event):
             if isinstance(told, ResponseDone):
                 self._reply = None
+                self._hold(0)
                 yield from self._keep(reply, told)
             yield told
         if self._reply is None and self._next is not None:
@@ -314,6 +367,7 @@ class Client:
             try:
                 self._respond(wanted)
             except EdgeError as error:
+                self._room.give(wanted.n_bytes)
                 self.refuse(error)
 
     def _keep(self, reply: Reply, done: ResponseDone) -> Iterator[AnyServerEvent]:

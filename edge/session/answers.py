@@ -8,6 +8,7 @@ goes before those, so that it ends however many others ask.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import get_args
@@ -20,12 +21,13 @@ from edge.errors import (
     EngineError,
     MediaError,
     ProtocolError,
+    TurnError,
 )
 from edge.session.answer import Answering
 from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
 from edge.session.live_prompt import LivePrompt
-from edge.session.turn import Done, Failed, Priority, Turn
+from edge.session.turn import Done, Failed, FinishReason, Priority, Turn
 
 PRIORITIES: tuple[str, ...] = get_args(Priority)
 PATIENCE_NS = 5 * NS_PER_S
@@ -64,9 +66,14 @@ class Answers:
 
     def open(self, turn: Turn) -> None:
         """Answer a turn as soon as nothing is more urgent."""
+        try:
+            answering = Answering(self._prompt, turn, self._clock, self._freshness_of)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this turn's
+            turn.deliver(_failed(error))
+            return
         if not self._open:
             self.since_ns = self._clock.now_ns()
-        self._open.append(Answering(self._prompt, turn, self._clock, self._freshness_of))
+        self._open.append(answering)
 
     def cancelled(self) -> list[int]:
         """Which of the turns their clients have given up."""
@@ -105,9 +112,10 @@ class Answers:
             cancelled: as `cancelled` says.
         Raises:
             EngineError: the engine failed; who asked has been told.
+            Exception: likewise, in its own words. Whatever else goes wrong ends that turn only.
         """
         for answering in [self._open[i] for i in cancelled]:
-            self._end(answering, answering.end("cancelled"))
+            self._cut(answering, "cancelled")
         now_ns = self._clock.now_ns()
         self._end_late(now_ns)
         if not self._open:
@@ -121,12 +129,12 @@ class Answers:
                 self._current = chosen
             comes_on = chosen.is_between_tokens or not chosen.has_begun
             done = chosen.step()
-        except (ProtocolError, CapacityError, MediaError) as error:
-            self._end(chosen, Failed(error))
         except EngineError as error:
             chosen.turn.deliver(Failed(error))
             self._open.remove(chosen)
             raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this turn's
+            self._end(chosen, _failed(error))
         else:
             if comes_on:
                 self.worked_ns += self._clock.now_ns() - now_ns
@@ -147,12 +155,21 @@ class Answers:
             if deadline_ns is None or now_ns <= deadline_ns:
                 continue
             if answering.has_begun:
-                self._end(answering, answering.end("deadline"))
+                self._cut(answering, "deadline")
                 continue
             late_s = (now_ns - deadline_ns) / NS_PER_S
             problem = f"was not answered within {seconds:g} s (it is {late_s:.3f} s late)"
             remedy = "ask for less, allow it more time, or lower what is perceived"
             self._end(answering, Failed(DeadlineError("question", problem, remedy)))
+
+    def _cut(self, answering: Answering, reason: FinishReason) -> None:
+        """End it with what it has said by now."""
+        outcome: Done | Failed
+        try:
+            outcome = answering.end(reason)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this turn's
+            outcome = _failed(error)
+        self._end(answering, outcome)
 
     def _end(self, answering: Answering, outcome: Done | Failed) -> None:
         self._remove(answering)
@@ -162,3 +179,17 @@ class Answers:
         if answering is self._current:
             self.give_way()
         self._open.remove(answering)
+
+
+def _failed(error: Exception) -> Failed:
+    """What a turn ends with; the engine's own failure is raised again.
+
+    A question may hold anything, and what reads it may have defects: none of them ends the service.
+    """
+    if isinstance(error, ProtocolError | CapacityError | MediaError | TurnError):
+        return Failed(error)
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+    if isinstance(error, EngineError) or any(name.startswith("edge.engines.") for name in modules):
+        raise error
+    return Failed(TurnError.of(error))

@@ -28,7 +28,7 @@ class StopTexts:
             (
                 n
                 for stop in self._stops
-                for n in range(1, len(stop))
+                for n in range(1, min(len(stop), len(self._held) + 1))
                 if self._held.endswith(stop[:n])
             ),
             default=0,

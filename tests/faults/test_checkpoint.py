@@ -99,6 +99,7 @@ def test_a_nan_is_named(broken, capsys):
         (("llm_config", "hybrid_override_pattern"), None, "hybrid_override_pattern: is missing"),
         (("llm_config", "head_dim"), "big", "head_dim: is 'big', which is not a int"),
         (("llm_config", "n_groups"), 3, "mamba_num_heads: is 8, not a multiple of n_groups = 3"),
+        (("llm_config", "n_group"), 3, "n_routed_experts: is 16, not a multiple of n_group = 3"),
         (("llm_config", "hidden_size"), 0, "hidden_size: is 0, below 1"),
         (("vision_config", "args", "model"), "vit_x", None),
         (("vision_config", "hidden_size"), None, "is 'tiny', an unknown ViT"),

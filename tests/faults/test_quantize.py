@@ -263,6 +263,48 @@ def test_experts_need_one_format(checkpoint, tmp_path, capsys):
     assert "layers.1.experts_up: has its experts in bf16 and w4a16 by this recipe" in line
 
 
+@pytest.mark.parametrize(
+    ("modules", "near"),
+    [
+        ("*.mixer.expert.*", "backbone.layers.*.mixer.experts.*.up_proj"),
+        ("head", "lm_head"),
+        ("*embeddings*", "backbone.layers.*.mixer."),
+        ("*.mixer.gate", "backbone.layers.*.mixer."),
+        ("vision_model.*", "backbone.layers.*.mixer."),
+        ("language_model.*.in_proj", "backbone.layers.*.mixer.in_proj"),
+    ],
+)
+@pytest.mark.parametrize("command", ["quantize", "plan"])
+def test_a_rule_that_names_no_linear_is_an_error(
+    checkpoint, tmp_path, capsys, modules, near, command
+):
+    recipe = own_recipe(tmp_path, **{"*.in_proj": "w4a16", modules: "w4a16"})
+    words = [str(checkpoint("base")), "--recipe", str(recipe)]
+    words += ["--board", "thor-128"] if command == "plan" else []
+    out = [str(tmp_path / "out")] if command == "quantize" else []
+    assert cli.main([command, words[0], *out, *words[1:]]) == 78
+    line = capsys.readouterr().err
+    assert f"rule '{modules}': names no linear of this model; linears are " in line
+    assert near in line
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_rule_behind_others_that_decide_all_is_an_error(checkpoint, tmp_path, capsys):
+    recipe = own_recipe(tmp_path, **{"*": "bf16", "*.in_proj": "w4a16"})
+    code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
+    assert (code, "rule '*.in_proj': rules before it decide all that it names" in line) == (
+        78,
+        True,
+    )
+
+
+def test_the_builders_own_recipes_are_for_models_without_some_layers_too(tmp_path, capsys):
+    make_checkpoint(
+        tmp_path / "checkpoint", "base", {"llm_config": {"hybrid_override_pattern": "MM"}}
+    )
+    assert run(capsys, tmp_path / "checkpoint", tmp_path / "out")[0] == 0
+
+
 def test_a_recipe_that_the_sizes_forbid_is_named(checkpoint, tmp_path, capsys):
     code, line = refused(capsys, checkpoint("base"), tmp_path, "int4")
     assert code == 65

@@ -23,6 +23,7 @@ from serve.scripted import (
 
 from edge.errors import CapacityError, EngineError
 from edge.senses.turn_events import Button, Choose
+from edge.serve.app import LARGE_BODY_BYTES
 from edge.serve.limits import MAX_BODY_BYTES
 from edge.serve.metrics import N_ANSWERS
 from edge.session.turn import Failed, TextDelta
@@ -289,6 +290,22 @@ def test_an_engine_failure_is_500_or_an_event(path):
     assert streamed.status_code == 200
     assert "decode: failed; restart" in streamed.text
     assert "[DONE]" not in streamed.text
+
+
+def test_a_defect_in_reading_a_request_is_told_and_logged(path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise LookupError("nobody expects it")
+
+    monkeypatch.setattr("edge.serve.chat.to_messages", fail)
+    with served(path, ScriptedSession(answer("x"))), http(path) as client:
+        for more in ("", "x" * LARGE_BODY_BYTES):
+            reply = client.post("/v1/chat/completions", json={**ASK, "user": more})
+            assert reply.status_code == 500
+            error = reply.json()["error"]
+            assert error["type"] == "server_error"
+            assert "LookupError: nobody expects it" in error["message"]
+        assert client.get("/healthz").status_code == 200
+    assert "Traceback" in caplog.text
 
 
 def test_a_turn_that_the_service_cancels_is_503(path):

@@ -17,9 +17,10 @@ from edge.config import Answer, Config, for_model
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
-from edge.serve.completion import Response
+from edge.serve.completion import Response, stages_of
 from edge.serve.report import report_of
 from edge.session.turn import Message, TextDelta
+from edge.types import Stages
 
 OWN = Sampling(0.6, 0.95)
 USER = {"role": "user", "content": "What is on the table?"}
@@ -141,6 +142,8 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
         ({"max_completion_tokens": 8193}, "max_completion_tokens", "above the context's 8192"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "length <= 4"),
         ({"stop": ""}, "stop", "length >= 1"),
+        ({"stop": "x" * 257}, "stop", "length <= 256"),
+        ({"stop": ["a", "x" * 257]}, "stop[1]", "length <= 256"),
         ({"edge": {"recall_s": [1, 2]}}, "edge.recall_s", "[1.0, 2.0]"),
         ({"edge": {"recall_s": [2, 1], "remember": True}}, "edge.remember", "edge.recall_s"),
         ({"edge": {"recall_s": [-1, 2]}}, "edge.recall_s[0]", ">= 0"),
@@ -214,3 +217,19 @@ def test_an_answer_says_how_sure_how_fresh_and_on_what_it_stands():
 def test_our_own_message_can_be_sent_back():
     message = Response(MODEL).completion([TextDelta("A cup.")], DONE)["choices"][0]["message"]
     assert parsed(messages=[USER, message, USER]).question.messages[1].content == "A cup."
+
+
+def test_the_stages_of_a_segment_follow_each_other():
+    at_ms = {"captured": 1000, "taken": 1010, "features": 1030, "encoded": 1060, "prefilled": 1100}
+    times = {f"{stage}_ns": ms * 1_000_000 for stage, ms in at_ms.items()}
+    told = stages_of(Stages("video", **times, n_tokens=7, n_pruned=3), 500_000_000)
+    assert told == {
+        "modality": "video",
+        "n_tokens": 7,
+        "n_pruned": 3,
+        "captured_s": 0.5,
+        "late_ms": 10.0,
+        "features_ms": 20.0,
+        "encode_ms": 30.0,
+        "prefill_ms": 40.0,
+    }

@@ -173,6 +173,28 @@ def test_bodies_that_arrive_together_are_bounded_together(path):
             assert other.post("/v1/chat/completions", json=ASK).status_code == 200
 
 
+def test_a_body_of_unknown_length_takes_as_much_room_as_the_largest(path):
+    n = MAX_READING_BYTES // MAX_BODY_BYTES
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nTransfer-Encoding: chunked\r\n"
+    waits = head + b"Expect: 100-continue\r\n\r\n"
+    whole = b"2\r\n{}\r\n0\r\n\r\n"
+    with served(path, ScriptedSession(answer("x"))), contextlib.ExitStack() as stack:
+        arriving = [stack.enter_context(connected(path)) for _ in range(n)]
+        for client in arriving:
+            client.sendall(waits)
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 100")  # it is being read
+        with connected(path) as more:
+            more.sendall(head + b"\r\n" + whole)
+            refused = more.recv(1 << 16)
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert f"{n * MAX_BODY_BYTES} are arriving already".encode() in refused
+        arriving[0].sendall(whole)
+        assert arriving[0].recv(1 << 16).startswith(b"HTTP/1.1 400")
+        with connected(path) as more:
+            more.sendall(head + b"\r\n" + whole)
+            assert more.recv(1 << 16).startswith(b"HTTP/1.1 400")
+
+
 def test_a_client_that_reads_nothing_is_dropped(path, start):
     """It asks for the same answer again and again without taking one of them."""
     with start(idle_s=0.5) as connect, connect() as greedy:

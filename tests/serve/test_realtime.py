@@ -27,12 +27,14 @@ from serve.scripted import (
     served,
     speak_until_cancelled,
 )
+from serve.test_app import http
 from serve.traffic import Recorded
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from edge.config import Answer, Config
 from edge.errors import CapacityError
+from edge.senses.still import decode_picture
 from edge.senses.turn_events import SpeechStarted
 from edge.serve.realtime import _text_frame
 from edge.session.budget import LADDER, Degraded
@@ -472,6 +474,21 @@ def test_nonsense_is_refused_and_the_session_goes_on(path, message):
         client.until("response.done")
 
 
+def test_a_defect_met_by_one_event_is_told_and_the_session_goes_on(path, monkeypatch):
+    def fail(*_, **__):
+        raise LookupError("nobody expects it")
+
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr("edge.serve.realtime_client.question_of", fail)
+            client.send("response.create", event_id="r")
+            error = client.until("error")["error"]
+        assert (error["type"], error["event_id"]) == ("server_error", "r")
+        assert "LookupError: nobody expects it" in error["message"]
+        client.send("response.create")
+        client.until("response.done")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -543,6 +560,72 @@ def test_a_response_aside_leaves_nothing(path):
         client.send("response.create")
         client.until("response.done")
     assert [[m.content for m in q.messages] for q in session.questions] == [["Where?"], [""]]
+
+
+SHOWN = {**TEXT, "content": [{"type": "input_image", "image_url": data_url(png())}]}
+"""A picture of 3600 bytes."""
+
+
+def test_others_are_served_while_the_input_of_a_response_is_decoded(path, monkeypatch):
+    decoding, served_meanwhile = threading.Event(), threading.Event()
+
+    def slowly(data):
+        decoding.set()
+        assert served_meanwhile.wait(TIMEOUT_S)
+        return decode_picture(data)
+
+    monkeypatch.setattr("edge.serve.conversation.decode_picture", slowly)
+    session = ScriptedSession(answer("x"))
+    with served(path, session), connected(path) as client, http(path) as other:
+        client.send("response.create", response={"input": [SHOWN]})
+        assert decoding.wait(TIMEOUT_S)
+        assert other.get("/healthz").status_code == 200
+        served_meanwhile.set()
+        client.until("response.done")
+    assert len(session.questions[0].messages[-1].media) == 1
+
+
+def test_the_input_of_a_response_is_bounded(path, monkeypatch):
+    monkeypatch.setattr("edge.serve.conversation.MAX_MEDIA_BYTES", 8000)
+    session = ScriptedSession(answer("x"))
+    with served(path, session), connected(path) as client:
+        client.send("response.create", response={"input": [SHOWN] * 3})
+        error = client.until("error")["error"]
+        assert "response.input: would hold more than 8000 bytes" in error["message"]
+        client.send("response.create", response={"input": [SHOWN] * 2})
+        client.until("response.done")
+    assert len(session.questions) == 1
+
+
+def test_the_input_of_a_response_takes_room_until_it_is_answered(path, monkeypatch):
+    monkeypatch.setattr("edge.serve.realtime.MAX_ALL_MEDIA_BYTES", 5000)
+    started, seen = threading.Event(), threading.Event()
+    session = ScriptedSession(speak_until_cancelled(started, seen))
+    shows = {"input": [SHOWN]}
+    with served(path, session), connected(path) as client, connected(path) as other:
+
+        def refused():
+            other.send("response.create", response=shows)
+            return "3600 are held already" in other.until("error")["error"]["message"]
+
+        client.send("response.create", response={"input": [SHOWN, SHOWN]})
+        assert "of 7200 more bytes: 0 are held" in client.until("error")["error"]["message"]
+        client.send("response.create", response=shows)
+        client.until("response.created")
+        assert refused()
+        client.send("response.create", response=shows)  # its own is not done yet
+        assert client.until("error")
+        assert refused()
+        client.send("response.cancel")
+        client.until("response.done")
+        other.send("response.create", response=shows)
+        other.until("response.created")
+        client.send("conversation.item.create", item={**SHOWN, "id": "a"})
+        assert "3600 are held" in client.until("error")["error"]["message"]
+        other.send("response.cancel")
+        other.until("response.done")
+        client.send("conversation.item.create", item={**SHOWN, "id": "a"})
+        client.until("conversation.item.added")
 
 
 def test_own_settings_of_an_answer(path):

@@ -41,6 +41,28 @@ def test_stop_texts_cut_the_same_however_the_text_arrives(text, stops, cuts):
         assert any(got + stop == text[: len(got) + len(stop)] for stop in stops)
 
 
+class Counting(str):
+    """A text that counts how many characters of it were looked at."""
+
+    n_characters = 0
+
+    def __getitem__(self, part):
+        found = super().__getitem__(part)
+        Counting.n_characters += len(found)
+        return found
+
+
+def test_what_a_token_costs_does_not_grow_with_a_stop_text():
+    def looked_at(n_stop):
+        Counting.n_characters = 0
+        cutter = StopTexts((Counting("ab" * (n_stop // 2)),))
+        for _ in range(20):
+            cutter.push("ab c ")
+        return Counting.n_characters
+
+    assert 0 < looked_at(100) == looked_at(20_000)
+
+
 @pytest.fixture
 def parts(bundle, engine):
     """A fresh context on the base preset, and its prompt."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 from dataclasses import asdict
 
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge.clock import VirtualClock
 from edge.engines.engine import MAX_PREFILL_TOKENS
-from edge.errors import ProtocolError
+from edge.errors import CapacityError, ProtocolError
 from edge.features.mel import log_mel
 from edge.features.pixels import image_grids, image_patches
 from edge.model import constrain
@@ -46,6 +47,14 @@ MOVE = {
     },
 }
 STOP = {"type": "function", "function": {"name": "stop"}}
+NOTE = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "parameters": {"properties": {"text": {"type": "string"}}, "required": ["text"]},
+    },
+}
+MANY_PROPERTIES = {"type": "object", "properties": {f"{n:x}": {} for n in range(8000)}}
 
 
 @pytest.fixture
@@ -229,6 +238,77 @@ def test_calls_are_read_back_as_the_schema_types_them():
     assert parse_tool_call("\n<function=stop>\n</function>\n", [STOP]) == ("stop", {})
 
 
+def pydantic_tool():
+    """As pydantic describes parameters that are an enum, a model, an optional and a tree."""
+    whole = {
+        "$defs": {
+            "Way": {"enum": ["left", "1", "true"], "type": "string"},
+            "Place": {
+                "type": "object",
+                "properties": {"way": {"$ref": "#/$defs/Way"}, "m": {"type": "integer"}},
+                "required": ["way", "m"],
+                "additionalProperties": False,
+            },
+            "Alias": {"$ref": "#/$defs/Way"},
+        },
+        "properties": {
+            "way": {"$ref": "#/$defs/Way", "description": "which way"},
+            "place": {"$ref": "#/$defs/Place"},
+            "maybe": {"anyOf": [{"$ref": "#/$defs/Place"}, {"type": "null"}]},
+            "alias": {"$ref": "#/$defs/Alias"},
+        },
+        "required": ["way", "place", "maybe", "alias"],
+    }
+    return {"type": "function", "function": {"name": "go", "parameters": whole}}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_demanded_call_follows_what_its_schema_refers_to(parts, seed):
+    tool = pydantic_tool()
+    grammar = constrain.grammar_of_lark("tools", tool_call_lark([tool]))
+    sampling = Sampling(temperature=1.5, seed=seed)
+    settings = {"sampling": sampling, "tools": (tool,), "grammar": grammar, "max_tokens": 300}
+    _, events = ask(parts, (Message("user", "Go."),), channel="operator", **settings)
+    (call,) = [event for event in events if isinstance(event, ToolCall)]
+    jsonschema.validate(call.arguments, tool["function"]["parameters"])
+
+
+def test_a_text_that_a_schema_refers_to_is_taken_as_it_is_written():
+    text = "".join(
+        f"<parameter={key}>\n{value}\n</parameter>\n"
+        for key, value in (("way", "1"), ("alias", "true"), ("place", '{"way": "1", "m": 2}'))
+    )
+    found = parse_tool_call(f"<function=go>\n{text}</function>", [pydantic_tool()])
+    assert found == ("go", {"way": "1", "alias": "true", "place": {"way": "1", "m": 2}})
+
+
+@pytest.mark.parametrize("reference", ["#/$defs/none", "#/nowhere/b", "https://x/y", 3])
+def test_what_refers_to_nothing_is_refused(reference):
+    whole = {"$defs": {"A": {"type": "integer"}}, "properties": {"a": {"$ref": reference}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": whole}}
+    with pytest.raises(ProtocolError, match="cannot be followed"):
+        constrain.grammar_of_lark("tools", tool_call_lark([tool]))
+    text = "<function=f><parameter=a>\n1\n</parameter></function>"
+    assert parse_tool_call(text, [tool]) == ("f", {"a": 1})
+
+
+@pytest.mark.parametrize("text", ["", "a", "a < b", "two\nlines", "<b>x</b>", "<</q>\n", "<think>"])
+def test_a_demanded_call_may_say_any_text(parts, text):
+    """Given token by token: the grammar allows each, and the call is read back as it was meant."""
+    context, prompt = parts
+    grammar = constrain.grammar_of_lark("tools", tool_call_lark([NOTE]))
+    n_vocab, special = context.engine.spec.decoder.vocab_size, prompt.tokenizer.special
+    vocabulary = constrain.vocabulary(prompt.tokenizer, n_vocab, (special.turn_end,))
+    constraint = constrain.Constraint(vocabulary, grammar)
+    call = f"\n<function=note>\n<parameter=text>\n{text}\n</parameter>\n</function>\n"
+    ids = [special.tool_call, *prompt.tokenizer.encode_as_text(call), special.tool_call_end]
+    for token in ids:
+        assert np.isfinite(constraint.allow(np.zeros(n_vocab, np.float32))[token])
+        constraint.take(token)
+    assert np.isfinite(constraint.allow(np.zeros(n_vocab, np.float32))[special.turn_end])
+    assert parse_tool_call(call, [NOTE]) == ("note", {"text": text})
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -318,9 +398,44 @@ def test_formats_of_all_kinds_and_the_abstention(parts):
         (lambda: constrain.grammar_of_regex("a(?=b)"), "regex"),
         (lambda: constrain.grammar_of_choice([]), "choice"),
         (lambda: constrain.grammar_of_choice(["a", ""]), "choice"),
+        (lambda: constrain.grammar_of_choice([f"choice {n}" for n in range(5000)]), "choice"),
+        (lambda: constrain.grammar_of_regex("a|" * 40_000 + "b"), "regex"),
+        (lambda: constrain.grammar_of_schema(MANY_PROPERTIES), "json_schema"),
     ],
 )
 def test_a_format_that_cannot_be_followed_is_named(make, thing):
     with pytest.raises(ProtocolError) as caught:
         make()
     assert caught.value.thing == thing
+
+
+def begun(parts, max_tokens, media=()):
+    """A question that waits to be prefilled, and the tokens that it takes."""
+    context, prompt = parts
+    question = Question((Message("user", "What?", media),), Sampling(), max_tokens)
+    answering = Answering(prompt, Turn(question, 0, lambda _: None), VirtualClock())
+    answering.begin(context)
+    return answering, len(answering._waiting)
+
+
+def test_a_question_and_its_answer_may_take_all_the_room_there_is(parts):
+    context, _ = parts
+    n_room = context.engine.spec.decoder.max_tokens
+    n_question = begun(parts, 8)[1]
+    n_left = n_room - context.n_tokens - n_question
+    begun(parts, n_left)
+    with pytest.raises(CapacityError, match="do not fit behind"):
+        begun(parts, n_left + 1)
+
+
+def test_a_picture_is_shrunk_so_that_the_answer_fits(parts):
+    context, _ = parts
+    engine = context.engine
+    n_free = 60
+    picture = Picture(bytes(1024 * 1024 * 3), 1024, 1024)
+    max_tokens = engine.spec.decoder.max_tokens - context.max_tokens - n_free
+    answering, _ = begun(parts, max_tokens, (picture,))
+    ((rows, columns),) = image_grids([(1024, 1024)], engine.spec.vision, n_free, 0)
+    assert len(answering._attached.rows) == rows * columns // 4 <= n_free
+    roomy, _ = begun(parts, 8, (picture,))
+    assert len(roomy._attached.rows) > n_free

@@ -227,3 +227,28 @@ def test_before_anything_was_seen_nothing_can_still_be_so(engine):
     context.append(still_of(context.engine, 9))
     assert len(context.ledger) == 1
     assert context.newest_capture_ns() is None
+
+
+def test_exactly_so_many_tokens_are_kept(engine):
+    context = context_of(engine("base"), keep_tokens=80)
+    for seed in range(4):
+        context.append(perceived(context.engine, 19, seed))  # and a separator
+    assert len(context.kept("video")) == 4
+    context.append(perceived(context.engine, 1, 4))
+    assert len(context.kept("video")) == 4
+
+
+@pytest.mark.parametrize("is_rebuilding", [False, True])
+def test_what_was_tentative_and_stays_survives_a_rebase(engine, is_rebuilding):
+    context = context_of(engine("base"))
+    context.append(perceived(context.engine, 20, 0))
+    if is_rebuilding:
+        context._begin_rebase()
+    said = perceived(context.engine, 10, 1)
+    context.append_tentatively(said)
+    context.settle()
+    assert context.kept("video")[-1] is said
+    now(context)
+    assert context.n_rebases == 1
+    assert [segment.evidence for segment in context.ledger[1:]][-1] == said.evidence
+    assert_same(fresh_of(context, [perceived(context.engine, 20, 0), said]), context)

@@ -225,3 +225,48 @@ def test_the_end_of_the_service_is_told_to_all(make):
     assert [type(journal.of(name)[-1]) for name in ("begun", "waits")] == [Failed, Failed]
     turn = replace(journal.of("begun")[-1])
     assert "is stopping" in str(turn.error)
+
+
+def test_a_deadline_is_the_last_moment_that_is_in_time(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("in time", deadline_s=1.0)
+    loop._clock.sleep_until(NS_PER_S)
+    drive(loop)
+    assert journal.of("in time")[-1].finish_reason != "deadline"
+    journal.ask("late", deadline_s=1.0)
+    loop._clock.sleep_until(2 * NS_PER_S + 1)
+    drive(loop)
+    assert isinstance(journal.of("late")[-1].error, DeadlineError)
+
+
+def test_a_question_that_is_being_prefilled_goes_on_before_one_that_was_asked_earlier(make):
+    """One that was spoken is taken up later than it was asked."""
+    loop = make()
+    loop._clock.sleep_until(20 * NS_PER_S)
+    journal = Journal(loop)
+    journal.ask("typed", 4, text="word " * 900)
+    loop.step()
+    loop.step()
+    question = Question((Message("user", "Hello"),), Sampling(), 4)
+    loop.ask(question, lambda event: journal.events.append(("spoken", event)), asked_ns=NS_PER_S)
+    while not journal.events:
+        assert loop.step()
+    assert journal.events[0][0] == "typed"
+    drive(loop)
+    assert journal.done("spoken")
+
+
+def test_a_clients_own_seed_is_kept_and_others_are_drawn(make):
+    loop = make()
+
+    def seed_of(sampling):
+        question = Question((Message("user", "Hello"),), sampling, 4)
+        return loop.ask(question, lambda _event: None).question.sampling.seed
+
+    assert seed_of(Sampling(temperature=1.0, seed=5)) == 5
+    assert seed_of(Sampling(temperature=1.0, seed=0)) == 0
+    drawn = [seed_of(Sampling(temperature=1.0)) for _ in range(2)]
+    assert None not in drawn
+    assert drawn[0] != drawn[1]
+    assert seed_of(Sampling()) is None

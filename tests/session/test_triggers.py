@@ -325,3 +325,21 @@ def test_a_book_may_be_written_by_many_threads():
     assert [status.id for status in book.entries()] == [names[0], names[2]]
     assert len(book.changes()) == 4
     assert book.changes() == []
+
+
+def test_at_a_threshold_it_begins_and_ends():
+    assert changes(Trigger("x", cooldown_s=0), [(1, BEGINS), (2, ENDS)]) == [1, -2]
+
+
+def test_while_it_rests_the_loop_is_told_to_wait_that_long(make):
+    loop = make()
+    watching(loop, "one?", period_s=0.1)
+    loop._triggers._rest_until_ns = 5 * NS_PER_S
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    assert n_judged(loop) == [0]
+    assert loop._triggers.wait_s() == 5.0
+    loop._clock.sleep_until(5 * NS_PER_S)
+    assert loop._triggers.wait_s() == 0.0
+    drive(loop)
+    assert n_judged(loop) == [1]

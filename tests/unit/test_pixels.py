@@ -79,6 +79,13 @@ def test_several_images_shrink_together() -> None:
     assert px.image_grids([(1920, 1080)] * 4, SPEC, 5004, 0) == [(52, 94)] * 4  # B = 20000
 
 
+def test_images_that_fit_exactly_stay_as_they_are() -> None:
+    """Two of 4096 patches are 2048 tokens; the budget leaves 4 for what stands around them."""
+    sizes = [(1024, 1024)] * 2
+    assert px.image_grids(sizes, SPEC, 2052, 0) == [(64, 64)] * 2
+    assert px.image_grids(sizes, SPEC, 2051, 0) == [(64, 62)] * 2
+
+
 def test_images_without_room_get_the_smallest_grids() -> None:
     grids = px.image_grids([(1920, 1080), (800, 600), (64, 32)], SPEC, 100, 0)
     assert sum(rows * columns for rows, columns in grids) <= 3 * SPEC.min_patches

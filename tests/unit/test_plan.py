@@ -109,13 +109,8 @@ def test_int4_keeps_what_its_blocks_do_not_divide_in_another_format():
 
 def test_another_recipe_gives_another_plan(tmp_path, capsys):
     own = tmp_path / "own.toml"
-    rule = '[[rules]]\nmodules = "{}"\nformat = "fp8"\n'
-    named = (
-        "*.shared_experts.up_proj",
-        "backbone.embeddings",
-        "*.gate",
-    )  # a recipe decides on linears only
-    own.write_text('description = "mine"\nkv_cache = "fp8"\n' + "".join(map(rule.format, named)))
+    rule = '[[rules]]\nmodules = "*.shared_experts.up_proj"\nformat = "fp8"\n'
+    own.write_text(f'description = "mine"\nkv_cache = "fp8"\n{rule}')
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     arguments = [str(tmp_path), "--board", "thor-128", "--recipe", str(own), "--json"]
     assert main(["plan", *arguments]) == 0

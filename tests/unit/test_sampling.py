@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge.model.sampling import Sampler, Sampling
 
@@ -72,3 +76,92 @@ def test_a_seed_repeats_and_another_differs():
 def test_values_outside_their_range_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+class Sorting:
+    """What a sampler means, in as many words: all are sorted, and numpy draws one."""
+
+    def __init__(self, sampling):
+        self.sampling, self.rng = sampling, np.random.default_rng(sampling.seed)
+
+    def choose(self, logits):
+        order = np.argsort(-logits, kind="stable")
+        order = order[: self.sampling.top_k or None]
+        scaled = logits[order].astype(np.float64) / self.sampling.temperature
+        shares = np.exp(scaled - scaled[0])
+        shares /= shares.sum()
+        if self.sampling.top_p < 1.0:
+            shares = np.where(np.cumsum(shares) - shares < self.sampling.top_p, shares, 0.0)
+            shares /= shares.sum()
+        return int(self.rng.choice(order, p=shares))
+
+
+@given(
+    seed=st.integers(0, 1 << 40),
+    n_vocab=st.sampled_from([1, 2, 3, 10, 500, 5000]),
+    spread=st.sampled_from([0.0, 1e-3, 0.5, 1.0, 3.0, 20.0]),
+    steps=st.sampled_from([0, 0, 1, 4]),
+    allowed=st.sampled_from([1.0, 1.0, 0.5, 0.01]),
+    offset=st.sampled_from([0.0, -0.0, 1e3, -1e3]),
+    temperature=st.sampled_from([1e-3, 0.3, 0.6, 1.0, 2.0]),
+    top_p=st.sampled_from([1e-9, 0.1, 0.5, 0.95, 1 - 1e-9, 1.0]),
+    top_k=st.sampled_from([0, 0, 2, 5, 50, 500, 1 << 31]),
+)
+def test_the_tokens_are_those_of_sorting_all(
+    seed, n_vocab, spread, steps, allowed, offset, temperature, top_p, top_k
+):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=n_vocab) * spread + offset
+    logits = (np.round(logits * steps) / steps if steps else logits).astype(np.float32)
+    logits[1:][rng.random(n_vocab - 1) > allowed] = -np.inf
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    quick, slow = Sampler(sampling), Sorting(sampling)
+    for _ in range(4):
+        assert quick.choose(logits) == slow.choose(logits)
+
+
+def spoken(n_vocab=131_072):
+    """Logits like those of a text: a few tokens that fit, and a tail."""
+    logits = np.random.default_rng(0).normal(size=n_vocab).astype(np.float32) * 3
+    logits[[5, 99, 1234, 99_999]] += np.float32(15)
+    return logits
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.6, 0.95, seed=1),
+        Sampling(1.0, seed=2),
+        Sampling(0.6, 0.95, 50, seed=3),
+        Sampling(2.0, 0.99, seed=4),
+    ],
+)
+def test_the_tokens_are_those_of_sorting_all_of_a_large_vocabulary(sampling):
+    logits, quick, slow = spoken(), Sampler(sampling), Sorting(sampling)
+    for n in range(8):
+        rolled = np.roll(logits, n * 7919)
+        assert quick.choose(rolled) == slow.choose(rolled)
+
+
+def test_a_large_vocabulary_is_not_sorted():
+    """Measured, thread CPU time, best of 15: 0.13 ms against 14 ms of sorting all."""
+    logits = spoken()
+
+    def best_ms(kind):
+        took = []
+        for seed in range(15):
+            sampler = kind(Sampling(0.6, 0.95, seed=seed))
+            began_ns = time.thread_time_ns()
+            sampler.choose(logits)
+            took.append((time.thread_time_ns() - began_ns) / 1e6)
+        return min(took)
+
+    assert best_ms(Sampler) < best_ms(Sorting) / 8
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-300, 1e-40, 1e-12])
+@pytest.mark.parametrize("top_p", [0.95, 1.0])
+def test_at_the_lowest_temperatures_the_largest_is_drawn(temperature, top_p):
+    for logits in (LOGITS, spoken(), np.array([3e38, -3e38, -np.inf], np.float32)):
+        sampler = Sampler(Sampling(temperature, top_p, seed=0))
+        assert [sampler.choose(logits) for _ in range(5)] == [int(logits.argmax())] * 5
