@@ -34,8 +34,9 @@ from edge.session.turn import (
 )
 from edge.types import AudioChunk, Evidence
 
-MAX_SILENT_NS = NS_PER_S
-"""A tentative clip holds up what else is perceived: without sound for so long it is given up."""
+MAX_TENTATIVE_NS = NS_PER_S
+"""A tentative clip holds up what else is perceived. Sound settles or undoes it after 0.38 s; after
+so long it is given up, whatever is heard meanwhile, and from whom."""
 
 
 @dataclass
@@ -73,6 +74,8 @@ class _Speculation:
     clip: AudioChunk
     turn: Turn
     held: _Held
+    until_ns: int
+    """Then it is given up."""
 
 
 class Conversation:
@@ -101,11 +104,9 @@ class Conversation:
         self._counters = counters
         self._speculation: _Speculation | None = None
         self._answered: Turn | None = None
-        self._heard_ns = 0
 
     def hear(self, sense: Sense[Any], events: list[TurnEvent]) -> None:
         """Take what has happened in the microphone's newest sound."""
-        self._heard_ns = self._clock.now_ns()
         for event in events:
             if isinstance(event, SpeechStarted):
                 self.interrupt()
@@ -125,17 +126,24 @@ class Conversation:
     def give_up(self) -> None:
         """Undo what was begun at the soft end."""
         if self._speculation is not None:
-            self._answers.drop(self._speculation.turn)
+            self._answers.undo()
+            self._answers.leave(self._context)
             self._context.reopen()
             self._speculation = None
             self._counters["speculations_given_up"] += 1
 
-    def give_up_if_silent(self) -> bool:
-        """Undo it if the microphone has gone; whether that was so."""
-        if self._clock.now_ns() - self._heard_ns <= MAX_SILENT_NS:
+    def give_up_if_overdue(self) -> bool:
+        """Undo it if the turn neither ended nor went on in time; whether that was so."""
+        if self.wait_s() != 0.0:
             return False
         self.give_up()
         return True
+
+    def wait_s(self) -> float | None:
+        """Until what was begun is given up, if nothing is heard; None if nothing was."""
+        if self._speculation is None:
+            return None
+        return max(0.0, (self._speculation.until_ns - self._clock.now_ns()) / NS_PER_S)
 
     def _soft_end(self, sense: Sense[Any], utterance: Utterance | None) -> None:
         if utterance is None or len(self._answers) or self.config.answer.remember:
@@ -145,13 +153,15 @@ class Conversation:
         self._counters["speculations"] += 1
         held = _Held(self._deliver)
         turn = self._turn(utterance, held.deliver, "ambient")
-        self._speculation = _Speculation(utterance.clip, turn, held)
-        self._answers.open(turn)
+        until_ns = self._clock.now_ns() + MAX_TENTATIVE_NS
+        self._speculation = _Speculation(utterance.clip, turn, held, until_ns)
+        self._answers.open_tentatively(turn)
 
     def _end(self, sense: Sense[Any], ended: Ended) -> None:
         begun, utterance = self._speculation, ended.utterance
         if begun is not None and utterance is not None and _same(begun.clip, utterance.clip):
             self._speculation = None
+            self._answers.settle()
             self._intake.settle()
             self._begin(begun.turn)
             begun.held.release(self._clock.now_ns())

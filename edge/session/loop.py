@@ -270,7 +270,7 @@ class LiveLoop:
                 self._wake.clear()
                 is_idle = not self.step()
                 self._alive()
-                due_s = self._triggers.wait_s()
+                due_s = self._wait_s()
                 left_s = math.inf if due_s is None else due_s
                 while is_idle and left_s > 0 and not self._wake.wait(min(IDLE_S, left_s)):
                     self._alive()
@@ -316,25 +316,36 @@ class LiveLoop:
         self._perception.notice_rebase()
         if self._take_turn() or self._listen():
             return True
-        self._notes.write_if_wanted()
         self._triggers.take(self._outside("triggers", self._book.changes) or ())
+        if self._answers.is_tentative:  # only its own turn comes on
+            return self._conversation.give_up_if_overdue() or self._answer()
+        self._notes.write_if_wanted()
         self._triggers.judge_if_due()
         if not len(self._answers):
-            if self._context.is_tentative:
-                return self._conversation.give_up_if_silent()
             return self._perception.step() or self._context.rebase()
-        if not self._perception.step_if_kept_waiting():
-            self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
+        return self._perception.step_if_kept_waiting() or self._answer()
+
+    def _answer(self) -> bool:
+        """Bring an answer on; False if there is none."""
+        if not len(self._answers):
+            return False
+        self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
         return True
+
+    def _wait_s(self) -> float | None:
+        """How long the loop may sleep after an idle step if nothing wakes it; None: for ever."""
+        if self._answers.is_tentative:
+            return self._conversation.wait_s()
+        return self._triggers.wait_s()
 
     def _take_turn(self) -> bool:
         with self._turns_lock:
             if not self._turns:
                 return False
+            self._conversation.give_up()
             turn = self._turns.popleft()
             if self._recorder is not None:
                 self._recorder.took(TURN, turn.question, turn.asked_ns)
-            self._conversation.give_up()
             self._answers.open(replace(turn, deliver=partial(self._deliver, turn.deliver)))
         return True
 

@@ -104,7 +104,6 @@ class Perception:
         return (
             self._answers.worked_ns >= ANSWERS_SHARE * self._step_ns
             and self._answers.can_leave(self._context)
-            and not self._context.is_tentative
             and self._clock.now_ns() - since_ns > MAX_KEPT_WAITING_NS
         )
 

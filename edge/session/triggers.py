@@ -278,7 +278,7 @@ class Triggers:
 
     def judge_if_due(self) -> None:
         """Open the turn that judges the most urgent trigger, if the time has come."""
-        if not self._watched or self._is_judging or self._context.is_tentative:
+        if not self._watched or self._is_judging:
             return
         now_ns = self._clock.now_ns()
         if now_ns < self._rest_until_ns:

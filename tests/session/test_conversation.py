@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 import numpy as np
 import pytest
@@ -25,7 +27,8 @@ from edge.session.perceive import Listener, Watcher
 from edge.session.record import RecordedClock, Recorder
 from edge.session.replay import replay
 from edge.session.sense import audio_sense, video_sense
-from edge.session.turn import Done, Message, Question, Spoken, TextDelta
+from edge.session.triggers import Trigger
+from edge.session.turn import Done, Message, Question, Spoken, TextDelta, Turn
 from edge.types import AudioChunk
 
 pytest_plugins = ["media"]
@@ -210,6 +213,80 @@ def test_a_microphone_that_goes_in_the_pause_does_not_blind_the_robot(robot):
     robot.sees(0)
     drive(robot.loop)
     assert [s.modality for s in robot.loop._context.ledger] == ["text", "video"]
+
+
+def test_what_the_robot_plays_is_no_sign_that_its_microphone_is_there(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE)
+    assert robot.loop._context.is_tentative
+    for i in range(30):  # the microphone has gone, the loudspeaker has not
+        robot.clock.sleep_until(robot.clock.now_ns() + NS_PER_S // 10)
+        robot.loop.control(Played(noise(i)))
+        if i == 15:
+            robot.sees(0)
+        drive(robot.loop)
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "video"]
+    assert robot.counts("speculations_given_up") == 1
+
+
+def test_an_answer_that_is_being_made_does_not_keep_a_clip_tentative(robot):
+    robot = robot(answer={"max_tokens": 200})
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE, work=False)
+    while not len(robot.loop._answers):
+        robot.loop.step()
+    robot.clock.sleep_until(robot.clock.now_ns() + 2 * NS_PER_S)
+    robot.loop.step()
+    assert not robot.loop._context.is_tentative
+    assert not len(robot.loop._answers)
+
+
+def test_nothing_begins_by_itself_while_a_clip_is_tentative(robot):
+    """Neither notes, which the clip itself makes wanted, nor the judgement of a trigger."""
+    context = {"max_tokens": 400, "keep_tokens": 120, "notes_tokens": 24}
+    robot = robot(context=context, answer={"max_tokens": 2})
+    robot.loop.triggers.create(Trigger("Is it dark?", period_s=0.1))
+    n_wanted_by_a_clip = 0
+    for i in range(24):
+        if i % 2:
+            robot.sees(i)
+        robot.hears(10 + 2 * i, SPEECH)
+        n_before = robot.loop._context._n_noted
+        robot.hears(SOFT_END_BLOCKS + 2, SILENCE)
+        context = robot.loop._context
+        assert context.is_tentative
+        assert not len(robot.loop._answers)
+        assert context._n_noted == n_before
+        assert not robot.loop.step()
+        assert 0 < robot.loop._wait_s() < 1  # and it sleeps, whatever is due
+        wanted = copy.copy(context).takes_notes()
+        n_wanted_by_a_clip += wanted
+        robot.hears(3, SPEECH)  # it was not the end
+        robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert n_wanted_by_a_clip > 0
+    assert robot.counts("notes") > 0
+    assert robot.counts("judgements") > 0
+    assert robot.counts("answers") == 24
+
+
+def test_no_turn_is_opened_behind_a_tentative_clip_whoever_wants_it(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE)
+    question = Question((Message("user", "Hello"),), Sampling(), 5)
+    with pytest.raises(RuntimeError, match="behind a tentative clip"):
+        robot.loop._answers.open(Turn(question, 0, lambda _: None))
+    # And if one were, with its fork open, the clip could be taken back all the same.
+    answers, before = robot.loop._answers, list(robot.loop._context.ledger)[:-1]
+    own, answers._tentative = answers._tentative, None
+    answers.open(Turn(question, 0, lambda _: None))
+    for _ in range(3):
+        answers.step(())
+    assert robot.loop._context.is_forked
+    answers._tentative = own
+    robot.loop._conversation.give_up()
+    assert robot.loop._context.ledger == before
 
 
 def test_speech_interrupts_the_answer_to_a_spoken_question(robot):
