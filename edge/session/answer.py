@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +69,8 @@ class Answering:
         self._waiting: Float32 = np.empty((0, 0), np.float32)
         self._logits: Float32 = np.empty(0, np.float32)
         self._started_ns = self._prefilled_ns = self._first_token_ns = 0
+        self._worked_ns = 0
+        self._at_work_since_ns: int | None = None
         self._evidence: tuple[Evidence, ...] = ()
         self._freshness: tuple[Freshness, ...] = ()
         self._captured_ns: int | None = None
@@ -103,6 +107,20 @@ class Answering:
             MediaError: what it brings along cannot be used.
             CapacityError: question and answer do not fit behind the live context.
         """
+        with self._at_work():
+            self._begin(context)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count the time: what passes between two steps is others'."""
+        self._at_work_since_ns = since_ns = self._clock.now_ns()
+        try:
+            yield
+        finally:
+            self._worked_ns += self._clock.now_ns() - since_ns
+            self._at_work_since_ns = None
+
+    def _begin(self, context: LiveContext) -> None:
         self._started_ns = self._started_ns or self._clock.now_ns()
         question, engine = self.turn.question, context.engine
         n_room = engine.spec.decoder.max_tokens
@@ -159,6 +177,10 @@ class Answering:
 
     def step(self) -> Done | None:
         """Do the next thing; the turn's end if it was the last, which the caller delivers."""
+        with self._at_work():
+            return self._step()
+
+    def _step(self) -> Done | None:
         if self._check is not None:
             try:
                 next(self._check)
@@ -238,6 +260,9 @@ class Answering:
         if self._check is not None:
             reason = self._ended  # whatever ends the check, the answer was complete
         now_ns = self._clock.now_ns()
+        worked_ns = self._worked_ns
+        if self._at_work_since_ns is not None:
+            worked_ns += now_ns - self._at_work_since_ns
         return Done(
             finish_reason=reason,
             n_prompt_tokens=self._n_context + self._n_question,
@@ -252,6 +277,7 @@ class Answering:
                 n_context_tokens=self._n_context,
                 evidence=self._evidence,
                 freshness=self._freshness,
+                worked_ns=worked_ns,
             ),
             confidence=self._certainty.value,
             consistency=consistency,

@@ -35,7 +35,8 @@ MAX_TRIGGERS = 16
 BEGINS, ENDS = 0.6, 0.4
 """How likely yes must be at least for a trigger to begin, and at most for it to end."""
 REST = 3
-"""After a judgement the engine is left alone for so many times as long as it took."""
+"""After a judgement the engine is left alone for so many times as long as it worked for it: time in
+which a question went before it is no part of that."""
 ASKED = "Is this true now: {}? Answer yes or no."
 """How a condition is asked that is no question itself."""
 
@@ -314,7 +315,7 @@ class Triggers:
         if not isinstance(event, Done) or event.confidence is None:
             return
         times = event.timeline
-        self._rest_until_ns = times.finished_ns + REST * (times.finished_ns - times.started_ns)
+        self._rest_until_ns = times.finished_ns + REST * times.worked_ns
         self._counters["judgements"] += 1
         if watched.id not in self._watched:
             return

@@ -149,6 +149,8 @@ class Timeline:
     where the answer may name its frame."""
     freshness: tuple[Freshness, ...] = ()
     """Of every camera and microphone of the session."""
+    worked_ns: int = 0
+    """Of the time since it was asked: in steps of its own. In the rest others had the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +321,7 @@ def log_turn(outcome: Done | Failed) -> None:
         "turn=%s prompt_tokens=%d completion_tokens=%d waited_ms=%.1f first_token_ms=%.1f "
         "total_ms=%.1f",
         *(outcome.finish_reason, outcome.n_prompt_tokens, outcome.n_completion_tokens),
-        (times.started_ns - times.asked_ns) / NS_PER_MS,
+        (times.finished_ns - times.asked_ns - times.worked_ns) / NS_PER_MS,
         (times.first_token_ns - times.asked_ns) / NS_PER_MS,
         (times.finished_ns - times.asked_ns) / NS_PER_MS,
     )

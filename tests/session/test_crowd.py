@@ -103,6 +103,23 @@ def test_nobody_waits_for_those_who_ask_again_and_again():
     assert max(time.finished_ns - time.asked_ns for time in times) < 60 * NS_PER_S
 
 
+def test_an_answer_that_gave_way_says_how_long_it_waited(caplog):
+    world = World("thor", 2.0, 0, faults=False)
+    journal = Journal(world.loop)
+    journal.ask("first", 100)
+    for _ in range(20):
+        world.loop.step()
+    journal.ask("second", 100)
+    with caplog.at_level(logging.INFO, "edge.session.turn"):
+        drive(world.loop)
+    first, second = (journal.of(name)[-1].timeline for name in ("first", "second"))
+    assert second.finished_ns < first.finished_ns
+    own_s, others_s = first.worked_ns / NS_PER_S, second.worked_ns / NS_PER_S
+    assert own_s + others_s == pytest.approx((first.finished_ns - first.asked_ns) / NS_PER_S, 0.01)
+    logged = caplog.messages[-1].partition("waited_ms=")[2].partition(" ")[0]
+    assert float(logged) / 1000 == pytest.approx(others_s, 0.01)
+
+
 def test_a_long_question_is_answered_while_there_is_always_something_to_see():
     """Each time that perception comes between it is prefilled again, in 0.7 s: no share of it."""
     world = World("thor", 20.0, 0, faults=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulate import World
+from simulate import Item, World
 from test_conversation import Robot, Ticking
 from test_loop import chunk, drive, frame, make, put
 from test_priorities import Journal, until_begun
@@ -248,6 +248,34 @@ def test_sixteen_impatient_triggers_take_a_quarter_and_turns_stay_in_time():
     assert (busy_ms[1] - busy_ms[0]) / 120_000 <= 0.25
     one_judgement_s = 0.25
     assert first_token_s[1] <= first_token_s[0] + one_judgement_s
+
+
+def test_a_question_that_comes_into_a_judgement_is_no_work_of_the_judgement():
+    """On a board's costs, simulated: triggers rest for 3 times as long as they took, not it."""
+    world = World("thor", 2.0, 3, faults=False)
+    world.loop._triggers._yes_no = YesNo((0,), (1,))
+    world.loop.triggers.create(Trigger("Is somebody lying on the floor?", period_s=1.0))
+    world.run(20)
+    world._begin()  # everything as at a start, but nothing happens by itself
+    loop, clock = world.loop, world.clock
+    loop._triggers._yes_no = YesNo((0,), (1,))
+    loop.triggers.create(Trigger("Is somebody lying on the floor?", period_s=1.0))
+    world.sight.put(Item(clock.now_ns()))
+    world.sight.put(Item(clock.now_ns()))
+    while not (len(loop._answers) and loop._context.is_forked):
+        loop.step()  # until the judgement is in mid-work
+    journal = Journal(loop)
+    journal.ask("operator", 500)
+    while not journal.done("operator"):
+        loop.step()
+    done = journal.of("operator")[-1].timeline
+    assert done.finished_ns - done.asked_ns > 6 * NS_PER_S
+    n_before, ended_ns = loop.status().counters.get("judgements", 0), clock.now_ns()
+    while loop.status().counters.get("judgements", 0) < n_before + 2:
+        if not loop.step():
+            clock.sleep_until(clock.now_ns() + NS_PER_S // 20)
+            world.sight.put(Item(clock.now_ns()))
+    assert clock.now_ns() - ended_ns < 2 * NS_PER_S
 
 
 def scene_frames(index, shapes):
