@@ -133,7 +133,7 @@ class LiveLoop:
         self._spoken = Audience[SpokenEvent]()
         self._events = Audience[object]()
         self._microphone = next((sense for sense in senses if sense.hears), None)
-        self._mode: Mode = config.turns.mode
+        self._wanted_mode: Mode = config.turns.mode
 
     # What other threads call.
 
@@ -193,6 +193,7 @@ class LiveLoop:
 
         Raises:
             ProtocolError: nothing takes turns, or not in this mode.
+            CapacityError: too many other wishes wait.
         """
         if self._microphone is None or self._config.perception.listen != "utterances":
             raise ProtocolError(
@@ -200,11 +201,12 @@ class LiveLoop:
                 "are only typed: no microphone's sound is cut into utterances",
                 'run with a microphone and perception.listen = "utterances"',
             )
-        if isinstance(control, Choose):
-            self._mode = control.mode
-        elif isinstance(control, Button) and self._mode != "push_to_talk":
-            raise ProtocolError(control.do, f"the mode is {self._mode}", "choose push_to_talk")
+        wanted = self._wanted_mode
+        if isinstance(control, Button) and wanted != "push_to_talk":
+            raise ProtocolError(control.do, f"the mode is {wanted}", "choose push_to_talk")
         self._microphone.control(control)
+        if isinstance(control, Choose):
+            self._wanted_mode = control.mode
 
     def status(self) -> Status:
         """The session as it stands."""
@@ -221,7 +223,7 @@ class LiveLoop:
             uptime_ns=self._clock.now_ns() - self._start_ns,
             start_ns=self._start_ns,
             recent=tuple(self._intake.recent),
-            mode=self._mode,
+            mode="typed" if self._microphone is None else self._microphone.mode,
         )
 
     @property

@@ -22,7 +22,7 @@ from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
 from edge.senses.sound import end_ns, goes_on, joined
-from edge.senses.turn_events import Control, Cut, Overheard, TurnEvent
+from edge.senses.turn_events import Control, Cut, Mode, Overheard, TurnEvent
 from edge.session.budget import LADDER, Rung
 from edge.session.slot import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Int32, Stages
@@ -167,6 +167,10 @@ class Watcher:
 class Collector(Protocol):
     """What makes clips of one source's chunks: windows, or utterances, or turns."""
 
+    @property
+    def mode(self) -> Mode:
+        """Whose speech takes the turn."""
+
     def push(self, chunk: AudioChunk) -> Sequence[AudioChunk | TurnEvent]:
         """Take the next chunk; the clips that it completes, and what happened in it."""
 
@@ -183,6 +187,8 @@ class Collector(Protocol):
 
 class WindowCollector:
     """Everything, in windows that end with the chunk that fills them, or where sound is missing."""
+
+    mode: Mode = "typed"
 
     def __init__(self, window_s: float) -> None:
         """Collect windows of `window_s` seconds."""
@@ -227,6 +233,11 @@ class Listener:
         self._clips: deque[AudioChunk] = deque()
         self._mel = LogMelStream(engine.spec.audio.n_mels)
         self.rung = LADDER[0]
+
+    @property
+    def mode(self) -> Mode:
+        """Whose speech takes the turn."""
+        return self._collector.mode
 
     def wants(self, _n: int) -> bool:
         """Whether sound is taken on this rung."""

@@ -13,7 +13,7 @@ from turn_scenes import chunks, conversations
 
 from edge.clock import NS_PER_S, VirtualClock
 from edge.config import load_config
-from edge.errors import ProtocolError
+from edge.errors import CapacityError, ProtocolError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher
 from edge.session.record import RecordedClock, Recorder
 from edge.session.replay import replay
-from edge.session.sense import audio_sense, video_sense
+from edge.session.sense import MAX_WISHES, audio_sense, video_sense
 from edge.session.triggers import Trigger
 from edge.session.turn import Done, Message, Question, Spoken, TextDelta, Turn
 from edge.types import AudioChunk
@@ -45,7 +45,7 @@ class Robot:
         prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), "")
         parts = (engine, prompt.tokenizer, self.clock)
         # The sound is its own script: a block's first sample is its probability of speech.
-        detector = TurnDetector(mode, lambda samples: float(samples[0]))
+        self.detector = detector = TurnDetector(mode, lambda samples: float(samples[0]))
         self.senses = [
             audio_sense(Listener(*parts, detector)),
             video_sense(Watcher(*parts, start_ns)),
@@ -344,10 +344,83 @@ def test_the_mode_may_change_and_is_told(robot):
     with pytest.raises(ProtocolError, match="the mode is typed"):
         robot.loop.control(Button("begin"))
     robot.loop.control(Choose("open"))
+    assert robot.loop.status().mode == "typed"  # for what it has heard so far
+    drive(robot.loop)
     assert robot.loop.status().mode == "open"
     robot.hears(10, SPEECH)
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
     assert robot.kinds() == [SpeechStarted, Spoken, Done]
+
+
+def test_a_busy_loop_loses_sound_but_nothing_that_a_client_wants(robot):
+    robot = robot("push_to_talk")
+    robot.loop.control(Button("begin"))
+    robot.hears(10, SPEECH)
+    robot.loop.control(Button("commit"))
+    robot.loop.control(Choose("typed"))
+    robot.hears(1200, SPEECH, work=False)  # 38 s in one step
+    for i in range(400):
+        robot.loop.control(Played(noise(i)))
+    assert robot.loop.status().mode == "push_to_talk"
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.loop.status().mode == "typed"
+    assert not robot.detector._held
+    assert robot.counts("audio_dropped") > 200  # of the sound, and of what was played
+
+
+def test_sound_waits_for_as_many_seconds_however_it_is_cut(robot):
+    for length in (160, 512, 1600):
+        (sense, _), n = robot().senses, 40 * 16_000 // length
+        for i in range(n):
+            sense.put(AudioChunk(np.zeros(length, np.float32), i * length * 62_500, "microphone"))
+        n_kept = n - sense.counters["audio_dropped"]
+        assert 30 * 16_000 - length < n_kept * length <= 30 * 16_000
+        for i in range(2 * MAX_WISHES):
+            sense.control(Played(noise(i)))
+        assert n - sense.counters["audio_dropped"] == n_kept
+
+
+def test_wishes_that_nobody_takes_are_refused_and_not_dropped(robot):
+    robot = robot("push_to_talk")
+    for _ in range(MAX_WISHES):
+        robot.loop.control(Button("begin"))
+    with pytest.raises(CapacityError, match="64 others"):
+        robot.loop.control(Choose("open"))
+    drive(robot.loop)
+    robot.loop.control(Choose("open"))
+    drive(robot.loop)
+    assert robot.loop.status().mode == "open"
+
+
+def test_a_button_that_is_pressed_again_is_not_released(robot):
+    robot = robot("push_to_talk")
+    robot.loop.control(Button("begin"))
+    robot.hears(10, SPEECH)
+    robot.loop.control(Button("begin"))
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted]
+    robot.loop.control(Button("commit"))
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+
+
+def test_a_button_that_a_dead_client_holds_is_let_go(robot):
+    """What is said then is nobody's question; and one who holds on presses again."""
+    n_minute = 60 * NS_PER_S // BLOCK_NS
+    robot = robot("push_to_talk", context={"max_tokens": 6000, "keep_tokens": 2500})
+    robot.loop.control(Button("begin"))
+    robot.hears(n_minute - 10, SILENCE)
+    robot.loop.control(Button("begin"))
+    robot.hears(n_minute - 10, SILENCE)
+    assert robot.detector._held
+    robot.hears(40, SPEECH)
+    assert not robot.detector._held
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    robot.loop.control(Button("commit"))
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted]
+    assert robot.counts("audio_segments") == 2  # it is only heard
 
 
 def test_without_utterances_there_are_no_turns(robot):

@@ -176,7 +176,9 @@ def test_a_window_ends_where_sound_was_lost(make):
 
 def test_sound_longer_than_a_clip_is_encoded_in_clips(make):
     loop = make(perception={"audio_window_s": 30.0})
-    put(loop, chunks=[chunk(0, 479_000), chunk(299, 4096)])
+    put(loop, chunks=[chunk(0, 479_000)])
+    drive(loop)
+    put(loop, chunks=[chunk(299, 4096)])
     drive(loop)
     (found,) = loop._context.evidence()
     assert found.end_ns - found.start_ns == 483_096 * NS_PER_S // 16_000
