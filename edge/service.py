@@ -26,7 +26,7 @@ from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
 from edge.engines.self_check import warm_up
-from edge.errors import ConfigurationError, ProtocolError
+from edge.errors import CapacityError, ConfigurationError, ProtocolError
 from edge.features.evs import CausalPruner
 from edge.model.constrain import vocabulary
 from edge.model.prompt import ChatTemplate
@@ -174,7 +174,7 @@ def run(
             app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
             changes = None
             if reload is not None:
-                changes = Reload(loop, app, config, lambda: fitted(reload()), notifier)
+                changes = Reload(loop, app, config, reload, fitted, notifier)
             startup.ready(str(path), model)
             asyncio.run(_serve(loop, app, listener, tcp_listener, notifier, changes))
     finally:
@@ -363,16 +363,20 @@ class Reload:
     app: web.Application
     config: Config
     read: Callable[[], Config]
+    fitted: Callable[[Config], Config]
+    """To the model; raises ConfigurationError for what does not fit."""
     notifier: Notifier
 
     def now(self) -> None:
         """Read them; what needs a restart, and what is wrong, is said and left as it is."""
         self.notifier.reloading()
         try:
-            self.config, waiting = without_restart(self.config, self.read())
-            self.loop.change(self.config)
-            self.app[CHANGE](self.config)
-        except (ConfigurationError, ProtocolError) as error:
+            wanted = self.fitted(self.read())
+            taken, waiting = without_restart(self.config, wanted, self.fitted)
+            self.loop.change(taken)
+            self.app[CHANGE](taken)
+            self.config = taken
+        except (ConfigurationError, ProtocolError, CapacityError) as error:
             log.error("event=not_reloaded error=%s", error)
             said = f"settings unchanged: {error}"
         else:
