@@ -288,6 +288,7 @@ def _senses(
         watcher = Watcher(
             *(engine, tokenizer, clock, start_ns),
             _pruner(config.perception, engine.spec.vision.tubelet_frames, len(cameras)),
+            fps=config.perception.fps,
             name="" if name == VIDEO else name,
             is_named=len(cameras) > 1,
         )

@@ -167,7 +167,7 @@ def _seen(modality: Any, media: Any, first: Item, last: Item, taken_ns: int, clo
     rows = np.zeros((len(media) + TEXT_TOKENS, 1), np.float32)
     evidence = Evidence("world", first.capture_ns, last.capture_ns)
     times = (last.capture_ns, taken_ns, taken_ns, clock.now_ns())
-    return Seen(Perceived(modality, rows, evidence), Stages(modality, *times))
+    return Seen(Perceived(modality, rows, evidence), Stages(modality, *times), last.capture_ns)
 
 
 @dataclass

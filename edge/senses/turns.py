@@ -48,6 +48,8 @@ MAX_BLOCKS = 468
 """14.98 s: a longer utterance is cut here and goes on as a new one."""
 CERTAIN = 0.65
 """The last word ended with the last block of this probability: what follows is noise or echo."""
+MAX_GAP_NS = 2 * NS_PER_S
+"""Whoever spoke before a longer gap in the sound does not wait for an answer behind it."""
 MAX_HELD_NS = 60 * NS_PER_S
 """A button that is held for longer and not pressed again was forgotten: its client may be dead."""
 ONSET_LAG_NS = 80 * NS_PER_MS
@@ -106,7 +108,10 @@ class TurnDetector:
                 utterance around it.
         """
         must_be_finite(chunk)
-        events = [] if goes_on(self._sound.rest, chunk) else self._lost()
+        rest = self._sound.rest
+        events = []
+        if rest is not None and not goes_on(rest, chunk):
+            events = self._lost(chunk.capture_ns - end_ns(rest))
         for block in self._sound.push(chunk):
             events += self._take(block)
         return events
@@ -175,10 +180,11 @@ class TurnDetector:
         self.play(control.chunk)
         return []
 
-    def _lost(self) -> list[TurnEvent]:
+    def _lost(self, gap_ns: int) -> list[TurnEvent]:
         """No clip goes over a gap in the sound; while the button is held the turn does."""
         if not self._held:
-            return self.flush()
+            was_paused, events = self._paused, self.flush()
+            return events if gap_ns <= MAX_GAP_NS else _too_late(was_paused, events)
         events = self._cut() if self._n_voiced > 0 and self._blocks else []
         return events + self._restart()
 
@@ -279,6 +285,14 @@ class TurnDetector:
             return events
         given = [event.utterance for event in events if isinstance(event, Cut | Ended)]
         return [Overheard(utterance) for utterance in given if utterance is not None]
+
+
+def _too_late(was_paused: bool, events: list[TurnEvent]) -> list[TurnEvent]:
+    """What ended before a long gap, as overheard; an answer begun at its soft end is dropped."""
+    ended = [event.utterance for event in events if isinstance(event, Ended)]
+    undone = [Resumed(utterance.end_ns) for utterance in ended if utterance and was_paused]
+    others = [event for event in events if not isinstance(event, Ended)]
+    return [*undone, *others, *(Overheard(utterance) for utterance in ended if utterance)]
 
 
 class UtteranceDetector:

@@ -42,7 +42,7 @@ class Load:
     """What was measured since the last look."""
 
     lateness_s: float
-    """Longest time from capture to the loop."""
+    """Longest time that something which was complete waited for the loop."""
     busy_share: float
     """Of the time in which the engine worked for perception, 0..1."""
     health: BoardHealth = field(default_factory=BoardHealth)

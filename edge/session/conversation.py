@@ -187,7 +187,7 @@ class Conversation:
 
     def _enter(self, sense: Sense[Any], clip: AudioChunk) -> bool:
         """Bring a question into the context, behind what was heard before it."""
-        sense.hear(clip)
+        sense.hear(clip, self._clock.now_ns())
         return self._encode(sense) and self._intake.append_tentatively()
 
     def _encode(self, sense: Sense[Any]) -> bool:

@@ -27,6 +27,10 @@ from edge.session.budget import LADDER, Rung
 from edge.session.slot import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Int32, Stages
 
+MAX_APART_PERIODS, MIN_APART_NS = 2.5, 2 * NS_PER_S
+"""Frames that lie further apart than both are not of one tubelet: between them the camera was away,
+or there was no time for it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
@@ -34,6 +38,9 @@ class Seen:
 
     perceived: Perceived
     stages: Stages
+    due_ns: int
+    """When it could have been taken: the capture time of what completed it, which after a gap is
+    what came behind the gap."""
 
 
 def embed_media(engine: AnyEngine, tokenizer: Tokenizer, text: str, media: Float32) -> Float32:
@@ -72,6 +79,7 @@ class Watcher:
         start_ns: int,
         pruner: CausalPruner | None = None,
         *,
+        fps: float = 2.0,
         name: str = "",
         is_named: bool = False,
     ) -> None:
@@ -79,6 +87,7 @@ class Watcher:
 
         Args:
             pruner: chooses what is kept of each tubelet; None keeps everything.
+            fps: frames a second that the source should give.
             name: the source in evidence; empty leaves it to the frames.
             is_named: the prompt says it too, as the model was not trained to read: for several.
         """
@@ -87,6 +96,8 @@ class Watcher:
         self._start_ns, self._pruner = start_ns, pruner
         self._frames: list[Frame] = []
         self._whole: list[Frame] = []  # a tubelet that waits to be encoded
+        self._due_ns = 0  # since then
+        self._period_ns = NS_PER_S / fps
         self._n_frames = 0
         self.rung = LADDER[0]
 
@@ -105,9 +116,23 @@ class Watcher:
         return int(bool(self._whole))
 
     def take(self, frame: Frame) -> list[TurnEvent]:
-        """Take a frame, which may complete a tubelet."""
+        """Take a frame, which may complete a tubelet, or end one that it does not belong to."""
+        if self._frames and not self._goes_on(frame):
+            self._complete(frame.capture_ns)
         self._frames.append(frame)
-        return self.flush() if len(self._frames) == self.n_frames_of_a_tubelet else []
+        if len(self._frames) == self.n_frames_of_a_tubelet:
+            self._complete(frame.capture_ns)
+        return []
+
+    def _goes_on(self, frame: Frame) -> bool:
+        """Whether it may be of one tubelet with the frame before."""
+        last, period_ns = self._frames[-1], self._period_ns * max(1, self.rung.one_frame_in)
+        apart_ns = abs(frame.capture_ns - last.capture_ns)
+        is_near = apart_ns <= max(MAX_APART_PERIODS * period_ns, MIN_APART_NS)
+        return is_near and frame.pixels.shape == last.pixels.shape
+
+    def _complete(self, due_ns: int) -> None:
+        self._whole, self._frames, self._due_ns = self._frames, [], due_ns
 
     def start_again(self) -> None:
         """Show the next tubelet whole: the context has forgotten pictures that it built on."""
@@ -116,7 +141,7 @@ class Watcher:
 
     def flush(self) -> list[TurnEvent]:
         """At the end of the source: the last odd frame makes a tubelet of its own."""
-        self._whole, self._frames = self._frames, []
+        self._complete(self._clock.now_ns())
         return []
 
     def encode(self) -> Seen:
@@ -161,7 +186,7 @@ class Watcher:
             n_kept=len(media),
             n_pruned=len(whole) - len(media),
         )
-        return Seen(Perceived("video", rows, evidence), stages)
+        return Seen(Perceived("video", rows, evidence), stages, self._due_ns)
 
 
 class Collector(Protocol):
@@ -230,7 +255,7 @@ class Listener:
         self.name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._collector = collector
-        self._clips: deque[AudioChunk] = deque()
+        self._clips: deque[tuple[AudioChunk, int]] = deque()  # with the time since it is due
         self._mel = LogMelStream(engine.spec.audio.n_mels)
         self.rung = LADDER[0]
 
@@ -259,32 +284,32 @@ class Listener:
             ProtocolError: what the client wants cannot be done now.
         """
         if isinstance(item, AudioChunk):
-            return self._keep(self._collector.push(item))
-        return self._keep(self._collector.control(item))
+            return self._keep(self._collector.push(item), end_ns(item))
+        return self._keep(self._collector.control(item), self._clock.now_ns())
 
     def flush(self) -> list[TurnEvent]:
         """At the end of the source: what is left."""
-        return self._keep(self._collector.flush())
+        return self._keep(self._collector.flush(), self._clock.now_ns())
 
-    def wait(self, clip: AudioChunk) -> None:
-        """Let a clip wait behind the others."""
-        self._clips.append(clip)
+    def wait(self, clip: AudioChunk, due_ns: int) -> None:
+        """Let a clip wait behind the others, which could have been taken at `due_ns`."""
+        self._clips.append((clip, due_ns))
 
-    def _keep(self, found: Sequence[AudioChunk | TurnEvent]) -> list[TurnEvent]:
+    def _keep(self, found: Sequence[AudioChunk | TurnEvent], due_ns: int) -> list[TurnEvent]:
         """Clips that take no turn wait here; the rest is for the loop."""
         events: list[TurnEvent] = []
         for one in found:
             if isinstance(one, AudioChunk):
-                self.wait(one)
+                self.wait(one, due_ns)
             elif isinstance(one, Cut | Overheard):
-                self.wait(one.utterance.clip)
+                self.wait(one.utterance.clip, due_ns)
             else:
                 events.append(one)
         return events
 
     def encode(self) -> Seen:
         """The clip that waits longest, as a segment."""
-        clip = self._clips.popleft()
+        clip, due_ns = self._clips.popleft()
         taken_ns = self._clock.now_ns()
         # more than one where a long chunk came at the end
         mels = self._mel.push(clip.samples) + self._mel.flush()
@@ -300,7 +325,7 @@ class Listener:
             features_ns=features_ns,
             encoded_ns=self._clock.now_ns(),
         )
-        return Seen(Perceived("audio", rows, evidence), stages)
+        return Seen(Perceived("audio", rows, evidence), stages, due_ns)
 
 
 class Perceiver(Protocol):

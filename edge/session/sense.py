@@ -159,10 +159,10 @@ class Sense(Generic[T]):
         """
         return self._perceiver.encode()
 
-    def hear(self, clip: AudioChunk) -> None:
+    def hear(self, clip: AudioChunk, now_ns: int) -> None:
         """Let a clip wait to be encoded, behind the others."""
         assert isinstance(self._perceiver, Listener)
-        self._perceiver.wait(clip)
+        self._perceiver.wait(clip, now_ns)
 
     def take(self) -> list[TurnEvent] | None:
         """Take one item; what it says about turns, None when there is none.

@@ -301,6 +301,21 @@ def test_speech_interrupts_the_answer_to_a_spoken_question(robot):
     assert robot.events[-1].finish_reason == "cancelled"
 
 
+@pytest.mark.parametrize("n_paused", [0, SOFT_END_BLOCKS + 2])
+@pytest.mark.parametrize(("gap_s", "told"), [(1, [Spoken, Done]), (3600, [])])
+def test_a_sentence_that_a_gap_cut_is_answered_only_if_somebody_may_still_wait(
+    robot, gap_s, told, n_paused
+):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(n_paused, SILENCE)
+    robot.n_blocks += gap_s * NS_PER_S // BLOCK_NS
+    robot.hears(10, SILENCE)
+    assert robot.kinds() == [SpeechStarted, *told]
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio"]
+    assert not robot.loop._context.is_tentative
+
+
 def test_typed_answers_are_not_interrupted_by_speech(robot):
     robot = robot()
     typed = []

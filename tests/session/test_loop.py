@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from edge.senses.recording import Recording
 from edge.senses.ring import Ring
 from edge.senses.sound import end_ns
 from edge.service import _collector
+from edge.session.budget import Rung
 from edge.session.intake import Refused
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
@@ -172,6 +174,75 @@ def test_a_window_ends_where_sound_was_lost(make):
     tenths = NS_PER_S // 10
     bounds = [(found.start_ns, found.end_ns) for found in loop._context.evidence()]
     assert bounds == [(0, 2 * tenths), (5 * tenths, 8 * tenths)]
+
+
+@pytest.mark.parametrize("listen", ["windows", "utterances"])
+def test_what_a_gap_completes_is_not_late(make, listen):
+    """A microphone and a camera that come back after a minute: nobody was late for that minute."""
+    loop = make(perception={"audio_window_s": 2.0, "listen": listen})
+    clock = loop._clock
+    spoken = np.random.default_rng(0).standard_normal(1600).astype(np.float32)
+    for at in (*range(55), *range(655, 700)):  # tenths of a second
+        clock.sleep_until((at + 1) * NS_PER_S // 10)
+        put(loop, chunks=[AudioChunk(spoken, at * NS_PER_S // 10, "microphone")])
+        if at in (0, 5, 50, 655, 660):
+            put(loop, [frame(at // 5)])
+        drive(loop)
+    assert loop.status().counters["video_segments"] == 3
+    assert list(loop.degraded) == []
+
+
+def test_what_waits_for_the_loop_is_late(make):
+    loop = make()
+    for at_s in range(4):
+        loop._clock.sleep_until(at_s * NS_PER_S)
+        loop.step()
+    put(loop, [frame(0), frame(1)], [chunk(i) for i in range(3)])
+    loop._clock.sleep_until(4 * NS_PER_S)
+    while loop._intake.lateness_ns == 0:
+        loop._perception.step()
+        loop._listen()
+    assert loop._intake.lateness_ns == pytest.approx(3.7 * NS_PER_S, abs=NS_PER_S / 4)
+
+
+def test_a_tubelet_does_not_go_over_a_gap_nor_over_a_change_of_size(make):
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    put(loop, [frame(2)])
+    drive(loop)
+    put(loop, [frame(7200)])  # the camera was away for an hour
+    drive(loop)
+    put(loop, [frame(7201)])
+    drive(loop)
+    put(loop, [frame(7202)])
+    drive(loop)
+    put(loop, [frame(7203, shape=(60, 90))])
+    drive(loop)
+    put(loop, [frame(7204, shape=(60, 90))])
+    drive(loop)
+    found = [s.evidence.frame_ids for s in loop._context.ledger if s.evidence]
+    assert found == [(0, 1), (2,), (7200, 7201), (7202,), (7203, 7204)]
+    asker = Asker(loop)
+    question = Question((Message("user", "Hello"),), Sampling(), 4, recall_s=(2000.0, 1000.0))
+    loop.ask(question, asker.deliver, asked_ns=3600 * NS_PER_S)
+    drive(loop)
+    assert "nothing is kept of that time" in str(asker.events[-1].error)
+
+
+def test_frames_that_come_slowly_are_joined_as_ever(make):
+    """By the rate that was asked for, by the budget's share of it, and by what a busy loop left."""
+    one, tokenizer, clock = make()._context.engine, make()._prompt.tokenizer, VirtualClock()
+    for fps, one_in, apart_s, joins in (
+        *((2.0, 1, 1.9, True), (2.0, 1, 2.1, False), (0.2, 1, 12.0, True), (0.2, 1, 13.0, False)),
+        *((1.0, 2, 4.9, True), (1.0, 2, 5.1, False)),
+    ):
+        watcher = Watcher(one, tokenizer, clock, 0, fps=fps)
+        watcher.rung = Rung("", one_frame_in=one_in)
+        watcher.take(frame(0))
+        watcher.take(replace(frame(1), capture_ns=int(apart_s * NS_PER_S)))
+        assert watcher.n_waiting
+        assert (not watcher._frames) is joins
 
 
 def test_sound_longer_than_a_clip_is_encoded_in_clips(make):
