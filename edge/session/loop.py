@@ -20,6 +20,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from edge.clock import NS_PER_S, Clock
 from edge.config import Config, for_model
 from edge.engines.engine import AnyEngine
@@ -116,6 +118,7 @@ class LiveLoop:
             if recorder is not None:
                 sense.taken = recorder.took
         self._turns: deque[Turn] = deque()
+        self._changed: deque[dict[str, Any]] = deque(maxlen=1)  # settings that no step has taken
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
         stale_ns = int(config.perception.stale_s * NS_PER_S)
@@ -134,6 +137,7 @@ class LiveLoop:
         self._events = Audience[object]()
         self._microphone = next((sense for sense in senses if sense.hears), None)
         self._wanted_mode: Mode = config.turns.mode
+        self._mode_of_settings = self._wanted_mode  # a client may have chosen another one since
 
     # What other threads call.
 
@@ -170,6 +174,10 @@ class LiveLoop:
                 )
             self._turns.append(turn)
         self._wake.set()
+
+    def take_again(self, turn: Turn) -> None:
+        """Queue a recorded turn: it was taken, whatever the limits say."""
+        self._turns.append(turn)
 
     @property
     def triggers(self) -> TriggerBook:
@@ -232,11 +240,18 @@ class LiveLoop:
         return self._perception.degraded
 
     def change(self, config: Config) -> None:
-        """Go on with other settings, as far as `config.without_restart` lets them differ."""
+        """Go on with other settings from the next step on, as far as `config.without_restart` lets
+        them differ.
+
+        Raises:
+            ProtocolError, CapacityError: as `control`, where the mode differs; nothing changes.
+        """
         mode = config.turns.mode
-        if mode != self._config.turns.mode and self._microphone is not None:
+        if mode != self._mode_of_settings and self._microphone is not None:
             self.control(Choose(mode))
-        self._config = self._conversation.config = config
+        self._mode_of_settings = mode
+        self._changed.append(msgspec.to_builtins(config))
+        self._wake.set()
 
     def drain(self) -> None:
         """Take no more questions; those that were asked are still answered."""
@@ -314,6 +329,7 @@ class LiveLoop:
         return read() if self._recorder is None else self._recorder.outside(name, read)
 
     def _step(self) -> bool:
+        self._take_settings()
         self._perception.look_at_the_load(self._board_health)
         self._perception.notice_rebase()
         if self._take_turn() or self._listen():
@@ -339,6 +355,14 @@ class LiveLoop:
         if self._answers.is_tentative:
             return self._conversation.wait_s()
         return self._triggers.wait_s()
+
+    def _take_settings(self) -> None:
+        def changed() -> dict[str, Any] | None:
+            return self._changed.popleft() if self._changed else None
+
+        settings = self._outside("settings", changed)
+        if settings is not None:
+            self._config = self._conversation.config = msgspec.convert(settings, Config)
 
     def _take_turn(self) -> bool:
         with self._turns_lock:

@@ -193,8 +193,13 @@ class _Watched:
     confidence: float | None = None
     n_judged: int = field(default=0)
 
-    def look(self, context: LiveContext) -> bool:
-        """Whether it is to be judged: there is something new, or a change is awaited."""
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it is to be judged: there was something new, or a change is awaited."""
+        return self.has_news or self.since_ns is not None
+
+    def look(self, context: LiveContext) -> None:
+        """Whether there is something new."""
         place = (context.n_rebases, len(context.ledger))
         if place != self.looked:
             self.looked = place
@@ -210,7 +215,6 @@ class _Watched:
             )
             if newest is not None and newest != self.newest:
                 self.newest, self.has_news = newest, True
-        return self.has_news or self.since_ns is not None
 
     def judge(self, confidence: float, now_ns: int) -> TriggerEvent | None:
         """Take a judgement; an event if it changes something."""
@@ -281,14 +285,12 @@ class Triggers:
         """Open the turn that judges the most urgent trigger, if the time has come."""
         if not self._watched or self._is_judging:
             return
+        for watched in self._watched.values():
+            watched.look(self._context)
         now_ns = self._clock.now_ns()
         if now_ns < self._rest_until_ns:
             return
-        due = [
-            watched
-            for watched in self._watched.values()
-            if watched.next_ns <= now_ns and watched.look(self._context)
-        ]
+        due = [w for w in self._watched.values() if w.is_wanted and w.next_ns <= now_ns]
         if not due:
             return
         chosen = min(due, key=lambda w: (RANKS.index(w.trigger.priority), w.next_ns))
@@ -300,8 +302,8 @@ class Triggers:
         self._answers.open(Turn(question, now_ns, partial(self._judged, chosen)))
 
     def wait_s(self) -> float | None:
-        """Until one is due, if nothing else happens; None if none will be."""
-        waiting = [w.next_ns for w in self._watched.values() if w.look(self._context)]
+        """Until one is due, if nothing else happens; None if none will be. Changes nothing."""
+        waiting = [w.next_ns for w in self._watched.values() if w.is_wanted]
         if not waiting:
             return None
         return max(0.0, (max(min(waiting), self._rest_until_ns) - self._clock.now_ns()) / NS_PER_S)
