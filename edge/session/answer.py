@@ -16,7 +16,7 @@ from edge.model.constrain import Constraint, fill_frames, names_frames, vocabula
 from edge.model.sampling import Sampler
 from edge.session.attached import Attached, encode_attached
 from edge.session.confidence import Certainty, confidence
-from edge.session.consistency import Check, check
+from edge.session.consistency import SENSES, Check, check
 from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
 from edge.session.live_prompt import LivePrompt
@@ -63,6 +63,9 @@ class Answering:
         self._constraint: Constraint | None = None
         self._nameable: tuple[Evidence, ...] = ()  # frames that the answer may name
         self._attached: Attached | None = None
+        self.past: tuple[Perceived, ...] = ()
+        """What a question about the past stands on, once that was found: it stays the same when the
+        answer gives way and the context forgets it meanwhile."""
         self._said: list[int] = []
         self._context: LiveContext | None = None
         self._n_context = self._n_question = 0
@@ -134,7 +137,7 @@ class Answering:
                 names = [f"{look.source}:{look.frame_ids[-1]}" for look in self._nameable]
                 self._grammar = fill_frames(question.grammar, names)
             self._constraint = self._constrain(engine)
-        asked = self._asked(context, context.ends_with_media)
+        asked = self._asked(engine, context.ends_with_media)
         self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(asked)
         if self._n_context + len(asked) + question.max_tokens > n_room:
             raise CapacityError(
@@ -151,12 +154,12 @@ class Answering:
         self._freshness = self._freshness_of(context, self._clock.now_ns())
         self._context = context
 
-    def _asked(self, context: LiveContext, after_media: bool) -> Float32:
+    def _asked(self, engine: AnyEngine, after_media: bool) -> Float32:
         """The question's rows [n, H]."""
         assert self._attached is not None
         texts, media = self._attached.texts, self._attached.rows
         ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
-        return place_media(context.engine, self._prompt.tokenizer, ids, media)
+        return place_media(engine, self._prompt.tokenizer, ids, media)
 
     def _constrain(self, engine: AnyEngine) -> Constraint | None:
         """What the answer's format allows, from its beginning."""
@@ -236,10 +239,12 @@ class Answering:
             return self.end(reason)
         self._leave(reason)
         self._ended = reason
-        engine = context.engine
+        # Not the context itself: a recalled one has a state, which others need now.
+        slots, engine = context.slots, context.engine
         self._check = check(
-            context,
-            lambda after_media: self._asked(context, after_media),
+            slots,
+            {sense: context.kept(sense) for sense in SENSES},
+            lambda after_media: self._asked(engine, after_media),
             self._said,
             lambda: self._constrain(engine),
         )

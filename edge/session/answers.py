@@ -42,7 +42,7 @@ class Answers:
         self,
         prompt: LivePrompt,
         clock: Clock,
-        context_of: Callable[[Turn], LiveContext],
+        context_of: Callable[[Answering], LiveContext],
         freshness_of: FreshnessOf,
     ) -> None:
         """Begin with no turn.
@@ -141,7 +141,7 @@ class Answers:
             if chosen is not self._current:
                 self.give_way()
                 if not chosen.is_checking:
-                    chosen.begin(self._context_of(chosen.turn))
+                    chosen.begin(self._context_of(chosen))
                 self._current = chosen
             comes_on = chosen.is_between_tokens or not chosen.has_begun
             done = chosen.step()

@@ -27,6 +27,7 @@ from edge.config import Config, for_model
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, MediaError, ProtocolError
 from edge.senses.turn_events import Button, Choose, Control, Mode
+from edge.session.answer import Answering
 from edge.session.answers import Answers
 from edge.session.budget import Degraded
 from edge.session.context import LiveContext
@@ -397,12 +398,15 @@ class LiveLoop:
     def _read_health(self) -> dict[str, Any] | None:
         return None if self._health is None else asdict(self._health())
 
-    def _context_of(self, turn: Turn) -> LiveContext:
+    def _context_of(self, answering: Answering) -> LiveContext:
         """The live context, or the part of the past that the question is about."""
+        turn = answering.turn
         if turn.question.recall_s is None:
             return self._context
-        start_ns, end_ns = (turn.asked_ns - int(s * NS_PER_S) for s in turn.question.recall_s)
-        return self._context.recall(start_ns, end_ns)
+        if not answering.past:
+            start_ns, end_ns = (turn.asked_ns - int(s * NS_PER_S) for s in turn.question.recall_s)
+            answering.past = self._context.kept_of(start_ns, end_ns)
+        return self._context.recalled(answering.past)
 
     def _deliver(self, deliver: Callable[[AnswerEvent], None], event: AnswerEvent) -> None:
         self._count(event)

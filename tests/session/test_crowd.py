@@ -235,7 +235,7 @@ def test_perception_comes_between_two_tokens_and_the_answer_goes_on(make):
     context = loop._context
     assert sum(segment.n_tokens for segment in context.ledger) == context.n_tokens
     whole = context.engine.new_state()
-    rows = [context._anchor, *(kept.embeddings for kept in context._kept)]
+    rows = [context.slots.anchor, *(kept.embeddings for kept in context._kept)]
     context.engine.prefill(whole, np.concatenate(rows))
     with context.fork() as fork:
         got, wanted = context.engine.decode(fork.state, 5), context.engine.decode(whole, 5)

@@ -159,8 +159,8 @@ def test_any_arrival_pattern_gives_the_ledger_and_the_logits_of_one_prefill(make
     engine = context.engine
     state = engine.new_state()
     rows = [segment.embeddings for segment in context._kept]
-    line = context._separator
-    parts = [context._anchor, rows[0], *(part for row in rows[1:] for part in (line, row))]
+    line = context.slots.separator
+    parts = [context.slots.anchor, rows[0], *(part for row in rows[1:] for part in (line, row))]
     engine.prefill(state, np.concatenate(parts))
     with context.fork() as fork:
         got, wanted = engine.decode(fork.state, 5), engine.decode(state, 5)

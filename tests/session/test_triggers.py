@@ -453,7 +453,7 @@ def test_waiting_for_the_next_judgement_changes_nothing(make):
     put(loop, [frame(0), frame(1)])
     drive(loop)
     (watched,) = loop._triggers._watched.values()
-    loop._context.append(Perceived("video", loop._context._anchor, Evidence("camera", 5, 6)))
+    loop._context.append(Perceived("video", loop._context.slots.anchor, Evidence("camera", 5, 6)))
     before = replace(watched)
     assert loop._triggers.wait_s() is None  # no step has looked
     assert watched == before
