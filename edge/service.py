@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -283,7 +284,10 @@ def _senses(
             name="" if name == AUDIO else name,
             is_named=len(microphones) > 1,
         )
-        parts.append(audio_sense(listener, sound, name))
+        sense = audio_sense(listener, sound, name)
+        if isinstance(sound, Microphone):
+            sense.n_lost = partial(getattr, sound, "n_overruns")
+        parts.append(sense)
     for name, film in cameras.items():
         watcher = Watcher(
             *(engine, tokenizer, clock, start_ns),

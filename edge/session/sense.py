@@ -67,6 +67,8 @@ class Sense(Generic[T]):
         self.defect: Exception | None = None
         """An error in the source's code, which must end the service."""
         self.n_received = self.n_skipped = self.n_failed = 0
+        self.n_lost: Callable[[], int] = lambda: 0
+        """How often the source has lost something before it could be `put`."""
         self._perceiver, self._items = perceiver, items
         self.source = perceiver.name or name
         """What evidence calls it: what its items do, once there are any, if it has no name."""
@@ -86,6 +88,7 @@ class Sense(Generic[T]):
             "skipped": self.n_skipped,
             "dropped": self._ring.n_dropped + self._played.n_dropped,
             "failed": self.n_failed,
+            "lost": self.n_lost(),
         }
         return {f"{self.name}_{what}": n for what, n in counts.items()}
 
