@@ -343,11 +343,14 @@ def _expected(kind: object, error: msgspec.ValidationError) -> str:
 
 def _contradictions(config: Config) -> Iterable[str]:
     perception = config.perception
-    least = math.ceil(MIN_EVS_TOKENS_PER_FRAME * max(perception.fps, 1))
+    n_cameras = max(1, len(config.camera))  # they share it
+    least = math.ceil(MIN_EVS_TOKENS_PER_FRAME * max(perception.fps, 1)) * n_cameras
     if 0 < perception.evs_tokens_per_s < least:
+        of_cameras = f" of {n_cameras} cameras" if n_cameras > 1 else ""
         yield (
             f"perception.evs_tokens_per_s is {perception.evs_tokens_per_s}: too few for "
-            f"perception.fps = {perception.fps:g} (at least {least}, or 0 to keep everything)"
+            f"perception.fps = {perception.fps:g}{of_cameras} (at least {least}, or 0 to keep "
+            "everything)"
         )
     if config.turns.mode != "typed" and perception.listen != "utterances":
         yield (

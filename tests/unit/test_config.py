@@ -180,6 +180,15 @@ def test_a_reloaded_file_that_leaves_the_bound_open_changes_nothing():
     assert without_restart(now, wanted, small) == (now, ["context"])
 
 
+def test_cameras_share_what_is_kept_of_them(tmp_path):
+    cameras = "".join(f'[[camera]]\nname = "eye{i}"\nsource = "/dev/video{i}"\n' for i in range(4))
+    path = tmp_path / "edge.toml"
+    path.write_text(f"[perception]\nevs_tokens_per_s = 32\n{cameras}")
+    load_config(path)
+    with pytest.raises(ConfigurationError, match=r"of 4 cameras \(at least 32"):
+        load_config(path, {"perception": {"evs_tokens_per_s": 31}})
+
+
 def small(config):
     return for_model(config, 512, 10_000)
 
