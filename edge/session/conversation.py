@@ -16,6 +16,7 @@ from typing import Any
 from edge.clock import NS_PER_S, Clock
 from edge.config import Config
 from edge.engines.engine import AnyEngine
+from edge.errors import CapacityError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Ended, Resumed, SoftEnd, SpeechStarted, TurnEvent, Utterance
 from edge.session.answers import Answers
@@ -26,6 +27,7 @@ from edge.session.turn import (
     AnswerEvent,
     Channel,
     Done,
+    Failed,
     Message,
     Question,
     Spoken,
@@ -37,6 +39,11 @@ from edge.types import AudioChunk, Evidence
 MAX_TENTATIVE_NS = NS_PER_S
 """A tentative clip holds up what else is perceived. Sound settles or undoes it after 0.38 s; after
 so long it is given up, whatever is heard meanwhile, and from whom."""
+_NO_ROOM = CapacityError(
+    "spoken question",
+    "did not enter the context",
+    "see why in edge.refused, or speak for less long",
+)
 
 
 @dataclass
@@ -173,7 +180,8 @@ class Conversation:
             self._intake.append_all()
         elif self._enter(sense, utterance.clip):
             self._intake.settle()
-        else:
+        else:  # those who have heard that somebody speaks hear that there is no answer
+            self._deliver(Failed(_NO_ROOM))
             return
         turn = self._turn(utterance, self._deliver, "operator" if ended.held else "ambient")
         self._begin(turn)

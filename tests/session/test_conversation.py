@@ -28,7 +28,7 @@ from edge.session.record import RecordedClock, Recorder
 from edge.session.replay import replay
 from edge.session.sense import MAX_WISHES, audio_sense, video_sense
 from edge.session.triggers import Trigger
-from edge.session.turn import Done, Message, Question, Spoken, TextDelta, Turn
+from edge.session.turn import Done, Failed, Message, Question, Spoken, TextDelta, Turn
 from edge.types import AudioChunk
 
 pytest_plugins = ["media"]
@@ -463,6 +463,7 @@ def test_a_spoken_question_without_room_is_told_to_those_who_watch(robot):
     assert {event.source for event in refused} == {"microphone"}
     assert all("the context keeps 4" in event.reason for event in refused)
     assert len(refused) == robot.counts("segments_refused") > 0
+    assert robot.kinds() == [SpeechStarted, Failed]
 
 
 def test_a_spoken_question_may_be_remembered_and_thought_about(robot):
