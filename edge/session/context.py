@@ -373,11 +373,14 @@ class LiveContext:
         newest = {evidence.source: evidence for evidence in seen}
         return tuple(sorted(newest.values(), key=lambda evidence: evidence.end_ns))
 
-    def newest_capture_ns(self, source: str | None = None) -> int | None:
+    def newest_capture_ns(
+        self, source: str | None = None, modality: Modality | None = None
+    ) -> int | None:
         """Capture time of the newest frame or sound in the state.
 
         Args:
             source: only of this camera or microphone.
+            modality: only what was seen, or heard: a film and its sound may be one source.
         """
         ends_ns = (
             segment.evidence.end_ns
@@ -385,5 +388,6 @@ class LiveContext:
             if segment.evidence is not None
             and segment.modality != "text"
             and source in (None, segment.evidence.source)
+            and modality in (None, segment.modality)
         )
         return max(ends_ns, default=None)
