@@ -281,7 +281,7 @@ def _senses(
     for n, (name, sound) in enumerate(microphones.items()):
         listener = Listener(
             *(engine, tokenizer, clock, _collector(config, takes_turns=n == 0)),
-            name="" if name == AUDIO else name,
+            name="" if name == AUDIO and len(microphones) == 1 else name,
             is_named=len(microphones) > 1,
         )
         sense = audio_sense(listener, sound, name)
@@ -293,7 +293,7 @@ def _senses(
             *(engine, tokenizer, clock, start_ns),
             _pruner(config.perception, engine.spec.vision.tubelet_frames, len(cameras)),
             fps=config.perception.fps,
-            name="" if name == VIDEO else name,
+            name="" if name == VIDEO and len(cameras) == 1 else name,
             is_named=len(cameras) > 1,
         )
         parts.append(video_sense(watcher, film, name))

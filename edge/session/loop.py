@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -65,7 +66,8 @@ IDLE_S = 1.0
 """Without anything to do the loop says so often that it is alive."""
 _STOPPING = CapacityError("service", "is stopping", "ask again later")
 FEED_JOIN_S = 2.0
-"""A source may sleep until its next frame; its thread does not outlive the process."""
+"""All sources together: one may sleep until its next frame; its thread does not outlive the
+process."""
 
 
 class LiveLoop:
@@ -166,7 +168,7 @@ class LiveLoop:
             CapacityError: socket.max_waiting questions wait already.
         """
         with self._turns_lock:
-            if self._draining:
+            if self._draining or self._stopped.is_set():
                 raise _STOPPING
             limit = self._config.socket.max_waiting
             if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
@@ -266,8 +268,8 @@ class LiveLoop:
 
     def stop(self) -> None:
         """End `run` after the step it is in."""
-        self._stopped.set()
-        with self._turns_lock:
+        with self._turns_lock:  # whoever is let in before is told in `run`, nobody after
+            self._stopped.set()
             for turn in self._turns:
                 turn.cancel()
         self._wake.set()
@@ -299,8 +301,9 @@ class LiveLoop:
         finally:
             self.stop()
             self._refuse_waiting()
+            join_by_s = time.monotonic() + FEED_JOIN_S
             for feed in feeds:
-                feed.join(FEED_JOIN_S)
+                feed.join(max(0.0, join_by_s - time.monotonic()))
 
     def _refuse_waiting(self) -> None:
         """Tell those who still wait; nobody will answer them."""

@@ -176,6 +176,7 @@ class Sense(Generic[T]):
         """
         if self._perceiver.n_waiting >= MAX_WAITING:
             return None
+        ended = self._ended  # looked at first: what was put before the end is in the ring by now
         ring = oldest_of((self._ring, self._played, self._wishes))
         item = None if ring is None else ring.take()
         if item is not None:
@@ -184,7 +185,7 @@ class Sense(Generic[T]):
                 self.source = self._perceiver.name or item.source
                 self.newest_ns = item.capture_ns if isinstance(item, Frame) else end_ns(item)
             return self._perceiver.take(item)
-        if self._ended:
+        if ended:
             self._ended = False
             self.taken(self.name, None)
             return self._perceiver.flush()

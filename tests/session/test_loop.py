@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,15 +19,15 @@ from edge.model.prompt import ChatTemplate, tubelet_text, video_text
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
-from edge.senses.ring import Ring
+from edge.senses.ring import Ring, oldest_of
 from edge.senses.sound import end_ns
-from edge.service import _collector
+from edge.service import _collector, _senses
 from edge.session.budget import Rung
 from edge.session.intake import Refused
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher, embed_media
-from edge.session.sense import audio_sense, video_sense
+from edge.session.sense import Sense, audio_sense, video_sense
 from edge.session.turn import Done, Failed, Message, Question
 from edge.types import AudioChunk, Frame
 
@@ -355,6 +356,17 @@ def test_several_cameras_are_told_apart_by_the_names_before_their_frames(make):
         np.testing.assert_array_equal(seen.embeddings, wanted)
 
 
+def test_a_camera_may_be_called_as_the_command_lines_recording_is(make):
+    """Which alone has no name of its own."""
+    loop = make()
+    parts = (loop._context.engine, loop._prompt.tokenizer, load_config(None), loop._clock, 0)
+    named = _senses(*parts, dict.fromkeys(["audio", "mast"]), dict.fromkeys(["video", "rear"]))
+    found = [(sense.source, sense._perceiver._prefix) for sense in named]
+    assert found == [(name, f"{name}: ") for name in ("audio", "mast", "video", "rear")]
+    alone = _senses(*parts, {"audio": None}, {"video": None})
+    assert [(s._perceiver.name, s._perceiver._prefix) for s in alone] == [("", ""), ("", "")]
+
+
 def test_too_many_questions_are_refused_and_the_others_answered(make):
     loop = make(socket={"max_waiting": 2})
     asker = Asker(loop)
@@ -490,6 +502,54 @@ def test_questions_that_wait_at_the_stop_are_told(make, monkeypatch):
     loop.run()
     assert isinstance(asker.events[-1], Failed)
     assert "is stopping" in str(asker.events[-1].error)
+
+
+def test_a_question_after_the_end_is_refused_at_once(make):
+    loop = make()
+    loop.stop()
+    loop.run()
+    asker = Asker(loop)
+    with pytest.raises(CapacityError, match="is stopping"):
+        asker.ask()
+    assert loop.n_turns == 0
+
+
+def test_sources_that_take_their_time_to_close_do_not_add_up(make, monkeypatch):
+    monkeypatch.setattr("edge.session.loop.FEED_JOIN_S", 0.4)
+    loop, released = make(), threading.Event()
+    slow = [Scripted([]) for _ in range(4)]
+    for one in slow:
+        one.frames = lambda: iter(lambda: released.wait(TIMEOUT_S) and None, None)
+    loop._senses = [
+        Sense(f"eye{n}", loop._senses[1]._perceiver, 2, one.frames) for n, one in enumerate(slow)
+    ]
+    loop.stop()
+    began_s = time.monotonic()
+    loop.run()
+    took_s = time.monotonic() - began_s
+    released.set()
+    assert 0.4 <= took_s < 1.2
+
+
+def test_what_a_source_gives_before_it_ends_is_taken(make, monkeypatch):
+    """Its thread may put the last frame and end between the loop's looks at both."""
+    loop = make()
+    _, sight = loop._senses
+    look = oldest_of
+
+    def between(rings):
+        found = look(rings)
+        if found is None:
+            monkeypatch.setattr("edge.session.sense.oldest_of", look)
+            sight.put(frame(0))
+            sight.end()
+        return found
+
+    monkeypatch.setattr("edge.session.sense.oldest_of", between)
+    while sight.take() is not None or sight.take() is not None:
+        pass
+    drive(loop)
+    assert [s.evidence.frame_ids for s in loop._context.ledger if s.evidence] == [(0,)]
 
 
 def test_a_defect_of_a_source_ends_the_loop(make):
