@@ -100,8 +100,8 @@ class Answer(msgspec.Struct, frozen=True):
     max_tokens: PositiveInt = 256
     """Tokens of an answer, its reasoning included; at most the context's max_tokens."""
     deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
-    """Since it was asked: an answer that has not begun then is refused, one that has is cut. Unset:
-    it may take its time."""
+    """Since it was asked, or since the pause that ends a spoken question: an answer that has not
+    begun then is refused, one that has is cut. Unset: it may take its time."""
 
     abstain: str = ""
     """Text that is allowed beside whatever format a request asks for, such as "unknown"; empty for

@@ -211,9 +211,10 @@ class Conversation:
         deliver: Callable[[AnswerEvent], None],
         channel: Channel,
     ) -> Turn:
-        asked_ns = self._clock.now_ns() if utterance is None else utterance.end_ns
+        now_ns = self._clock.now_ns()
+        asked_ns = now_ns if utterance is None else utterance.end_ns
         question = spoken_question(self.config, self._context.engine, asked_ns, channel)
-        return Turn(question, asked_ns, deliver)
+        return Turn(question, asked_ns, deliver, known_ns=now_ns)
 
 
 def _same(first: AudioChunk, second: AudioChunk) -> bool:

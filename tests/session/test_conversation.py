@@ -477,6 +477,16 @@ def test_a_spoken_question_may_be_remembered_and_thought_about(robot):
     assert first.answers() == second.answers()
 
 
+@pytest.mark.parametrize("remember", [False, True])
+def test_a_deadline_begins_when_the_question_is_known_to_be_over(robot, remember):
+    """The pause that ends it is longer than this."""
+    robot = robot(answer={"max_tokens": 4, "deadline_s": 0.2, "remember": remember})
+    robot.hears(10, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.events[-1].finish_reason in ("stop", "length")
+
+
 def test_the_robots_own_voice_does_not_interrupt_it_and_a_person_does(sentences, bundle, engine):
     """Real sound through the loop: what is played is given as a reference, before it is heard."""
     (talk,) = conversations(sentences, 1, np.random.default_rng(3))
