@@ -16,7 +16,7 @@ import numpy as np
 from edge.clock import NS_PER_S, Clock
 from edge.engines.engine import AnyEngine
 from edge.features.evs import CausalPruner
-from edge.features.mel import LogMelStream
+from edge.features.mel import CLIP_SAMPLES, LogMelStream
 from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
@@ -211,7 +211,8 @@ class Collector(Protocol):
 
 
 class WindowCollector:
-    """Everything, in windows that end with the chunk that fills them, or where sound is missing."""
+    """Everything, in windows that end with the chunk that fills them, or where sound is missing, or
+    before a chunk with which they would be longer than a clip."""
 
     mode: Mode = "typed"
 
@@ -223,10 +224,15 @@ class WindowCollector:
     def push(self, chunk: AudioChunk) -> list[AudioChunk]:
         """Take the next chunk; a window when it is full."""
         last = self._chunks[-1] if self._chunks else None
-        windows = [] if goes_on(last, chunk) else self.flush()
+        fits = self._n_samples + len(chunk.samples) <= CLIP_SAMPLES
+        windows = [] if fits and goes_on(last, chunk) else self.flush()
         self._chunks.append(chunk)
-        full = sum(len(chunk.samples) for chunk in self._chunks) >= self._window_samples
+        full = self._n_samples >= self._window_samples
         return windows + self.flush() if full else windows
+
+    @property
+    def _n_samples(self) -> int:
+        return sum(len(chunk.samples) for chunk in self._chunks)
 
     def flush(self) -> list[AudioChunk]:
         """What is left, as a short window."""

@@ -26,7 +26,7 @@ from edge.session.budget import Rung
 from edge.session.intake import Refused
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
-from edge.session.perceive import Listener, Watcher, embed_media
+from edge.session.perceive import Listener, Watcher, WindowCollector, embed_media
 from edge.session.sense import Sense, audio_sense, video_sense
 from edge.session.turn import Done, Failed, Message, Question
 from edge.types import AudioChunk, Frame
@@ -248,12 +248,26 @@ def test_frames_that_come_slowly_are_joined_as_ever(make):
 
 def test_sound_longer_than_a_clip_is_encoded_in_clips(make):
     loop = make(perception={"audio_window_s": 30.0})
-    put(loop, chunks=[chunk(0, 479_000)])
-    drive(loop)
-    put(loop, chunks=[chunk(299, 4096)])
+    put(loop, chunks=[chunk(0, 483_096)])
     drive(loop)
     (found,) = loop._context.evidence()
     assert found.end_ns - found.start_ns == 483_096 * NS_PER_S // 16_000
+
+
+def test_a_window_of_30_s_is_one_clip_however_its_sound_is_cut(make):
+    for length in (512, 1600, 7000):
+        loop, clips = make(perception={"audio_window_s": 30.0}), []
+        one = loop._context.engine
+        listener = Listener(one, loop._prompt.tokenizer, loop._clock, WindowCollector(30.0))
+        one.encode_audio = lambda mel, encode=one.encode_audio, clips=clips: (
+            clips.append(len(mel)) or encode(mel)
+        )
+        for start in range(0, 3 * 480_000, length):
+            listener.take(AudioChunk(np.full(length, 0.1, np.float32), start * 62_500, "m"))
+        while listener.n_waiting:
+            listener.encode()
+        assert len(clips) in (2, 3)
+        assert min(clips) > 2950
 
 
 def test_speech_is_one_segment_and_silence_none(make, speech):
