@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -99,8 +100,8 @@ class Answer(msgspec.Struct, frozen=True):
     max_tokens: PositiveInt = 256
     """Tokens of an answer, its reasoning included; at most the context's max_tokens."""
     deadline_s: Annotated[float, Meta(gt=0.0, le=3600.0)] | None = None
-    """Since it was asked: an answer that has not begun then is refused, one that has is cut. Unset:
-    it may take its time."""
+    """Since it was asked, or since the pause that ends a spoken question: an answer that has not
+    begun then is refused, one that has is cut. Unset: it may take its time."""
 
     abstain: str = ""
     """Text that is allowed beside whatever format a request asks for, such as "unknown"; empty for
@@ -235,12 +236,12 @@ def for_model(config: Config, trained_tokens: int, max_tokens: int) -> Config:
         `without_restart` takes up.
 
     Raises:
-        ConfigurationError: what is set does not fit the model's bound, or its engine.
+        ConfigurationError: what is set does not fit together, the model's bound, or its engine.
     """
     room = max_tokens // 2  # the other half is for the question and its answer
     bound = min(DEFAULT_BOUND, room, max(trained_tokens, Answer().max_tokens))
     config = msgspec.structs.replace(config, context=_bounded(config.context, bound))
-    problems = list(_beyond_the_bound(config))
+    problems = list(_contradictions(config))
     if problems:
         raise ConfigurationError(
             "settings",
@@ -257,18 +258,24 @@ def for_model(config: Config, trained_tokens: int, max_tokens: int) -> Config:
     return config
 
 
-def without_restart(now: Config, wanted: Config) -> tuple[Config, list[str]]:
+def without_restart(
+    now: Config, wanted: Config, fitted: Callable[[Config], Config]
+) -> tuple[Config, list[str]]:
     """What of new settings a running session can take up and keep its context.
 
     Args:
         wanted: `for_model`, like those it runs with.
+        fitted: `for_model` of the running session: what it refuses is not taken up.
 
     Returns:
-        Settings with the new [answer], [turns] and socket.max_waiting; the sections that hold more
-        than that and wait for a restart.
+        Settings with the new [answer], [turns] and socket.max_waiting, as far as each fits what
+        goes on as it is; the sections that hold more than that and wait for a restart.
     """
     socket = msgspec.structs.replace(now.socket, max_waiting=wanted.socket.max_waiting)
-    taken = msgspec.structs.replace(now, answer=wanted.answer, turns=wanted.turns, socket=socket)
+    taken = now
+    for section in ({"answer": wanted.answer}, {"turns": wanted.turns}, {"socket": socket}):
+        with contextlib.suppress(ConfigurationError):  # it goes with one that waits, and waits too
+            taken = fitted(msgspec.structs.replace(taken, **section))
     sections = (*_SECTIONS, *_LISTS)
     return taken, [name for name in sections if getattr(taken, name) != getattr(wanted, name)]
 
@@ -336,11 +343,14 @@ def _expected(kind: object, error: msgspec.ValidationError) -> str:
 
 def _contradictions(config: Config) -> Iterable[str]:
     perception = config.perception
-    least = math.ceil(MIN_EVS_TOKENS_PER_FRAME * max(perception.fps, 1))
+    n_cameras = max(1, len(config.camera))  # they share it
+    least = math.ceil(MIN_EVS_TOKENS_PER_FRAME * max(perception.fps, 1)) * n_cameras
     if 0 < perception.evs_tokens_per_s < least:
+        of_cameras = f" of {n_cameras} cameras" if n_cameras > 1 else ""
         yield (
             f"perception.evs_tokens_per_s is {perception.evs_tokens_per_s}: too few for "
-            f"perception.fps = {perception.fps:g} (at least {least}, or 0 to keep everything)"
+            f"perception.fps = {perception.fps:g}{of_cameras} (at least {least}, or 0 to keep "
+            "everything)"
         )
     if config.turns.mode != "typed" and perception.listen != "utterances":
         yield (

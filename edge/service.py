@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
 from edge.engines.self_check import warm_up
-from edge.errors import ConfigurationError, ProtocolError
+from edge.errors import CapacityError, ConfigurationError, ProtocolError
 from edge.features.evs import CausalPruner
 from edge.model.constrain import vocabulary
 from edge.model.prompt import ChatTemplate
@@ -174,7 +175,7 @@ def run(
             app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
             changes = None
             if reload is not None:
-                changes = Reload(loop, app, config, lambda: fitted(reload()), notifier)
+                changes = Reload(loop, app, config, reload, fitted, notifier)
             startup.ready(str(path), model)
             asyncio.run(_serve(loop, app, listener, tcp_listener, notifier, changes))
     finally:
@@ -280,15 +281,19 @@ def _senses(
     for n, (name, sound) in enumerate(microphones.items()):
         listener = Listener(
             *(engine, tokenizer, clock, _collector(config, takes_turns=n == 0)),
-            name="" if name == AUDIO else name,
+            name="" if name == AUDIO and len(microphones) == 1 else name,
             is_named=len(microphones) > 1,
         )
-        parts.append(audio_sense(listener, sound, name))
+        sense = audio_sense(listener, sound, name)
+        if isinstance(sound, Microphone):
+            sense.n_lost = partial(getattr, sound, "n_overruns")
+        parts.append(sense)
     for name, film in cameras.items():
         watcher = Watcher(
             *(engine, tokenizer, clock, start_ns),
             _pruner(config.perception, engine.spec.vision.tubelet_frames, len(cameras)),
-            name="" if name == VIDEO else name,
+            fps=config.perception.fps,
+            name="" if name == VIDEO and len(cameras) == 1 else name,
             is_named=len(cameras) > 1,
         )
         parts.append(video_sense(watcher, film, name))
@@ -363,16 +368,20 @@ class Reload:
     app: web.Application
     config: Config
     read: Callable[[], Config]
+    fitted: Callable[[Config], Config]
+    """To the model; raises ConfigurationError for what does not fit."""
     notifier: Notifier
 
     def now(self) -> None:
         """Read them; what needs a restart, and what is wrong, is said and left as it is."""
         self.notifier.reloading()
         try:
-            self.config, waiting = without_restart(self.config, self.read())
-            self.loop.change(self.config)
-            self.app[CHANGE](self.config)
-        except (ConfigurationError, ProtocolError) as error:
+            wanted = self.fitted(self.read())
+            taken, waiting = without_restart(self.config, wanted, self.fitted)
+            self.loop.change(taken)
+            self.app[CHANGE](taken)
+            self.config = taken
+        except (ConfigurationError, ProtocolError, CapacityError) as error:
             log.error("event=not_reloaded error=%s", error)
             said = f"settings unchanged: {error}"
         else:

@@ -50,7 +50,7 @@ from edge.session.health import BoardHealth
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Seen
-from edge.session.sense import AUDIO_RING_CHUNKS, Sense
+from edge.session.sense import Sense
 from edge.session.slot import Perceived
 from edge.session.turn import AnswerEvent, Done, Failed, Message, Question, Turn
 from edge.types import Evidence, Stages
@@ -71,6 +71,8 @@ WARM, HOT = (
 )
 FAULT_EVERY_S = 20.0
 PICTURE_POINTS = 2000
+MAX_UTTERANCES = 300
+"""Of the world's may wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ def _seen(modality: Any, media: Any, first: Item, last: Item, taken_ns: int, clo
     rows = np.zeros((len(media) + TEXT_TOKENS, 1), np.float32)
     evidence = Evidence("world", first.capture_ns, last.capture_ns)
     times = (last.capture_ns, taken_ns, taken_ns, clock.now_ns())
-    return Seen(Perceived(modality, rows, evidence), Stages(modality, *times))
+    return Seen(Perceived(modality, rows, evidence), Stages(modality, *times), last.capture_ns)
 
 
 @dataclass
@@ -202,7 +204,7 @@ class World:
         """Start the service: at first, and after an engine error as its supervisor would."""
         self.engine = SimulatedEngine(COSTS[self.board], self.clock, self.spec)
         ear = Ear(self.engine, self.clock)
-        self.sound: Sense[Item] = Sense("audio", ear, AUDIO_RING_CHUNKS, hears=True)
+        self.sound: Sense[Item] = Sense("audio", ear, MAX_UTTERANCES, hears=True)
         n_frames = self.spec.vision.tubelet_frames
         self.sight: Sense[Item] = Sense("video", Eye(self.engine, self.clock), n_frames)
         prompt = LivePrompt(self.tokenizer, self.template, "")
@@ -327,7 +329,7 @@ class World:
         self._skew_ns = int(self.rng.choice([-1, 1]) * length_s * NS_PER_S)
 
     def _overflow(self, length_s: float) -> None:
-        for _ in range(AUDIO_RING_CHUNKS + int(length_s)):
+        for _ in range(MAX_UTTERANCES + int(length_s)):
             self.sound.put(Item(self.clock.now_ns(), 0.5))
 
     def _engine(self, _length_s: float) -> None:

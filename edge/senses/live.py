@@ -22,8 +22,9 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 4.0
 SAME_CLOCK_NS = NS_PER_S
 """A source's time that is so near to ours is on our clock."""
 STEP_SMOOTHING = 1 / 8
-FORGET = 1 / 1024
-"""Of the delay's excess, at each frame: two clocks drift apart by far less."""
+MIN_LATE_NS, MIN_LATE_ITEMS = 2 * NS_PER_S, 8
+"""When all items are late for so long, and so many are, they are not: the source's clock was set
+back, or drifts."""
 
 
 def again_and_again(
@@ -63,7 +64,7 @@ class CaptureTimes:
     """Puts a source's own times onto our clock.
 
     A driver's times are on our clock already. Others count from anywhere: there the item that took
-    least time to arrive says how they lie, so that a late arrival moves nothing.
+    least time to arrive says how they lie, so that a late arrival moves nothing, but many in a row.
     """
 
     def __init__(self, clock: Clock, n_held: int = 0) -> None:
@@ -74,6 +75,8 @@ class CaptureTimes:
         """
         self._clock, self._n_held = clock, n_held
         self._offset_ns: int | None = None
+        self._late_since_ns = self._n_late = 0  # 0 items: the newest was not late
+        self._least_late_ns = 0  # of these
         self._last_ns = 0
         self._source_ns: int | None = None
         self._step_ns = 0.0
@@ -92,14 +95,26 @@ class CaptureTimes:
         elif source_ns is not None:
             offset_ns = now_ns - source_ns
             known_ns = self._offset_ns
-            if known_ns is None or abs(offset_ns - known_ns) > SAME_CLOCK_NS:
-                self._offset_ns = offset_ns  # the first item, or the source began anew
+            if known_ns is None or not 0 < offset_ns - known_ns <= SAME_CLOCK_NS:
+                known_ns = offset_ns  # the first item, none came faster, or the source began anew
+                self._n_late = 0
             else:
-                late_ns = offset_ns - known_ns
-                self._offset_ns = known_ns + (round(late_ns * FORGET) if late_ns > 0 else late_ns)
-            capture_ns = source_ns + self._offset_ns - self._held_ns(source_ns)
+                known_ns += self._always_late_ns(offset_ns - known_ns, now_ns)
+            self._offset_ns = known_ns
+            capture_ns = source_ns + known_ns - self._held_ns(source_ns)
         self._last_ns = max(self._last_ns, min(capture_ns, now_ns))
         return self._last_ns
+
+    def _always_late_ns(self, late_ns: int, now_ns: int) -> int:
+        """How late all items have been for a while, once that is sure; then it is their time."""
+        if not self._n_late:
+            self._late_since_ns, self._least_late_ns = now_ns, late_ns
+        self._n_late += 1
+        self._least_late_ns = min(self._least_late_ns, late_ns)
+        if now_ns - self._late_since_ns < MIN_LATE_NS or self._n_late < MIN_LATE_ITEMS:
+            return 0
+        self._n_late = 0
+        return self._least_late_ns
 
     def _held_ns(self, source_ns: int) -> int:
         """How long an item waits for those that have to follow it."""

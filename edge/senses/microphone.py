@@ -16,7 +16,8 @@ from edge.clock import NS_PER_S, Clock
 from edge.errors import ConfigurationError, MediaError
 from edge.features.resample import Resampler
 from edge.senses.live import CaptureTimes, again_and_again
-from edge.types import AudioChunk
+from edge.senses.sound import NS_PER_SAMPLE
+from edge.types import AudioChunk, Float32
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Microphone:
         self._rate_hz, self._n_channels = (int(options.get(k, 0)) for k in ("rate", "channels"))
         self._closed = threading.Event()
         self.n_overruns = 0
-        """Blocks before which sound was lost."""
+        """Times that sound was lost, by the device or by a reader that was held up."""
 
     def chunks(self) -> Iterator[AudioChunk]:
         """Sound as it is heard, about 30 ms at a time."""
@@ -72,17 +73,20 @@ class Microphone:
     @contextmanager
     def _opened(self) -> Iterator[Iterator[AudioChunk]]:
         blocks: queue.Queue[tuple[bytes, int, int]] = queue.Queue(MAX_BLOCKS)
-        now_ns = self._clock.now_ns
+        now_ns, overflow = self._clock.now_ns, self._audio.paInputOverflow
+        lost = 0  # `overflow`, where the block before found no room
 
         def hear(data: bytes, _n: int, when: Any, flags: int) -> tuple[None, int]:
+            nonlocal lost
             delay_s = max(0.0, when["current_time"] - when["input_buffer_adc_time"])
             # Some hosts do not know when the first sample was heard, and say 0.
             if when["input_buffer_adc_time"] <= 0 or delay_s > SILENCE_S:
                 delay_s = BLOCK_S
             try:
-                blocks.put_nowait((data, now_ns() - round(delay_s * NS_PER_S), flags))
+                blocks.put_nowait((data, now_ns() - round(delay_s * NS_PER_S), flags | lost))
+                lost = 0
             except queue.Full:
-                self.n_overruns += 1
+                lost = overflow
             return None, self._audio.paContinue
 
         audio = self._audio.PyAudio()  # looks at the devices anew
@@ -128,25 +132,39 @@ class Microphone:
     ) -> Iterator[AudioChunk]:
         """What the callback puts, resampled. A callback that comes late moves no time."""
         resampler, times = Resampler(rate_hz, n_channels), CaptureTimes(self._clock)
-        n_heard = 0
+        n_heard = n_given = first_ns = (
+            0  # of this resampler: samples in and out, its first one's time
+        )
+        patience_s = FIRST_SILENCE_S
+
+        def chunk(samples: Float32) -> AudioChunk:
+            """What comes out next, when it went in: the resampler holds some back."""
+            owned = np.ascontiguousarray(samples, np.float32)
+            return AudioChunk(owned, first_ns + n_given * NS_PER_SAMPLE, self._name)
+
         while not self._closed.is_set():
             try:
-                patience_s = SILENCE_S if n_heard else FIRST_SILENCE_S
                 data, heard_ns, flags = blocks.get(timeout=patience_s)
             except queue.Empty:
                 raise MediaError(
                     f"microphone {self._device!r}", "has fallen silent", "plug it in again"
                 ) from None
+            patience_s = SILENCE_S
             stored = np.frombuffer(data, np.int16).reshape(-1, n_channels)
             if flags & self._audio.paInputOverflow:
                 self.n_overruns += 1
-                times = CaptureTimes(self._clock)  # sound is missing
-            capture_ns = times.of(round(n_heard * NS_PER_S / rate_hz), heard_ns)
+                if len(rest := resampler.flush()):
+                    yield chunk(rest)
+                # Sound is missing: nothing goes over the hole, neither times nor a filter.
+                resampler, times = Resampler(rate_hz, n_channels), CaptureTimes(self._clock)
+                n_heard = n_given = 0
+            since_first_ns = round(n_heard * NS_PER_S / rate_hz)
+            first_ns = times.of(since_first_ns, heard_ns) - since_first_ns
             n_heard += len(stored)
             samples = resampler.push(stored.astype(np.float32) / np.float32(_FULL_SCALE))
-            if len(samples):  # the resampler holds some back
-                owned = np.ascontiguousarray(samples, np.float32)
-                yield AudioChunk(owned, capture_ns, self._name)
+            if len(samples):
+                yield chunk(samples)
+                n_given += len(samples)
 
 
 def input_devices(audio: Any) -> list[dict[str, Any]]:

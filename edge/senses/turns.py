@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edge.clock import NS_PER_MS
+from edge.clock import NS_PER_MS, NS_PER_S
 from edge.errors import ProtocolError
 from edge.senses.echo import Echo
 from edge.senses.silero import Silero
@@ -48,6 +48,10 @@ MAX_BLOCKS = 468
 """14.98 s: a longer utterance is cut here and goes on as a new one."""
 CERTAIN = 0.65
 """The last word ended with the last block of this probability: what follows is noise or echo."""
+MAX_GAP_NS = 2 * NS_PER_S
+"""Whoever spoke before a longer gap in the sound does not wait for an answer behind it."""
+MAX_HELD_NS = 60 * NS_PER_S
+"""A button that is held for longer and not pressed again was forgotten: its client may be dead."""
 ONSET_LAG_NS = 80 * NS_PER_MS
 """Speech is recognised this much after it began: the middle of what was measured, 0..0.17 s."""
 
@@ -70,10 +74,16 @@ class TurnDetector:
         self._sound = Blocks()
         self._blocks: list[AudioChunk] = []  # the utterance so far; before its onset the pre-roll
         self._held = False  # between begin and commit
+        self._held_since_ns: int | None = None  # None: no sound has come since
         self._voiced = False  # the newest block, by hysteresis
         self._n_voiced = 0  # in this utterance; 0 before its onset
         self._n_quiet = 0  # since the last voiced block
         self._onset_ns = self._end_ns = 0  # of this utterance, estimated
+
+    @property
+    def mode(self) -> Mode:
+        """Whose speech takes the turn."""
+        return self._mode
 
     def play(self, chunk: AudioChunk) -> None:
         """Know what the robot says itself, so that it is not taken for somebody's speech.
@@ -98,7 +108,10 @@ class TurnDetector:
                 utterance around it.
         """
         must_be_finite(chunk)
-        events = [] if goes_on(self._sound.rest, chunk) else self._lost()
+        rest = self._sound.rest
+        events = []
+        if rest is not None and not goes_on(rest, chunk):
+            events = self._lost(chunk.capture_ns - end_ns(rest))
         for block in self._sound.push(chunk):
             events += self._take(block)
         return events
@@ -113,6 +126,9 @@ class TurnDetector:
     def begin(self) -> list[TurnEvent]:
         """The button is pressed: what is said from now on is for the robot, pauses and all.
 
+        It is let go by itself after `MAX_HELD_NS` of the sound's time: what was said is overheard.
+        Pressed again before, it goes on being held for as long.
+
         Returns:
             What was being said before, as overheard.
 
@@ -121,6 +137,9 @@ class TurnDetector:
         """
         if self._mode != "push_to_talk":
             raise ProtocolError("begin", f"the mode is {self._mode}", "choose push_to_talk")
+        self._held_since_ns = None
+        if self._held:
+            return []
         events = self._told(self._end())
         self._held = True
         return events
@@ -161,10 +180,11 @@ class TurnDetector:
         self.play(control.chunk)
         return []
 
-    def _lost(self) -> list[TurnEvent]:
+    def _lost(self, gap_ns: int) -> list[TurnEvent]:
         """No clip goes over a gap in the sound; while the button is held the turn does."""
         if not self._held:
-            return self.flush()
+            was_paused, events = self._paused, self.flush()
+            return events if gap_ns <= MAX_GAP_NS else _too_late(was_paused, events)
         events = self._cut() if self._n_voiced > 0 and self._blocks else []
         return events + self._restart()
 
@@ -185,6 +205,7 @@ class TurnDetector:
         return self._started and self._n_quiet >= SOFT_END_BLOCKS and not self._held
 
     def _take(self, block: AudioChunk) -> list[TurnEvent]:
+        let_go = self._told(self._end()) if self._is_forgotten(block) else []
         masked = False
         if self._echo is not None:
             block, masked = self._echo.clean(block)
@@ -195,7 +216,16 @@ class TurnDetector:
         if len(self._blocks) == MAX_BLOCKS:
             # A soft end is a better place to end than a word that follows.
             events += self._end() if self._paused else self._cut()
-        return self._told(events)
+        return let_go + self._told(events)
+
+    def _is_forgotten(self, block: AudioChunk) -> bool:
+        """Whether the button has been held for too long, and was let go."""
+        if not self._held:
+            return False
+        if self._held_since_ns is None:
+            self._held_since_ns = block.capture_ns
+        self._held = block.capture_ns - self._held_since_ns <= MAX_HELD_NS
+        return not self._held
 
     def _speech(self, block: AudioChunk, probability: float) -> list[TurnEvent]:
         events: list[TurnEvent] = [Resumed(block.capture_ns)] if self._paused else []
@@ -257,6 +287,14 @@ class TurnDetector:
         return [Overheard(utterance) for utterance in given if utterance is not None]
 
 
+def _too_late(was_paused: bool, events: list[TurnEvent]) -> list[TurnEvent]:
+    """What ended before a long gap, as overheard; an answer begun at its soft end is dropped."""
+    ended = [event.utterance for event in events if isinstance(event, Ended)]
+    undone = [Resumed(utterance.end_ns) for utterance in ended if utterance and was_paused]
+    others = [event for event in events if not isinstance(event, Ended)]
+    return [*undone, *others, *(Overheard(utterance) for utterance in ended if utterance)]
+
+
 class UtteranceDetector:
     """Speech only, each utterance as one clip, whatever turn it takes."""
 
@@ -275,6 +313,11 @@ class UtteranceDetector:
     def flush(self) -> list[AudioChunk]:
         """The utterance that the end of the sound cut short."""
         return _clips(self._turns.flush())
+
+    @property
+    def mode(self) -> Mode:
+        """No speech takes a turn."""
+        return "typed"
 
     def control(self, control: Control) -> list[AudioChunk]:
         """As `TurnDetector.control`; the utterance that it ends."""

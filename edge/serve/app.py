@@ -211,6 +211,8 @@ class _Api:
         if isinstance(control, Choose):
             require(request[ROLE], "admin", "changing whose speech takes the turn")
         self._session.control(control)
+        if isinstance(control, Choose):  # so it is once the sound before it has been heard
+            return json_reply({"mode": control.mode})
         return json_reply({"mode": self._session.status().mode})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from edge.model.constrain import Constraint, fill_frames, names_frames, vocabula
 from edge.model.sampling import Sampler
 from edge.session.attached import Attached, encode_attached
 from edge.session.confidence import Certainty, confidence
-from edge.session.consistency import Check, check
+from edge.session.consistency import SENSES, Check, check
 from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
 from edge.session.live_prompt import LivePrompt
@@ -61,12 +63,17 @@ class Answering:
         self._constraint: Constraint | None = None
         self._nameable: tuple[Evidence, ...] = ()  # frames that the answer may name
         self._attached: Attached | None = None
+        self.past: tuple[Perceived, ...] = ()
+        """What a question about the past stands on, once that was found: it stays the same when the
+        answer gives way and the context forgets it meanwhile."""
         self._said: list[int] = []
         self._context: LiveContext | None = None
         self._n_context = self._n_question = 0
         self._waiting: Float32 = np.empty((0, 0), np.float32)
         self._logits: Float32 = np.empty(0, np.float32)
         self._started_ns = self._prefilled_ns = self._first_token_ns = 0
+        self._worked_ns = 0
+        self._at_work_since_ns: int | None = None
         self._evidence: tuple[Evidence, ...] = ()
         self._freshness: tuple[Freshness, ...] = ()
         self._captured_ns: int | None = None
@@ -103,6 +110,20 @@ class Answering:
             MediaError: what it brings along cannot be used.
             CapacityError: question and answer do not fit behind the live context.
         """
+        with self._at_work():
+            self._begin(context)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count the time: what passes between two steps is others'."""
+        self._at_work_since_ns = since_ns = self._clock.now_ns()
+        try:
+            yield
+        finally:
+            self._worked_ns += self._clock.now_ns() - since_ns
+            self._at_work_since_ns = None
+
+    def _begin(self, context: LiveContext) -> None:
         self._started_ns = self._started_ns or self._clock.now_ns()
         question, engine = self.turn.question, context.engine
         n_room = engine.spec.decoder.max_tokens
@@ -116,7 +137,7 @@ class Answering:
                 names = [f"{look.source}:{look.frame_ids[-1]}" for look in self._nameable]
                 self._grammar = fill_frames(question.grammar, names)
             self._constraint = self._constrain(engine)
-        asked = self._asked(context, context.ends_with_media)
+        asked = self._asked(engine, context.ends_with_media)
         self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(asked)
         if self._n_context + len(asked) + question.max_tokens > n_room:
             raise CapacityError(
@@ -133,12 +154,12 @@ class Answering:
         self._freshness = self._freshness_of(context, self._clock.now_ns())
         self._context = context
 
-    def _asked(self, context: LiveContext, after_media: bool) -> Float32:
+    def _asked(self, engine: AnyEngine, after_media: bool) -> Float32:
         """The question's rows [n, H]."""
         assert self._attached is not None
         texts, media = self._attached.texts, self._attached.rows
         ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
-        return place_media(context.engine, self._prompt.tokenizer, ids, media)
+        return place_media(engine, self._prompt.tokenizer, ids, media)
 
     def _constrain(self, engine: AnyEngine) -> Constraint | None:
         """What the answer's format allows, from its beginning."""
@@ -159,6 +180,10 @@ class Answering:
 
     def step(self) -> Done | None:
         """Do the next thing; the turn's end if it was the last, which the caller delivers."""
+        with self._at_work():
+            return self._step()
+
+    def _step(self) -> Done | None:
         if self._check is not None:
             try:
                 next(self._check)
@@ -214,10 +239,12 @@ class Answering:
             return self.end(reason)
         self._leave(reason)
         self._ended = reason
-        engine = context.engine
+        # Not the context itself: a recalled one has a state, which others need now.
+        slots, engine = context.slots, context.engine
         self._check = check(
-            context,
-            lambda after_media: self._asked(context, after_media),
+            slots,
+            {sense: context.kept(sense) for sense in SENSES},
+            lambda after_media: self._asked(engine, after_media),
             self._said,
             lambda: self._constrain(engine),
         )
@@ -238,6 +265,9 @@ class Answering:
         if self._check is not None:
             reason = self._ended  # whatever ends the check, the answer was complete
         now_ns = self._clock.now_ns()
+        worked_ns = self._worked_ns
+        if self._at_work_since_ns is not None:
+            worked_ns += now_ns - self._at_work_since_ns
         return Done(
             finish_reason=reason,
             n_prompt_tokens=self._n_context + self._n_question,
@@ -252,6 +282,7 @@ class Answering:
                 n_context_tokens=self._n_context,
                 evidence=self._evidence,
                 freshness=self._freshness,
+                worked_ns=worked_ns,
             ),
             confidence=self._certainty.value,
             consistency=consistency,

@@ -4,6 +4,9 @@ An operator's turn goes before a trigger's. Among equals one whose answer has no
 so that it does not wait for another's answer to end, and then the one that is being answered, so
 that the engine does not change between them without need; but an answer that was asked for long ago
 goes before those, so that it ends however many others ask.
+
+A turn may be begun on a tentative clip. Until that is settled or undone it is the only one: whoever
+would open another asks `is_tentative` first, or undoes it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ class Answers:
         self,
         prompt: LivePrompt,
         clock: Clock,
-        context_of: Callable[[Turn], LiveContext],
+        context_of: Callable[[Answering], LiveContext],
         freshness_of: FreshnessOf,
     ) -> None:
         """Begin with no turn.
@@ -54,6 +57,7 @@ class Answers:
         self._freshness_of = freshness_of
         self._open: list[Answering] = []
         self._current: Answering | None = None
+        self._tentative: Turn | None = None
         self.since_ns = 0
         """Since when there has always been one."""
         self.worked_ns = 0
@@ -64,8 +68,16 @@ class Answers:
         """Turns that are open."""
         return len(self._open)
 
+    @property
+    def is_tentative(self) -> bool:
+        """Whether a turn stands on a clip that may be taken back: no other may be opened, and
+        nothing may enter the context. It may have been answered already."""
+        return self._tentative is not None
+
     def open(self, turn: Turn) -> None:
         """Answer a turn as soon as nothing is more urgent."""
+        if self.is_tentative:
+            raise RuntimeError("another turn is opened behind a tentative clip")
         try:
             answering = Answering(self._prompt, turn, self._clock, self._freshness_of)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this turn's
@@ -74,6 +86,23 @@ class Answers:
         if not self._open:
             self.since_ns = self._clock.now_ns()
         self._open.append(answering)
+
+    def open_tentatively(self, turn: Turn) -> None:
+        """Answer a turn, the only one, until `settle` or `undo`."""
+        if self._open:
+            raise RuntimeError("a tentative turn is opened beside others")
+        self.open(turn)
+        self._tentative = turn
+
+    def settle(self) -> None:
+        """The tentative turn is one like all others."""
+        self._tentative = None
+
+    def undo(self) -> None:
+        """Forget the tentative turn, without a word."""
+        for answering in [a for a in self._open if a.turn is self._tentative]:
+            self._remove(answering)
+        self._tentative = None
 
     def cancelled(self) -> list[int]:
         """Which of the turns their clients have given up."""
@@ -94,11 +123,6 @@ class Answers:
         """Leave this context as it was: it is to be changed."""
         if self._current is not None and self._current.stands_on(context):
             self.give_way()
-
-    def drop(self, turn: Turn) -> None:
-        """Forget a turn, without a word."""
-        for answering in [a for a in self._open if a.turn is turn]:
-            self._remove(answering)
 
     def fail_all(self, error: EdgeError) -> None:
         """End all turns."""
@@ -125,7 +149,7 @@ class Answers:
             if chosen is not self._current:
                 self.give_way()
                 if not chosen.is_checking:
-                    chosen.begin(self._context_of(chosen.turn))
+                    chosen.begin(self._context_of(chosen))
                 self._current = chosen
             comes_on = chosen.is_between_tokens or not chosen.has_begun
             done = chosen.step()

@@ -1,16 +1,21 @@
 """The budget: how much of the world is perceived, decided before work is done.
 
 A ladder of rungs, from all that was asked for to answers only. Lateness, load, heat, memory and
-power push one rung down; a long calm, with all of them clearly lower, lets one rung up again, and a
-rung that did not hold waits longer the next time. Every step is an event with its cause.
+power push one rung down; a long calm, in which none of them is too high and those that have pushed
+are clearly lower, lets one rung up again, and a rung that did not hold waits longer the next time.
+Every step is an event with its cause.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from edge.clock import NS_PER_S
 from edge.session.health import BoardHealth
+
+Kind = Literal["load", "memory", "heat", "power"]
+"""Of causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Load:
     """What was measured since the last look."""
 
     lateness_s: float
-    """Longest time from capture to the loop."""
+    """Longest time that something which was complete waited for the loop."""
     busy_share: float
     """Of the time in which the engine worked for perception, 0..1."""
     health: BoardHealth = field(default_factory=BoardHealth)
@@ -84,6 +89,7 @@ class Budget:
         self._calm_s = self.CALM_S
         self._went_up = self._has_stepped = False
         self._busy_share = 0.0
+        self._pushed: set[Kind] = set()  # what led down from the top to here
 
     @property
     def rung(self) -> Rung:
@@ -93,17 +99,17 @@ class Budget:
     def look(self, now_ns: int, load: Load) -> Degraded | None:
         """Take a measurement; a step if one follows from it."""
         self._busy_share += self.SMOOTHING * (load.busy_share - self._busy_share)
-        cause, hold_s = self._too_much(load), self.HOLD_S
-        if not cause:
-            cause, hold_s = self._unwell(load.health), self.BOARD_HOLD_S
+        kind, cause = self._too_much(load) or self._unwell(load.health) or (None, "")
+        hold_s = self.HOLD_S if kind == "load" else self.BOARD_HOLD_S
         since_s = (now_ns - self._changed_ns) / NS_PER_S
-        if cause:
+        if kind is not None:
             self._calm_since_ns = now_ns
             held = since_s < hold_s and self._has_stepped
             if held or since_s < self.HOLD_S or self._rung == len(LADDER) - 1:
                 return None
             if self._went_up:  # that did not hold
                 self._calm_s = min(2 * self._calm_s, self.MAX_CALM_S)
+            self._pushed.add(kind)
             return self._step(now_ns, 1, cause)
         if self._busy_share > self.CALM_BUSY_SHARE or not self._is_calm(load.health):
             self._calm_since_ns = now_ns
@@ -114,38 +120,42 @@ class Budget:
             self._went_up, self._calm_s = False, self.CALM_S
         return None
 
-    def _too_much(self, load: Load) -> str:
+    def _too_much(self, load: Load) -> tuple[Kind, str] | None:
         if load.lateness_s > self.MAX_LATENESS_S:
-            return f"{load.lateness_s:.1f} s late"
+            return "load", f"{load.lateness_s:.1f} s late"
         if self._busy_share > self.MAX_BUSY_SHARE:
-            return f"busy for {self._busy_share:.0%} of the time"
-        return ""
+            return "load", f"busy for {self._busy_share:.0%} of the time"
+        return None
 
-    def _unwell(self, health: BoardHealth) -> str:
+    def _unwell(self, health: BoardHealth) -> tuple[Kind, str] | None:
         if health.memory_share > self.MAX_MEMORY_SHARE:
-            return f"{health.memory_share:.0%} of the memory in use"
+            return "memory", f"{health.memory_share:.0%} of the memory in use"
         now_c, limit_c = health.temperature_c, health.max_temperature_c
         if health.is_throttled:
-            return "the board throttles" + (f" at {now_c:.0f} °C" if now_c is not None else "")
+            at = f" at {now_c:.0f} °C" if now_c is not None else ""
+            return "heat", f"the board throttles{at}"
         if now_c is not None and limit_c is not None and now_c > limit_c - self.NEAR_LIMIT_C:
-            return f"{now_c:.0f} °C of {limit_c:.0f} °C"
+            return "heat", f"{now_c:.0f} °C of {limit_c:.0f} °C"
         if (taken := _power_share(health)) > 1.0:
-            return f"{taken:.0%} of the power that the board may take"
-        return ""
+            return "power", f"{taken:.0%} of the power that the board may take"
+        return None
 
     def _is_calm(self, health: BoardHealth) -> bool:
-        """Whether there is room on the board for a rung more."""
+        """Whether what has pushed down is clearly better."""
         now_c, limit_c = health.temperature_c, health.max_temperature_c
         cool = now_c is None or limit_c is None or now_c < limit_c - self.CALM_BELOW_LIMIT_C
-        return (
-            cool
-            and health.memory_share < self.CALM_MEMORY_SHARE
-            and _power_share(health) < self.CALM_POWER_SHARE
-        )
+        better = {
+            "heat": cool,
+            "memory": health.memory_share < self.CALM_MEMORY_SHARE,
+            "power": _power_share(health) < self.CALM_POWER_SHARE,
+        }
+        return all(better[kind] for kind in self._pushed if kind != "load")
 
     def _step(self, now_ns: int, n: int, cause: str) -> Degraded:
         self._rung += n
         self._has_stepped = True
+        if self._rung == 0:
+            self._pushed.clear()
         self._went_up = n < 0
         self._changed_ns = self._calm_since_ns = now_ns
         return Degraded(now_ns, self.rung, cause)

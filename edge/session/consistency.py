@@ -9,18 +9,18 @@ not have given it without any.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from edge.engines.engine import MAX_PREFILL_TOKENS
+from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
 from edge.model.constrain import Constraint
 from edge.session.confidence import Certainty, log_probability
-from edge.session.context import LiveContext
-from edge.session.slot import Slot
+from edge.session.slot import Perceived, Slot, Slots
 from edge.session.turn import Consistency, Verdict
 from edge.types import Float32, Modality
 
+SENSES: tuple[Modality, ...] = ("video", "audio")
 MAX_TOKENS = 64
 """So many of an answer's tokens are followed, the first ones."""
 LIKELY = 0.5
@@ -41,7 +41,8 @@ class Followed:
 
 
 def check(
-    context: LiveContext,
+    slots: Slots,
+    kept: Mapping[Modality, Sequence[Perceived]],
     ask: Callable[[bool], Float32],
     said: Sequence[int],
     constrain: Callable[[], Constraint | None],
@@ -49,8 +50,8 @@ def check(
     """Follow an answer.
 
     Args:
-        context: what it stood on; as much of it as is kept for a rebase is used, and it is not
-            changed.
+        slots: of the context that it stood on, which is not changed.
+        kept: what each of `SENSES` perceived in it, as much as is kept for a rebase.
         ask: the question's rows [n, H], given whether it comes behind something perceived.
         said: the answer's tokens.
         constrain: a fresh constraint, where the answer has a format.
@@ -58,28 +59,25 @@ def check(
     Returns:
         Steps, and at their end what was found.
     """
-    said = said[:MAX_TOKENS]
-    senses: list[Modality] = ["video", "audio"]
-    kept = {sense: context.kept(sense) for sense in senses}
-    nothing = yield from _follow(context, context.slot_of(()), ask(False), said, constrain())
+    said, engine = said[:MAX_TOKENS], slots.engine
+    nothing = yield from _follow(engine, slots.of(), ask(False), said, constrain())
     found: dict[Modality, Followed] = {}
-    for sense in senses:
+    for sense in SENSES:
         if kept[sense]:
             # Not a variable here: one such state at a time.
             found[sense] = yield from _follow(
-                context, context.slot_of(kept[sense]), ask(True), said, constrain()
+                engine, slots.of(kept[sense]), ask(True), said, constrain()
             )
     return judged(said, nothing, found.get("video"), found.get("audio"))
 
 
 def _follow(
-    context: LiveContext,
+    engine: AnyEngine,
     slot: Slot,
     question: Float32,
     said: Sequence[int],
     constraint: Constraint | None,
 ) -> Generator[None, None, Followed]:
-    engine = context.engine
     while slot.n_waiting:
         slot.advance()
         yield

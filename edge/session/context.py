@@ -11,7 +11,7 @@ from typing import Any
 from edge.clock import NS_PER_S
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, ConfigurationError
-from edge.session.slot import Perceived, Slot, prolong
+from edge.session.slot import Perceived, Slot, Slots, prolong
 from edge.types import Evidence, Int32, Modality, Segment
 
 N_EVIDENCE = 4
@@ -63,7 +63,8 @@ class LiveContext:
                 "lower it or raise context.max_tokens",
             )
         self.engine = engine
-        self._anchor, self._separator = engine.embed(anchor), engine.embed(separator)
+        self.slots = Slots(engine, engine.embed(anchor), engine.embed(separator))
+        """Make other states, which stand beside the live one."""
         self.max_tokens, self._keep_tokens = max_tokens, keep_tokens
         self._rebase_room = (max_tokens - n_least) // REBASE_SHARE
         self.notes_tokens = notes_tokens
@@ -72,11 +73,12 @@ class LiveContext:
         self._kept: deque[Perceived] = deque()
         self.n_rebases = 0
         self._next: Slot | None = None
+        self._owes_start = False  # of a rebase: no state was free when it was due
         self._n_next_at_start = 0
         self._before_fork: Any = None
         self._n_before_fork = 0
         self._tentative: tuple[Perceived, Any] | None = None
-        self._live = Slot(engine, self._anchor, self._separator)
+        self._live = self.slots.of()
         self._live.finish()
 
     @property
@@ -152,6 +154,11 @@ class LiveContext:
             )
         if self._room() < n_new:
             self._rebase_now()
+        if self._room() < n_new:  # beside all that is kept there is none
+            self._forget_beyond(
+                self.max_tokens - len(self.slots.anchor) - self.notes_tokens - n_new
+            )
+            self._rebase_now()
 
     def _keep(self, perceived: Perceived) -> None:
         """A segment is in the live slot for good."""
@@ -160,7 +167,7 @@ class LiveContext:
         if self._next is not None:
             self._next.add(perceived)
         elif self._room() < self._rebase_room:
-            self._begin_rebase()
+            self._begin_rebase_if_free()
 
     def _prolong(self, still: Perceived) -> None:
         self._must_stand_alone("append")
@@ -218,7 +225,7 @@ class LiveContext:
 
     def n_rows(self, perceived: Perceived) -> int:
         """Tokens that a segment adds, its separator included."""
-        return len(perceived.embeddings) + len(self._separator)
+        return len(perceived.embeddings) + len(self.slots.separator)
 
     @property
     def owes_rebase(self) -> bool:
@@ -234,6 +241,8 @@ class LiveContext:
     def rebase(self) -> bool:
         """Do one chunk of the rebase; False if there is none to do."""
         self._must_stand_alone("rebase")
+        if self._next is None and self._owes_start:
+            self._begin_rebase_if_free()
         if self._next is None:
             return False
         self._next.advance()
@@ -266,12 +275,17 @@ class LiveContext:
         self._notes = notes
 
     def _begin_rebase(self) -> None:
-        self._next = Slot(self.engine, self._anchor, self._separator)
-        if self._notes is not None:
-            self._next.add(self._notes)
-        for kept in self._kept:
-            self._next.add(kept)
+        notes = () if self._notes is None else (self._notes,)
+        self._next = self.slots.of((*notes, *self._kept))
+        self._owes_start = False
         self._n_next_at_start = self._next.n_waiting
+
+    def _begin_rebase_if_free(self) -> None:
+        """A device has few states: while others hold them all, the rebase is owed."""
+        try:
+            self._begin_rebase()
+        except CapacityError:
+            self._owes_start = True
 
     def _rebase_now(self) -> None:
         if self._next is None:
@@ -283,26 +297,17 @@ class LiveContext:
         """The segments of one modality that a rebase would keep, oldest first."""
         return tuple(kept for kept in self._kept if kept.modality == modality)
 
-    def slot_of(self, perceived: Sequence[Perceived]) -> Slot:
-        """Another state, which holds only these behind the anchor once it has been advanced."""
-        slot = Slot(self.engine, self._anchor, self._separator)
-        for segment in perceived:
-            slot.add(segment)
-        return slot
-
-    def recall(self, start_ns: int, end_ns: int) -> LiveContext:
-        """Another context, of the kept segments that were captured in this time.
-
-        They are entered in it, and wait to be prefilled.
+    def kept_of(self, start_ns: int, end_ns: int) -> tuple[Perceived, ...]:
+        """The kept segments that were captured in this time, oldest first.
 
         Raises:
             CapacityError: none is kept of it.
         """
-        found = [
+        found = tuple(
             kept
             for kept in self._kept
             if kept.evidence.end_ns >= start_ns and kept.evidence.start_ns <= end_ns
-        ]
+        )
         if not found:
             n_s = (end_ns - self._kept[0].evidence.start_ns) / NS_PER_S if self._kept else 0.0
             raise CapacityError(
@@ -310,12 +315,25 @@ class LiveContext:
                 f"nothing is kept of that time; what is kept reaches {n_s:.1f} s before its end",
                 "ask about a later time or raise context.keep_tokens",
             )
+        return found
+
+    def recall(self, start_ns: int, end_ns: int) -> LiveContext:
+        """Another context of what `kept_of` gives; raises as it and `recalled`."""
+        return self.recalled(self.kept_of(start_ns, end_ns))
+
+    def recalled(self, past: Sequence[Perceived]) -> LiveContext:
+        """Another context, in which these segments are entered, and wait to be prefilled.
+
+        Args:
+            past: of this context, as `kept_of` gave it.
+
+        Raises:
+            CapacityError: no state is free.
+        """
         recalled = copy.copy(self)
-        recalled._kept, recalled._next = deque(), None
+        recalled._kept, recalled._next, recalled._owes_start = deque(past), None, False
         recalled._before_fork = recalled._tentative = None
-        recalled._live = Slot(self.engine, self._anchor, self._separator)
-        for segment in found:
-            recalled.enter(segment)
+        recalled._live = self.slots.of(past)
         return recalled
 
     @contextlib.contextmanager
@@ -355,11 +373,14 @@ class LiveContext:
         newest = {evidence.source: evidence for evidence in seen}
         return tuple(sorted(newest.values(), key=lambda evidence: evidence.end_ns))
 
-    def newest_capture_ns(self, source: str | None = None) -> int | None:
+    def newest_capture_ns(
+        self, source: str | None = None, modality: Modality | None = None
+    ) -> int | None:
         """Capture time of the newest frame or sound in the state.
 
         Args:
             source: only of this camera or microphone.
+            modality: only what was seen, or heard: a film and its sound may be one source.
         """
         ends_ns = (
             segment.evidence.end_ns
@@ -367,5 +388,6 @@ class LiveContext:
             if segment.evidence is not None
             and segment.modality != "text"
             and source in (None, segment.evidence.source)
+            and modality in (None, segment.modality)
         )
         return max(ends_ns, default=None)

@@ -16,6 +16,7 @@ from typing import Any
 from edge.clock import NS_PER_S, Clock
 from edge.config import Config
 from edge.engines.engine import AnyEngine
+from edge.errors import CapacityError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Ended, Resumed, SoftEnd, SpeechStarted, TurnEvent, Utterance
 from edge.session.answers import Answers
@@ -26,6 +27,7 @@ from edge.session.turn import (
     AnswerEvent,
     Channel,
     Done,
+    Failed,
     Message,
     Question,
     Spoken,
@@ -34,8 +36,14 @@ from edge.session.turn import (
 )
 from edge.types import AudioChunk, Evidence
 
-MAX_SILENT_NS = NS_PER_S
-"""A tentative clip holds up what else is perceived: without sound for so long it is given up."""
+MAX_TENTATIVE_NS = NS_PER_S
+"""A tentative clip holds up what else is perceived. Sound settles or undoes it after 0.38 s; after
+so long it is given up, whatever is heard meanwhile, and from whom."""
+_NO_ROOM = CapacityError(
+    "spoken question",
+    "did not enter the context",
+    "see why in edge.refused, or speak for less long",
+)
 
 
 @dataclass
@@ -73,6 +81,8 @@ class _Speculation:
     clip: AudioChunk
     turn: Turn
     held: _Held
+    until_ns: int
+    """Then it is given up."""
 
 
 class Conversation:
@@ -101,11 +111,9 @@ class Conversation:
         self._counters = counters
         self._speculation: _Speculation | None = None
         self._answered: Turn | None = None
-        self._heard_ns = 0
 
     def hear(self, sense: Sense[Any], events: list[TurnEvent]) -> None:
         """Take what has happened in the microphone's newest sound."""
-        self._heard_ns = self._clock.now_ns()
         for event in events:
             if isinstance(event, SpeechStarted):
                 self.interrupt()
@@ -125,17 +133,24 @@ class Conversation:
     def give_up(self) -> None:
         """Undo what was begun at the soft end."""
         if self._speculation is not None:
-            self._answers.drop(self._speculation.turn)
+            self._answers.undo()
+            self._answers.leave(self._context)
             self._context.reopen()
             self._speculation = None
             self._counters["speculations_given_up"] += 1
 
-    def give_up_if_silent(self) -> bool:
-        """Undo it if the microphone has gone; whether that was so."""
-        if self._clock.now_ns() - self._heard_ns <= MAX_SILENT_NS:
+    def give_up_if_overdue(self) -> bool:
+        """Undo it if the turn neither ended nor went on in time; whether that was so."""
+        if self.wait_s() != 0.0:
             return False
         self.give_up()
         return True
+
+    def wait_s(self) -> float | None:
+        """Until what was begun is given up, if nothing is heard; None if nothing was."""
+        if self._speculation is None:
+            return None
+        return max(0.0, (self._speculation.until_ns - self._clock.now_ns()) / NS_PER_S)
 
     def _soft_end(self, sense: Sense[Any], utterance: Utterance | None) -> None:
         if utterance is None or len(self._answers) or self.config.answer.remember:
@@ -145,13 +160,15 @@ class Conversation:
         self._counters["speculations"] += 1
         held = _Held(self._deliver)
         turn = self._turn(utterance, held.deliver, "ambient")
-        self._speculation = _Speculation(utterance.clip, turn, held)
-        self._answers.open(turn)
+        until_ns = self._clock.now_ns() + MAX_TENTATIVE_NS
+        self._speculation = _Speculation(utterance.clip, turn, held, until_ns)
+        self._answers.open_tentatively(turn)
 
     def _end(self, sense: Sense[Any], ended: Ended) -> None:
         begun, utterance = self._speculation, ended.utterance
         if begun is not None and utterance is not None and _same(begun.clip, utterance.clip):
             self._speculation = None
+            self._answers.settle()
             self._intake.settle()
             self._begin(begun.turn)
             begun.held.release(self._clock.now_ns())
@@ -163,7 +180,8 @@ class Conversation:
             self._intake.append_all()
         elif self._enter(sense, utterance.clip):
             self._intake.settle()
-        else:
+        else:  # those who have heard that somebody speaks hear that there is no answer
+            self._deliver(Failed(_NO_ROOM))
             return
         turn = self._turn(utterance, self._deliver, "operator" if ended.held else "ambient")
         self._begin(turn)
@@ -177,7 +195,7 @@ class Conversation:
 
     def _enter(self, sense: Sense[Any], clip: AudioChunk) -> bool:
         """Bring a question into the context, behind what was heard before it."""
-        sense.hear(clip)
+        sense.hear(clip, self._clock.now_ns())
         return self._encode(sense) and self._intake.append_tentatively()
 
     def _encode(self, sense: Sense[Any]) -> bool:
@@ -193,9 +211,10 @@ class Conversation:
         deliver: Callable[[AnswerEvent], None],
         channel: Channel,
     ) -> Turn:
-        asked_ns = self._clock.now_ns() if utterance is None else utterance.end_ns
+        now_ns = self._clock.now_ns()
+        asked_ns = now_ns if utterance is None else utterance.end_ns
         question = spoken_question(self.config, self._context.engine, asked_ns, channel)
-        return Turn(question, asked_ns, deliver)
+        return Turn(question, asked_ns, deliver, known_ns=now_ns)
 
 
 def _same(first: AudioChunk, second: AudioChunk) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from edge.session.context import LiveContext
 from edge.session.sense import Sense
@@ -27,12 +27,13 @@ def freshness(
     """
     found = []
     for sense in senses:
-        captured_ns = context.newest_capture_ns(sense.source)
+        modality: Literal["audio", "video"] = "audio" if sense.hears else "video"
+        captured_ns = context.newest_capture_ns(sense.source, modality)
         taken_ns = sense.newest_ns
         found.append(
             Freshness(
                 source=sense.source,
-                modality="audio" if sense.hears else "video",
+                modality=modality,
                 age_ns=None if captured_ns is None else now_ns - captured_ns,
                 is_stale=taken_ns is None or now_ns - taken_ns > stale_ns,
             )

@@ -53,7 +53,8 @@ class Intake:
         self._pending: deque[Seen] = deque()
         self.recent: deque[Stages] = deque(maxlen=N_RECENT_STAGES)
         self.worked_ns = self.lateness_ns = 0
-        """Since somebody last set them to 0: time spent, longest time from capture to here."""
+        """Since somebody last set them to 0: time spent, longest time that a segment which could
+        have been taken had to wait."""
 
     @property
     def n_pending(self) -> int:
@@ -73,8 +74,7 @@ class Intake:
         except MediaError as error:
             self.refuse(sense.name, error)
             return False
-        late_ns = seen.stages.taken_ns - seen.stages.captured_ns
-        self.lateness_ns = max(self.lateness_ns, late_ns)
+        self.lateness_ns = max(self.lateness_ns, seen.stages.taken_ns - seen.due_ns)
         self.worked_ns += self._clock.now_ns() - began_ns
         self._pending.append(seen)
         return True
@@ -152,7 +152,7 @@ class Intake:
             "encode_ms=%.1f prefill_ms=%.1f",
             *(stages.modality, stages.n_tokens, stages.n_pruned),
             *(n_before, self._context.n_tokens),
-            (stages.taken_ns - stages.captured_ns) / NS_PER_MS,
+            (stages.taken_ns - seen.due_ns) / NS_PER_MS,
             (stages.features_ns - stages.taken_ns) / NS_PER_MS,
             (stages.encoded_ns - stages.features_ns) / NS_PER_MS,
             (stages.prefilled_ns - stages.encoded_ns) / NS_PER_MS,

@@ -14,17 +14,21 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from edge.clock import NS_PER_S, Clock
 from edge.config import Config, for_model
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, MediaError, ProtocolError
 from edge.senses.turn_events import Button, Choose, Control, Mode
+from edge.session.answer import Answering
 from edge.session.answers import Answers
 from edge.session.budget import Degraded
 from edge.session.context import LiveContext
@@ -62,7 +66,8 @@ IDLE_S = 1.0
 """Without anything to do the loop says so often that it is alive."""
 _STOPPING = CapacityError("service", "is stopping", "ask again later")
 FEED_JOIN_S = 2.0
-"""A source may sleep until its next frame; its thread does not outlive the process."""
+"""All sources together: one may sleep until its next frame; its thread does not outlive the
+process."""
 
 
 class LiveLoop:
@@ -116,6 +121,7 @@ class LiveLoop:
             if recorder is not None:
                 sense.taken = recorder.took
         self._turns: deque[Turn] = deque()
+        self._changed: deque[dict[str, Any]] = deque(maxlen=1)  # settings that no step has taken
         self._turns_lock = threading.Lock()
         self._counters: Counter[str] = Counter()
         stale_ns = int(config.perception.stale_s * NS_PER_S)
@@ -133,7 +139,8 @@ class LiveLoop:
         self._spoken = Audience[SpokenEvent]()
         self._events = Audience[object]()
         self._microphone = next((sense for sense in senses if sense.hears), None)
-        self._mode: Mode = config.turns.mode
+        self._wanted_mode: Mode = config.turns.mode
+        self._mode_of_settings = self._wanted_mode  # a client may have chosen another one since
 
     # What other threads call.
 
@@ -161,7 +168,7 @@ class LiveLoop:
             CapacityError: socket.max_waiting questions wait already.
         """
         with self._turns_lock:
-            if self._draining:
+            if self._draining or self._stopped.is_set():
                 raise _STOPPING
             limit = self._config.socket.max_waiting
             if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
@@ -170,6 +177,10 @@ class LiveLoop:
                 )
             self._turns.append(turn)
         self._wake.set()
+
+    def take_again(self, turn: Turn) -> None:
+        """Queue a recorded turn: it was taken, whatever the limits say."""
+        self._turns.append(turn)
 
     @property
     def triggers(self) -> TriggerBook:
@@ -193,6 +204,7 @@ class LiveLoop:
 
         Raises:
             ProtocolError: nothing takes turns, or not in this mode.
+            CapacityError: too many other wishes wait.
         """
         if self._microphone is None or self._config.perception.listen != "utterances":
             raise ProtocolError(
@@ -200,11 +212,12 @@ class LiveLoop:
                 "are only typed: no microphone's sound is cut into utterances",
                 'run with a microphone and perception.listen = "utterances"',
             )
-        if isinstance(control, Choose):
-            self._mode = control.mode
-        elif isinstance(control, Button) and self._mode != "push_to_talk":
-            raise ProtocolError(control.do, f"the mode is {self._mode}", "choose push_to_talk")
+        wanted = self._wanted_mode
+        if isinstance(control, Button) and wanted != "push_to_talk":
+            raise ProtocolError(control.do, f"the mode is {wanted}", "choose push_to_talk")
         self._microphone.control(control)
+        if isinstance(control, Choose):
+            self._wanted_mode = control.mode
 
     def status(self) -> Status:
         """The session as it stands."""
@@ -221,7 +234,7 @@ class LiveLoop:
             uptime_ns=self._clock.now_ns() - self._start_ns,
             start_ns=self._start_ns,
             recent=tuple(self._intake.recent),
-            mode=self._mode,
+            mode="typed" if self._microphone is None else self._microphone.mode,
         )
 
     @property
@@ -230,11 +243,18 @@ class LiveLoop:
         return self._perception.degraded
 
     def change(self, config: Config) -> None:
-        """Go on with other settings, as far as `config.without_restart` lets them differ."""
+        """Go on with other settings from the next step on, as far as `config.without_restart` lets
+        them differ.
+
+        Raises:
+            ProtocolError, CapacityError: as `control`, where the mode differs; nothing changes.
+        """
         mode = config.turns.mode
-        if mode != self._config.turns.mode and self._microphone is not None:
+        if mode != self._mode_of_settings and self._microphone is not None:
             self.control(Choose(mode))
-        self._config = self._conversation.config = config
+        self._mode_of_settings = mode
+        self._changed.append(msgspec.to_builtins(config))
+        self._wake.set()
 
     def drain(self) -> None:
         """Take no more questions; those that were asked are still answered."""
@@ -248,8 +268,8 @@ class LiveLoop:
 
     def stop(self) -> None:
         """End `run` after the step it is in."""
-        self._stopped.set()
-        with self._turns_lock:
+        with self._turns_lock:  # whoever is let in before is told in `run`, nobody after
+            self._stopped.set()
             for turn in self._turns:
                 turn.cancel()
         self._wake.set()
@@ -270,7 +290,7 @@ class LiveLoop:
                 self._wake.clear()
                 is_idle = not self.step()
                 self._alive()
-                due_s = self._triggers.wait_s()
+                due_s = self._wait_s()
                 left_s = math.inf if due_s is None else due_s
                 while is_idle and left_s > 0 and not self._wake.wait(min(IDLE_S, left_s)):
                     self._alive()
@@ -281,8 +301,9 @@ class LiveLoop:
         finally:
             self.stop()
             self._refuse_waiting()
+            join_by_s = time.monotonic() + FEED_JOIN_S
             for feed in feeds:
-                feed.join(FEED_JOIN_S)
+                feed.join(max(0.0, join_by_s - time.monotonic()))
 
     def _refuse_waiting(self) -> None:
         """Tell those who still wait; nobody will answer them."""
@@ -312,29 +333,49 @@ class LiveLoop:
         return read() if self._recorder is None else self._recorder.outside(name, read)
 
     def _step(self) -> bool:
+        self._take_settings()
         self._perception.look_at_the_load(self._board_health)
         self._perception.notice_rebase()
         if self._take_turn() or self._listen():
             return True
-        self._notes.write_if_wanted()
         self._triggers.take(self._outside("triggers", self._book.changes) or ())
+        if self._answers.is_tentative:  # only its own turn comes on
+            return self._conversation.give_up_if_overdue() or self._answer()
+        self._notes.write_if_wanted()
         self._triggers.judge_if_due()
         if not len(self._answers):
-            if self._context.is_tentative:
-                return self._conversation.give_up_if_silent()
             return self._perception.step() or self._context.rebase()
-        if not self._perception.step_if_kept_waiting():
-            self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
+        return self._perception.step_if_kept_waiting() or self._answer()
+
+    def _answer(self) -> bool:
+        """Bring an answer on; False if there is none."""
+        if not len(self._answers):
+            return False
+        self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
         return True
+
+    def _wait_s(self) -> float | None:
+        """How long the loop may sleep after an idle step if nothing wakes it; None: for ever."""
+        if self._answers.is_tentative:
+            return self._conversation.wait_s()
+        return self._triggers.wait_s()
+
+    def _take_settings(self) -> None:
+        def changed() -> dict[str, Any] | None:
+            return self._changed.popleft() if self._changed else None
+
+        settings = self._outside("settings", changed)
+        if settings is not None:
+            self._config = self._conversation.config = msgspec.convert(settings, Config)
 
     def _take_turn(self) -> bool:
         with self._turns_lock:
             if not self._turns:
                 return False
+            self._conversation.give_up()
             turn = self._turns.popleft()
             if self._recorder is not None:
                 self._recorder.took(TURN, turn.question, turn.asked_ns)
-            self._conversation.give_up()
             self._answers.open(replace(turn, deliver=partial(self._deliver, turn.deliver)))
         return True
 
@@ -360,12 +401,15 @@ class LiveLoop:
     def _read_health(self) -> dict[str, Any] | None:
         return None if self._health is None else asdict(self._health())
 
-    def _context_of(self, turn: Turn) -> LiveContext:
+    def _context_of(self, answering: Answering) -> LiveContext:
         """The live context, or the part of the past that the question is about."""
+        turn = answering.turn
         if turn.question.recall_s is None:
             return self._context
-        start_ns, end_ns = (turn.asked_ns - int(s * NS_PER_S) for s in turn.question.recall_s)
-        return self._context.recall(start_ns, end_ns)
+        if not answering.past:
+            start_ns, end_ns = (turn.asked_ns - int(s * NS_PER_S) for s in turn.question.recall_s)
+            answering.past = self._context.kept_of(start_ns, end_ns)
+        return self._context.recalled(answering.past)
 
     def _deliver(self, deliver: Callable[[AnswerEvent], None], event: AnswerEvent) -> None:
         self._count(event)

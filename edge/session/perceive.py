@@ -16,16 +16,20 @@ import numpy as np
 from edge.clock import NS_PER_S, Clock
 from edge.engines.engine import AnyEngine
 from edge.features.evs import CausalPruner
-from edge.features.mel import LogMelStream
+from edge.features.mel import CLIP_SAMPLES, LogMelStream
 from edge.features.pixels import tubelet_patches, video_grid
 from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
 from edge.senses.sound import end_ns, goes_on, joined
-from edge.senses.turn_events import Control, Cut, Overheard, TurnEvent
+from edge.senses.turn_events import Control, Cut, Mode, Overheard, TurnEvent
 from edge.session.budget import LADDER, Rung
 from edge.session.slot import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Int32, Stages
+
+MAX_APART_PERIODS, MIN_APART_NS = 2.5, 2 * NS_PER_S
+"""Frames that lie further apart than both are not of one tubelet: between them the camera was away,
+or there was no time for it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +38,9 @@ class Seen:
 
     perceived: Perceived
     stages: Stages
+    due_ns: int
+    """When it could have been taken: the capture time of what completed it, which after a gap is
+    what came behind the gap."""
 
 
 def embed_media(engine: AnyEngine, tokenizer: Tokenizer, text: str, media: Float32) -> Float32:
@@ -72,6 +79,7 @@ class Watcher:
         start_ns: int,
         pruner: CausalPruner | None = None,
         *,
+        fps: float = 2.0,
         name: str = "",
         is_named: bool = False,
     ) -> None:
@@ -79,6 +87,7 @@ class Watcher:
 
         Args:
             pruner: chooses what is kept of each tubelet; None keeps everything.
+            fps: frames a second that the source should give.
             name: the source in evidence; empty leaves it to the frames.
             is_named: the prompt says it too, as the model was not trained to read: for several.
         """
@@ -87,6 +96,8 @@ class Watcher:
         self._start_ns, self._pruner = start_ns, pruner
         self._frames: list[Frame] = []
         self._whole: list[Frame] = []  # a tubelet that waits to be encoded
+        self._due_ns = 0  # since then
+        self._period_ns = NS_PER_S / fps
         self._n_frames = 0
         self.rung = LADDER[0]
 
@@ -105,9 +116,23 @@ class Watcher:
         return int(bool(self._whole))
 
     def take(self, frame: Frame) -> list[TurnEvent]:
-        """Take a frame, which may complete a tubelet."""
+        """Take a frame, which may complete a tubelet, or end one that it does not belong to."""
+        if self._frames and not self._goes_on(frame):
+            self._complete(frame.capture_ns)
         self._frames.append(frame)
-        return self.flush() if len(self._frames) == self.n_frames_of_a_tubelet else []
+        if len(self._frames) == self.n_frames_of_a_tubelet:
+            self._complete(frame.capture_ns)
+        return []
+
+    def _goes_on(self, frame: Frame) -> bool:
+        """Whether it may be of one tubelet with the frame before."""
+        last, period_ns = self._frames[-1], self._period_ns * max(1, self.rung.one_frame_in)
+        apart_ns = abs(frame.capture_ns - last.capture_ns)
+        is_near = apart_ns <= max(MAX_APART_PERIODS * period_ns, MIN_APART_NS)
+        return is_near and frame.pixels.shape == last.pixels.shape
+
+    def _complete(self, due_ns: int) -> None:
+        self._whole, self._frames, self._due_ns = self._frames, [], due_ns
 
     def start_again(self) -> None:
         """Show the next tubelet whole: the context has forgotten pictures that it built on."""
@@ -116,7 +141,7 @@ class Watcher:
 
     def flush(self) -> list[TurnEvent]:
         """At the end of the source: the last odd frame makes a tubelet of its own."""
-        self._whole, self._frames = self._frames, []
+        self._complete(self._clock.now_ns())
         return []
 
     def encode(self) -> Seen:
@@ -161,11 +186,15 @@ class Watcher:
             n_kept=len(media),
             n_pruned=len(whole) - len(media),
         )
-        return Seen(Perceived("video", rows, evidence), stages)
+        return Seen(Perceived("video", rows, evidence), stages, self._due_ns)
 
 
 class Collector(Protocol):
     """What makes clips of one source's chunks: windows, or utterances, or turns."""
+
+    @property
+    def mode(self) -> Mode:
+        """Whose speech takes the turn."""
 
     def push(self, chunk: AudioChunk) -> Sequence[AudioChunk | TurnEvent]:
         """Take the next chunk; the clips that it completes, and what happened in it."""
@@ -182,7 +211,10 @@ class Collector(Protocol):
 
 
 class WindowCollector:
-    """Everything, in windows that end with the chunk that fills them, or where sound is missing."""
+    """Everything, in windows that end with the chunk that fills them, or where sound is missing, or
+    before a chunk with which they would be longer than a clip."""
+
+    mode: Mode = "typed"
 
     def __init__(self, window_s: float) -> None:
         """Collect windows of `window_s` seconds."""
@@ -192,10 +224,15 @@ class WindowCollector:
     def push(self, chunk: AudioChunk) -> list[AudioChunk]:
         """Take the next chunk; a window when it is full."""
         last = self._chunks[-1] if self._chunks else None
-        windows = [] if goes_on(last, chunk) else self.flush()
+        fits = self._n_samples + len(chunk.samples) <= CLIP_SAMPLES
+        windows = [] if fits and goes_on(last, chunk) else self.flush()
         self._chunks.append(chunk)
-        full = sum(len(chunk.samples) for chunk in self._chunks) >= self._window_samples
+        full = self._n_samples >= self._window_samples
         return windows + self.flush() if full else windows
+
+    @property
+    def _n_samples(self) -> int:
+        return sum(len(chunk.samples) for chunk in self._chunks)
 
     def flush(self) -> list[AudioChunk]:
         """What is left, as a short window."""
@@ -224,9 +261,14 @@ class Listener:
         self.name, self._prefix = name, f"{name}: " if is_named else ""
         self._engine, self._tokenizer, self._clock = engine, tokenizer, clock
         self._collector = collector
-        self._clips: deque[AudioChunk] = deque()
+        self._clips: deque[tuple[AudioChunk, int]] = deque()  # with the time since it is due
         self._mel = LogMelStream(engine.spec.audio.n_mels)
         self.rung = LADDER[0]
+
+    @property
+    def mode(self) -> Mode:
+        """Whose speech takes the turn."""
+        return self._collector.mode
 
     def wants(self, _n: int) -> bool:
         """Whether sound is taken on this rung."""
@@ -248,32 +290,32 @@ class Listener:
             ProtocolError: what the client wants cannot be done now.
         """
         if isinstance(item, AudioChunk):
-            return self._keep(self._collector.push(item))
-        return self._keep(self._collector.control(item))
+            return self._keep(self._collector.push(item), end_ns(item))
+        return self._keep(self._collector.control(item), self._clock.now_ns())
 
     def flush(self) -> list[TurnEvent]:
         """At the end of the source: what is left."""
-        return self._keep(self._collector.flush())
+        return self._keep(self._collector.flush(), self._clock.now_ns())
 
-    def wait(self, clip: AudioChunk) -> None:
-        """Let a clip wait behind the others."""
-        self._clips.append(clip)
+    def wait(self, clip: AudioChunk, due_ns: int) -> None:
+        """Let a clip wait behind the others, which could have been taken at `due_ns`."""
+        self._clips.append((clip, due_ns))
 
-    def _keep(self, found: Sequence[AudioChunk | TurnEvent]) -> list[TurnEvent]:
+    def _keep(self, found: Sequence[AudioChunk | TurnEvent], due_ns: int) -> list[TurnEvent]:
         """Clips that take no turn wait here; the rest is for the loop."""
         events: list[TurnEvent] = []
         for one in found:
             if isinstance(one, AudioChunk):
-                self.wait(one)
+                self.wait(one, due_ns)
             elif isinstance(one, Cut | Overheard):
-                self.wait(one.utterance.clip)
+                self.wait(one.utterance.clip, due_ns)
             else:
                 events.append(one)
         return events
 
     def encode(self) -> Seen:
         """The clip that waits longest, as a segment."""
-        clip = self._clips.popleft()
+        clip, due_ns = self._clips.popleft()
         taken_ns = self._clock.now_ns()
         # more than one where a long chunk came at the end
         mels = self._mel.push(clip.samples) + self._mel.flush()
@@ -289,7 +331,7 @@ class Listener:
             features_ns=features_ns,
             encoded_ns=self._clock.now_ns(),
         )
-        return Seen(Perceived("audio", rows, evidence), stages)
+        return Seen(Perceived("audio", rows, evidence), stages, due_ns)
 
 
 class Perceiver(Protocol):

@@ -2,7 +2,8 @@
 
 A step encodes one thing, or prefills what is encoded, or does what a rebase owes. Answers go first,
 but they may not blind the robot: perception that they keep waiting has its share between two of
-their tokens. The budget sees what perception costs, and says how much of the world is perceived.
+their tokens. Microphones go before cameras, and among either the one that was encoded longest ago.
+The budget sees what perception costs, and says how much of the world is perceived.
 """
 
 from __future__ import annotations
@@ -54,13 +55,14 @@ class Perception:
         """Begin with nothing.
 
         Args:
-            senses: the most urgent first.
+            senses: those that hear first.
             answers: leave the context when something enters it.
             saw: is told what has entered, what was refused, rebases and steps of the budget.
             counters: where to count.
             start_ns: when the session begins.
         """
-        self._senses, self._context, self._answers = senses, context, answers
+        self._context, self._answers = context, answers
+        self._senses = sorted(senses, key=_sees)  # among like ones those served longest ago first
         self._clock, self._saw, self._counters = clock, saw, counters
         self.intake = Intake(context, clock, saw, counters)
         self._n_rebases = 0
@@ -76,6 +78,8 @@ class Perception:
             for sense in self._senses:
                 if sense.n_waiting:
                     self.intake.encode(sense)
+                    self._senses.remove(sense)
+                    self._senses = sorted([*self._senses, sense], key=_sees)
                     return True
                 if not sense.hears and sense.take() is not None:
                     return True
@@ -104,7 +108,6 @@ class Perception:
         return (
             self._answers.worked_ns >= ANSWERS_SHARE * self._step_ns
             and self._answers.can_leave(self._context)
-            and not self._context.is_tentative
             and self._clock.now_ns() - since_ns > MAX_KEPT_WAITING_NS
         )
 
@@ -134,3 +137,7 @@ class Perception:
             log.warning("budget=%s cause=%s", step.rung.name, step.cause)
             for sense in self._senses:
                 sense.stand_on(step.rung)
+
+
+def _sees(sense: Sense[Any]) -> bool:
+    return not sense.hears

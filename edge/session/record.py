@@ -2,9 +2,10 @@
 
 A step of the loop depends on four things only: what it takes (a question, a frame, a chunk, a
 client's wish, the end of a source, or nothing), what its clock says, what it learns from outside
-besides (which client has gone, how warm the board is), and what came before. So these are recorded,
-and a replay gives them to the same loop again: its events are then the same, to the nanosecond. The
-file is MCAP, the robotics log format; pictures are foxglove.RawImage, so that viewers show them.
+besides (which client has gone, how warm the board is, other settings), and what came before. So
+these are recorded, and a replay gives them to the same loop again: its events are then the same, to
+the nanosecond. The file is MCAP, the robotics log format; pictures are foxglove.RawImage, so that
+viewers show them.
 """
 
 from __future__ import annotations

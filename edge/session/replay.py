@@ -72,7 +72,7 @@ def replay(path: Path, build: Build) -> Iterator[Replayed]:
         observed.given = step.outside
         if step.took == TURN:
             assert isinstance(step.item, Question)
-            loop.take(Turn(step.item, step.asked_ns, lambda _: None))
+            loop.take_again(Turn(step.item, step.asked_ns, lambda _: None))
         elif step.took and step.item is None:
             by_name[step.took].end()
         elif step.took:

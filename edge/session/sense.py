@@ -1,21 +1,25 @@
 """One sense on its way into the context: a thread fills its ring, the loop empties it.
 
 Sound is taken as it comes, also while the loop answers: somebody may speak. A frame is taken when
-there is time to encode it, so that the newest wins.
+there is time to encode it, so that the newest wins. What clients want of the turn-taking is taken
+in order with the sound, but it is no sound: a full ring never drops it.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
-from edge.errors import EdgeError
-from edge.senses.ring import Ring
+from edge.errors import CapacityError, EdgeError
+from edge.model.spec import SAMPLE_RATE_HZ
+from edge.senses.ring import Ring, oldest_of
 from edge.senses.sound import end_ns
 from edge.senses.source import AudioSource, FrameSource
-from edge.senses.turn_events import Control, TurnEvent
+from edge.senses.turn_events import Button, Choose, Control, Mode, Played, TurnEvent
 from edge.session.budget import Rung
 from edge.session.perceive import Listener, Perceiver, Seen, Watcher
 from edge.types import AudioChunk, Frame
@@ -23,8 +27,10 @@ from edge.types import AudioChunk, Frame
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-AUDIO_RING_CHUNKS = 300
-"""30 s of sound in chunks of 0.1 s may wait."""
+AUDIO_RING_SAMPLES = 30 * SAMPLE_RATE_HZ
+"""30 s of sound may wait, however it is cut; and 30 s of what the robot plays."""
+MAX_WISHES = 64
+"""Of clients may wait, one more is refused: none is dropped."""
 MAX_WAITING = 8
 """Clips that may wait to be encoded; then the ring is left to fill, and drops its oldest."""
 
@@ -41,15 +47,17 @@ class Sense(Generic[T]):
         close: Callable[[], None] = lambda: None,
         *,
         hears: bool = False,
+        size_of: Callable[[T], int] = lambda _item: 1,
     ) -> None:
         """Join the parts; nothing plays before `start`.
 
         Args:
             name: in counters and the log.
-            capacity: items that may wait; one more drops the oldest.
+            capacity: items that may wait, by their sizes; more drops the oldest.
             items: of the source, each given when it has been captured; None where others `put`.
             close: lets them end.
             hears: its items are taken as they come.
+            size_of: an item.
         """
         self.name, self.close, self.hears = name, close, hears
         self.woken: Callable[[], None] = lambda: None
@@ -59,12 +67,17 @@ class Sense(Generic[T]):
         self.defect: Exception | None = None
         """An error in the source's code, which must end the service."""
         self.n_received = self.n_skipped = self.n_failed = 0
+        self.n_lost: Callable[[], int] = lambda: 0
+        """How often the source has lost something before it could be `put`."""
         self._perceiver, self._items = perceiver, items
         self.source = perceiver.name or name
         """What evidence calls it: what its items do, once there are any, if it has no name."""
         self.newest_ns: int | None = None
         """Capture time of the newest that the loop has taken."""
-        self._ring: Ring[T | Control] = Ring(capacity, lambda: self.woken())
+        rings = partial(Ring, on_put=lambda: self.woken(), order=itertools.count())
+        self._ring: Ring[T] = rings(capacity, size_of=size_of)
+        self._played: Ring[Played] = rings(AUDIO_RING_SAMPLES, size_of=_n_played)
+        self._wishes: Ring[Choose | Button] = rings(MAX_WISHES)
         self._ended = False
 
     @property
@@ -73,8 +86,9 @@ class Sense(Generic[T]):
         counts = {
             "received": self.n_received,
             "skipped": self.n_skipped,
-            "dropped": self._ring.n_dropped,
+            "dropped": self._ring.n_dropped + self._played.n_dropped,
             "failed": self.n_failed,
+            "lost": self.n_lost(),
         }
         return {f"{self.name}_{what}": n for what, n in counts.items()}
 
@@ -101,12 +115,30 @@ class Sense(Generic[T]):
         self._perceiver.rung = rung
 
     def control(self, control: Control) -> None:
-        """Let a client's wish wait, in order with the sound."""
-        self._ring.put(control)
+        """Let a client's wish wait, in order with the sound.
+
+        Raises:
+            CapacityError: too many wait.
+        """
+        if isinstance(control, Played):
+            self._played.put(control)
+            return
+        if len(self._wishes) >= MAX_WISHES:
+            problem = f"{MAX_WISHES} others of clients are waiting already"
+            raise CapacityError("wish", problem, "ask again later")
+        self._wishes.put(control)
 
     def put_again(self, item: T | Control) -> None:
         """Let a recorded item wait: it was taken, whatever the budget says."""
-        self._ring.put(item)
+        if isinstance(item, Control):
+            self.control(item)
+        else:
+            self._ring.put(item)
+
+    @property
+    def mode(self) -> Mode:
+        """Whose speech takes the turn, as things stand: a wish that waits has changed nothing."""
+        return self._perceiver.mode if isinstance(self._perceiver, Listener) else "typed"
 
     def end(self) -> None:
         """Say that no more items will come."""
@@ -130,10 +162,10 @@ class Sense(Generic[T]):
         """
         return self._perceiver.encode()
 
-    def hear(self, clip: AudioChunk) -> None:
+    def hear(self, clip: AudioChunk, now_ns: int) -> None:
         """Let a clip wait to be encoded, behind the others."""
         assert isinstance(self._perceiver, Listener)
-        self._perceiver.wait(clip)
+        self._perceiver.wait(clip, now_ns)
 
     def take(self) -> list[TurnEvent] | None:
         """Take one item; what it says about turns, None when there is none.
@@ -144,14 +176,16 @@ class Sense(Generic[T]):
         """
         if self._perceiver.n_waiting >= MAX_WAITING:
             return None
-        item = self._ring.take()
+        ended = self._ended  # looked at first: what was put before the end is in the ring by now
+        ring = oldest_of((self._ring, self._played, self._wishes))
+        item = None if ring is None else ring.take()
         if item is not None:
             self.taken(self.name, item)
             if isinstance(item, Frame | AudioChunk):
                 self.source = self._perceiver.name or item.source
                 self.newest_ns = item.capture_ns if isinstance(item, Frame) else end_ns(item)
             return self._perceiver.take(item)
-        if self._ended:
+        if ended:
             self._ended = False
             self.taken(self.name, None)
             return self._perceiver.flush()
@@ -192,7 +226,15 @@ def audio_sense(
         source: None where others put the chunks.
         name: in counters and the log.
     """
-    parts = (name, listener, AUDIO_RING_CHUNKS)
+    parts = (name, listener, AUDIO_RING_SAMPLES)
     if source is None:
-        return Sense(*parts, hears=True)
-    return Sense(*parts, source.chunks, source.close, hears=True)
+        return Sense(*parts, hears=True, size_of=_n_samples)
+    return Sense(*parts, source.chunks, source.close, hears=True, size_of=_n_samples)
+
+
+def _n_samples(chunk: AudioChunk) -> int:
+    return len(chunk.samples)
+
+
+def _n_played(played: Played) -> int:
+    return len(played.chunk.samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,3 +89,25 @@ class Slot:
         """Prefill all that waits."""
         while self.n_waiting:
             self.advance()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """Makes slots that begin alike."""
+
+    engine: AnyEngine
+    anchor: Float32
+    """[n, H], before everything perceived."""
+    separator: Float32
+    """[n, H], between two segments."""
+
+    def of(self, perceived: Sequence[Perceived] = ()) -> Slot:
+        """A slot of its own, in which these wait behind the anchor.
+
+        Raises:
+            CapacityError: no state is free.
+        """
+        slot = Slot(self.engine, self.anchor, self.separator)
+        for segment in perceived:
+            slot.add(segment)
+        return slot

@@ -35,7 +35,8 @@ MAX_TRIGGERS = 16
 BEGINS, ENDS = 0.6, 0.4
 """How likely yes must be at least for a trigger to begin, and at most for it to end."""
 REST = 3
-"""After a judgement the engine is left alone for so many times as long as it took."""
+"""After a judgement the engine is left alone for so many times as long as it worked for it: time in
+which a question went before it is no part of that."""
 ASKED = "Is this true now: {}? Answer yes or no."
 """How a condition is asked that is no question itself."""
 
@@ -192,8 +193,13 @@ class _Watched:
     confidence: float | None = None
     n_judged: int = field(default=0)
 
-    def look(self, context: LiveContext) -> bool:
-        """Whether it is to be judged: there is something new, or a change is awaited."""
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it is to be judged: there was something new, or a change is awaited."""
+        return self.has_news or self.since_ns is not None
+
+    def look(self, context: LiveContext) -> None:
+        """Whether there is something new."""
         place = (context.n_rebases, len(context.ledger))
         if place != self.looked:
             self.looked = place
@@ -209,7 +215,6 @@ class _Watched:
             )
             if newest is not None and newest != self.newest:
                 self.newest, self.has_news = newest, True
-        return self.has_news or self.since_ns is not None
 
     def judge(self, confidence: float, now_ns: int) -> TriggerEvent | None:
         """Take a judgement; an event if it changes something."""
@@ -278,16 +283,14 @@ class Triggers:
 
     def judge_if_due(self) -> None:
         """Open the turn that judges the most urgent trigger, if the time has come."""
-        if not self._watched or self._is_judging or self._context.is_tentative:
+        if not self._watched or self._is_judging:
             return
+        for watched in self._watched.values():
+            watched.look(self._context)
         now_ns = self._clock.now_ns()
         if now_ns < self._rest_until_ns:
             return
-        due = [
-            watched
-            for watched in self._watched.values()
-            if watched.next_ns <= now_ns and watched.look(self._context)
-        ]
+        due = [w for w in self._watched.values() if w.is_wanted and w.next_ns <= now_ns]
         if not due:
             return
         chosen = min(due, key=lambda w: (RANKS.index(w.trigger.priority), w.next_ns))
@@ -299,8 +302,8 @@ class Triggers:
         self._answers.open(Turn(question, now_ns, partial(self._judged, chosen)))
 
     def wait_s(self) -> float | None:
-        """Until one is due, if nothing else happens; None if none will be."""
-        waiting = [w.next_ns for w in self._watched.values() if w.look(self._context)]
+        """Until one is due, if nothing else happens; None if none will be. Changes nothing."""
+        waiting = [w.next_ns for w in self._watched.values() if w.is_wanted]
         if not waiting:
             return None
         return max(0.0, (max(min(waiting), self._rest_until_ns) - self._clock.now_ns()) / NS_PER_S)
@@ -314,7 +317,7 @@ class Triggers:
         if not isinstance(event, Done) or event.confidence is None:
             return
         times = event.timeline
-        self._rest_until_ns = times.finished_ns + REST * (times.finished_ns - times.started_ns)
+        self._rest_until_ns = times.finished_ns + REST * times.worked_ns
         self._counters["judgements"] += 1
         if watched.id not in self._watched:
             return

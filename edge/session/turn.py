@@ -85,7 +85,8 @@ class Question:
     """Answer only from what was perceived between so many seconds ago, the longer first."""
     priority: Priority = "operator"
     deadline_s: float | None = None
-    """Since it was asked: an answer that has not begun then is refused, one that has is cut."""
+    """Since it was asked, or a spoken question was over: an answer that has not begun then is
+    refused, one that has is cut."""
     channel: Channel = "ambient"
     """Who asks."""
     yes_no: YesNo | None = None
@@ -149,6 +150,8 @@ class Timeline:
     where the answer may name its frame."""
     freshness: tuple[Freshness, ...] = ()
     """Of every camera and microphone of the session."""
+    worked_ns: int = 0
+    """Of the time since it was asked: in steps of its own. In the rest others had the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +209,16 @@ class Turn:
     deliver: Callable[[AnswerEvent], None]
     """Called from the loop's thread, in order; the last event is Done or Failed."""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    known_ns: int | None = None
+    """When the session could first answer it, where that is later: it takes a pause to know that a
+    spoken question is over."""
 
     @property
     def deadline_ns(self) -> int | None:
         """When the answer must be complete, None if it may take its time."""
         seconds = self.question.deadline_s
-        return None if seconds is None else self.asked_ns + int(seconds * NS_PER_S)
+        since_ns = self.asked_ns if self.known_ns is None else self.known_ns
+        return None if seconds is None else since_ns + int(seconds * NS_PER_S)
 
     def cancel(self) -> None:
         """End the answer at the next token."""
@@ -319,7 +326,7 @@ def log_turn(outcome: Done | Failed) -> None:
         "turn=%s prompt_tokens=%d completion_tokens=%d waited_ms=%.1f first_token_ms=%.1f "
         "total_ms=%.1f",
         *(outcome.finish_reason, outcome.n_prompt_tokens, outcome.n_completion_tokens),
-        (times.started_ns - times.asked_ns) / NS_PER_MS,
+        (times.finished_ns - times.asked_ns - times.worked_ns) / NS_PER_MS,
         (times.first_token_ns - times.asked_ns) / NS_PER_MS,
         (times.finished_ns - times.asked_ns) / NS_PER_MS,
     )

@@ -22,6 +22,7 @@ from edge.session.consistency import LIKELY, Followed, judged
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import Listener, Watcher, WindowCollector, encoded
+from edge.session.slot import Slots
 from edge.session.turn import Done, Message, Question, TextDelta, Turn
 from edge.types import AudioChunk
 
@@ -239,7 +240,7 @@ def test_without_room_for_another_state_it_is_not_known(make, monkeypatch):
     def full(_):
         raise CapacityError("states", "all 4 are in use", "ask again later")
 
-    monkeypatch.setattr(LiveContext, "slot_of", lambda *_: full(None))
+    monkeypatch.setattr(Slots, "of", lambda *_: full(None))
     drive(loop)
     done = journal.of("asked")[-1]
     assert isinstance(done, Done)

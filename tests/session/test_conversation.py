@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from turn_scenes import chunks, conversations
 
 from edge.clock import NS_PER_S, VirtualClock
 from edge.config import load_config
-from edge.errors import ProtocolError
+from edge.errors import CapacityError, ProtocolError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -24,8 +26,9 @@ from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher
 from edge.session.record import RecordedClock, Recorder
 from edge.session.replay import replay
-from edge.session.sense import audio_sense, video_sense
-from edge.session.turn import Done, Message, Question, Spoken, TextDelta
+from edge.session.sense import MAX_WISHES, audio_sense, video_sense
+from edge.session.triggers import Trigger
+from edge.session.turn import Done, Failed, Message, Question, Spoken, TextDelta, Turn
 from edge.types import AudioChunk
 
 pytest_plugins = ["media"]
@@ -42,7 +45,7 @@ class Robot:
         prompt = LivePrompt(Tokenizer(folder), ChatTemplate(folder), "")
         parts = (engine, prompt.tokenizer, self.clock)
         # The sound is its own script: a block's first sample is its probability of speech.
-        detector = TurnDetector(mode, lambda samples: float(samples[0]))
+        self.detector = detector = TurnDetector(mode, lambda samples: float(samples[0]))
         self.senses = [
             audio_sense(Listener(*parts, detector)),
             video_sense(Watcher(*parts, start_ns)),
@@ -212,6 +215,80 @@ def test_a_microphone_that_goes_in_the_pause_does_not_blind_the_robot(robot):
     assert [s.modality for s in robot.loop._context.ledger] == ["text", "video"]
 
 
+def test_what_the_robot_plays_is_no_sign_that_its_microphone_is_there(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE)
+    assert robot.loop._context.is_tentative
+    for i in range(30):  # the microphone has gone, the loudspeaker has not
+        robot.clock.sleep_until(robot.clock.now_ns() + NS_PER_S // 10)
+        robot.loop.control(Played(noise(i)))
+        if i == 15:
+            robot.sees(0)
+        drive(robot.loop)
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "video"]
+    assert robot.counts("speculations_given_up") == 1
+
+
+def test_an_answer_that_is_being_made_does_not_keep_a_clip_tentative(robot):
+    robot = robot(answer={"max_tokens": 200})
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE, work=False)
+    while not len(robot.loop._answers):
+        robot.loop.step()
+    robot.clock.sleep_until(robot.clock.now_ns() + 2 * NS_PER_S)
+    robot.loop.step()
+    assert not robot.loop._context.is_tentative
+    assert not len(robot.loop._answers)
+
+
+def test_nothing_begins_by_itself_while_a_clip_is_tentative(robot):
+    """Neither notes, which the clip itself makes wanted, nor the judgement of a trigger."""
+    context = {"max_tokens": 400, "keep_tokens": 120, "notes_tokens": 24}
+    robot = robot(context=context, answer={"max_tokens": 2})
+    robot.loop.triggers.create(Trigger("Is it dark?", period_s=0.1))
+    n_wanted_by_a_clip = 0
+    for i in range(24):
+        if i % 2:
+            robot.sees(i)
+        robot.hears(10 + 2 * i, SPEECH)
+        n_before = robot.loop._context._n_noted
+        robot.hears(SOFT_END_BLOCKS + 2, SILENCE)
+        context = robot.loop._context
+        assert context.is_tentative
+        assert not len(robot.loop._answers)
+        assert context._n_noted == n_before
+        assert not robot.loop.step()
+        assert 0 < robot.loop._wait_s() < 1  # and it sleeps, whatever is due
+        wanted = copy.copy(context).takes_notes()
+        n_wanted_by_a_clip += wanted
+        robot.hears(3, SPEECH)  # it was not the end
+        robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert n_wanted_by_a_clip > 0
+    assert robot.counts("notes") > 0
+    assert robot.counts("judgements") > 0
+    assert robot.counts("answers") == 24
+
+
+def test_no_turn_is_opened_behind_a_tentative_clip_whoever_wants_it(robot):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(SOFT_END_BLOCKS, SILENCE)
+    question = Question((Message("user", "Hello"),), Sampling(), 5)
+    with pytest.raises(RuntimeError, match="behind a tentative clip"):
+        robot.loop._answers.open(Turn(question, 0, lambda _: None))
+    # And if one were, with its fork open, the clip could be taken back all the same.
+    answers, before = robot.loop._answers, list(robot.loop._context.ledger)[:-1]
+    own, answers._tentative = answers._tentative, None
+    answers.open(Turn(question, 0, lambda _: None))
+    for _ in range(3):
+        answers.step(())
+    assert robot.loop._context.is_forked
+    answers._tentative = own
+    robot.loop._conversation.give_up()
+    assert robot.loop._context.ledger == before
+
+
 def test_speech_interrupts_the_answer_to_a_spoken_question(robot):
     robot = robot(answer={"max_tokens": 200})
     robot.hears(10, SPEECH)
@@ -222,6 +299,21 @@ def test_speech_interrupts_the_answer_to_a_spoken_question(robot):
     drive(robot.loop)
     assert robot.kinds() == [SpeechStarted, Spoken, SpeechStarted, Done]
     assert robot.events[-1].finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("n_paused", [0, SOFT_END_BLOCKS + 2])
+@pytest.mark.parametrize(("gap_s", "told"), [(1, [Spoken, Done]), (3600, [])])
+def test_a_sentence_that_a_gap_cut_is_answered_only_if_somebody_may_still_wait(
+    robot, gap_s, told, n_paused
+):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(n_paused, SILENCE)
+    robot.n_blocks += gap_s * NS_PER_S // BLOCK_NS
+    robot.hears(10, SILENCE)
+    assert robot.kinds() == [SpeechStarted, *told]
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio"]
+    assert not robot.loop._context.is_tentative
 
 
 def test_typed_answers_are_not_interrupted_by_speech(robot):
@@ -267,10 +359,83 @@ def test_the_mode_may_change_and_is_told(robot):
     with pytest.raises(ProtocolError, match="the mode is typed"):
         robot.loop.control(Button("begin"))
     robot.loop.control(Choose("open"))
+    assert robot.loop.status().mode == "typed"  # for what it has heard so far
+    drive(robot.loop)
     assert robot.loop.status().mode == "open"
     robot.hears(10, SPEECH)
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
     assert robot.kinds() == [SpeechStarted, Spoken, Done]
+
+
+def test_a_busy_loop_loses_sound_but_nothing_that_a_client_wants(robot):
+    robot = robot("push_to_talk")
+    robot.loop.control(Button("begin"))
+    robot.hears(10, SPEECH)
+    robot.loop.control(Button("commit"))
+    robot.loop.control(Choose("typed"))
+    robot.hears(1200, SPEECH, work=False)  # 38 s in one step
+    for i in range(400):
+        robot.loop.control(Played(noise(i)))
+    assert robot.loop.status().mode == "push_to_talk"
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.loop.status().mode == "typed"
+    assert not robot.detector._held
+    assert robot.counts("audio_dropped") > 200  # of the sound, and of what was played
+
+
+def test_sound_waits_for_as_many_seconds_however_it_is_cut(robot):
+    for length in (160, 512, 1600):
+        (sense, _), n = robot().senses, 40 * 16_000 // length
+        for i in range(n):
+            sense.put(AudioChunk(np.zeros(length, np.float32), i * length * 62_500, "microphone"))
+        n_kept = n - sense.counters["audio_dropped"]
+        assert 30 * 16_000 - length < n_kept * length <= 30 * 16_000
+        for i in range(2 * MAX_WISHES):
+            sense.control(Played(noise(i)))
+        assert n - sense.counters["audio_dropped"] == n_kept
+
+
+def test_wishes_that_nobody_takes_are_refused_and_not_dropped(robot):
+    robot = robot("push_to_talk")
+    for _ in range(MAX_WISHES):
+        robot.loop.control(Button("begin"))
+    with pytest.raises(CapacityError, match="64 others"):
+        robot.loop.control(Choose("open"))
+    drive(robot.loop)
+    robot.loop.control(Choose("open"))
+    drive(robot.loop)
+    assert robot.loop.status().mode == "open"
+
+
+def test_a_button_that_is_pressed_again_is_not_released(robot):
+    robot = robot("push_to_talk")
+    robot.loop.control(Button("begin"))
+    robot.hears(10, SPEECH)
+    robot.loop.control(Button("begin"))
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted]
+    robot.loop.control(Button("commit"))
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+
+
+def test_a_button_that_a_dead_client_holds_is_let_go(robot):
+    """What is said then is nobody's question; and one who holds on presses again."""
+    n_minute = 60 * NS_PER_S // BLOCK_NS
+    robot = robot("push_to_talk", context={"max_tokens": 6000, "keep_tokens": 2500})
+    robot.loop.control(Button("begin"))
+    robot.hears(n_minute - 10, SILENCE)
+    robot.loop.control(Button("begin"))
+    robot.hears(n_minute - 10, SILENCE)
+    assert robot.detector._held
+    robot.hears(40, SPEECH)
+    assert not robot.detector._held
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    robot.loop.control(Button("commit"))
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted]
+    assert robot.counts("audio_segments") == 2  # it is only heard
 
 
 def test_without_utterances_there_are_no_turns(robot):
@@ -298,6 +463,7 @@ def test_a_spoken_question_without_room_is_told_to_those_who_watch(robot):
     assert {event.source for event in refused} == {"microphone"}
     assert all("the context keeps 4" in event.reason for event in refused)
     assert len(refused) == robot.counts("segments_refused") > 0
+    assert robot.kinds() == [SpeechStarted, Failed]
 
 
 def test_a_spoken_question_may_be_remembered_and_thought_about(robot):
@@ -309,6 +475,16 @@ def test_a_spoken_question_may_be_remembered_and_thought_about(robot):
         assert [s.modality for s in one.loop._context.ledger] == ["text", "audio", "text"]
         assert one.counts("speculations") == 0
     assert first.answers() == second.answers()
+
+
+@pytest.mark.parametrize("remember", [False, True])
+def test_a_deadline_begins_when_the_question_is_known_to_be_over(robot, remember):
+    """The pause that ends it is longer than this."""
+    robot = robot(answer={"max_tokens": 4, "deadline_s": 0.2, "remember": remember})
+    robot.hears(10, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
+    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.events[-1].finish_reason in ("stop", "length")
 
 
 def test_the_robots_own_voice_does_not_interrupt_it_and_a_person_does(sentences, bundle, engine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_every_sense_says_how_old_what_the_answer_has_of_it_is(make):
     assert [f.is_stale for f in answered(loop).timeline.freshness] == [True, False]
     loop._clock.sleep_until(int((0.5 + STALE_S) * NS_PER_S) + 1)
     assert [f.is_stale for f in answered(loop).timeline.freshness] == [True, True]
+
+
+def test_a_film_and_its_sound_are_told_apart_though_they_are_one_source(make):
+    loop = make(perception={"stale_s": STALE_S, "audio_window_s": 0.3})
+    film = [replace(frame(i), source="film.mp4") for i in range(2)]
+    put(loop, film, [replace(chunk(i), source="film.mp4") for i in range(600, 603)])
+    loop._clock.sleep_until(61 * NS_PER_S)
+    drive(loop)
+    heard, seen = answered(loop).timeline.freshness
+    assert (heard.source, heard.age_ns, heard.is_stale) == ("film.mp4", 700_000_000, False)
+    assert (seen.source, seen.age_ns, seen.is_stale) == ("film.mp4", 60_500_000_000, True)
 
 
 def test_a_frame_that_only_waits_for_its_tubelet_makes_nothing_younger(make):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,14 +19,15 @@ from edge.model.prompt import ChatTemplate, tubelet_text, video_text
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.recording import Recording
-from edge.senses.ring import Ring
+from edge.senses.ring import Ring, oldest_of
 from edge.senses.sound import end_ns
-from edge.service import _collector
+from edge.service import _collector, _senses
+from edge.session.budget import Rung
 from edge.session.intake import Refused
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
-from edge.session.perceive import Listener, Watcher, embed_media
-from edge.session.sense import audio_sense, video_sense
+from edge.session.perceive import Listener, Watcher, WindowCollector, embed_media
+from edge.session.sense import Sense, audio_sense, video_sense
 from edge.session.turn import Done, Failed, Message, Question
 from edge.types import AudioChunk, Frame
 
@@ -157,8 +160,8 @@ def test_any_arrival_pattern_gives_the_ledger_and_the_logits_of_one_prefill(make
     engine = context.engine
     state = engine.new_state()
     rows = [segment.embeddings for segment in context._kept]
-    line = context._separator
-    parts = [context._anchor, rows[0], *(part for row in rows[1:] for part in (line, row))]
+    line = context.slots.separator
+    parts = [context.slots.anchor, rows[0], *(part for row in rows[1:] for part in (line, row))]
     engine.prefill(state, np.concatenate(parts))
     with context.fork() as fork:
         got, wanted = engine.decode(fork.state, 5), engine.decode(state, 5)
@@ -174,12 +177,97 @@ def test_a_window_ends_where_sound_was_lost(make):
     assert bounds == [(0, 2 * tenths), (5 * tenths, 8 * tenths)]
 
 
+@pytest.mark.parametrize("listen", ["windows", "utterances"])
+def test_what_a_gap_completes_is_not_late(make, listen):
+    """A microphone and a camera that come back after a minute: nobody was late for that minute."""
+    loop = make(perception={"audio_window_s": 2.0, "listen": listen})
+    clock = loop._clock
+    spoken = np.random.default_rng(0).standard_normal(1600).astype(np.float32)
+    for at in (*range(55), *range(655, 700)):  # tenths of a second
+        clock.sleep_until((at + 1) * NS_PER_S // 10)
+        put(loop, chunks=[AudioChunk(spoken, at * NS_PER_S // 10, "microphone")])
+        if at in (0, 5, 50, 655, 660):
+            put(loop, [frame(at // 5)])
+        drive(loop)
+    assert loop.status().counters["video_segments"] == 3
+    assert list(loop.degraded) == []
+
+
+def test_what_waits_for_the_loop_is_late(make):
+    loop = make()
+    for at_s in range(4):
+        loop._clock.sleep_until(at_s * NS_PER_S)
+        loop.step()
+    put(loop, [frame(0), frame(1)], [chunk(i) for i in range(3)])
+    loop._clock.sleep_until(4 * NS_PER_S)
+    while loop._intake.lateness_ns == 0:
+        loop._perception.step()
+        loop._listen()
+    assert loop._intake.lateness_ns == pytest.approx(3.7 * NS_PER_S, abs=NS_PER_S / 4)
+
+
+def test_a_tubelet_does_not_go_over_a_gap_nor_over_a_change_of_size(make):
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    put(loop, [frame(2)])
+    drive(loop)
+    put(loop, [frame(7200)])  # the camera was away for an hour
+    drive(loop)
+    put(loop, [frame(7201)])
+    drive(loop)
+    put(loop, [frame(7202)])
+    drive(loop)
+    put(loop, [frame(7203, shape=(60, 90))])
+    drive(loop)
+    put(loop, [frame(7204, shape=(60, 90))])
+    drive(loop)
+    found = [s.evidence.frame_ids for s in loop._context.ledger if s.evidence]
+    assert found == [(0, 1), (2,), (7200, 7201), (7202,), (7203, 7204)]
+    asker = Asker(loop)
+    question = Question((Message("user", "Hello"),), Sampling(), 4, recall_s=(2000.0, 1000.0))
+    loop.ask(question, asker.deliver, asked_ns=3600 * NS_PER_S)
+    drive(loop)
+    assert "nothing is kept of that time" in str(asker.events[-1].error)
+
+
+def test_frames_that_come_slowly_are_joined_as_ever(make):
+    """By the rate that was asked for, by the budget's share of it, and by what a busy loop left."""
+    one, tokenizer, clock = make()._context.engine, make()._prompt.tokenizer, VirtualClock()
+    for fps, one_in, apart_s, joins in (
+        *((2.0, 1, 1.9, True), (2.0, 1, 2.1, False), (0.2, 1, 12.0, True), (0.2, 1, 13.0, False)),
+        *((1.0, 2, 4.9, True), (1.0, 2, 5.1, False)),
+    ):
+        watcher = Watcher(one, tokenizer, clock, 0, fps=fps)
+        watcher.rung = Rung("", one_frame_in=one_in)
+        watcher.take(frame(0))
+        watcher.take(replace(frame(1), capture_ns=int(apart_s * NS_PER_S)))
+        assert watcher.n_waiting
+        assert (not watcher._frames) is joins
+
+
 def test_sound_longer_than_a_clip_is_encoded_in_clips(make):
     loop = make(perception={"audio_window_s": 30.0})
-    put(loop, chunks=[chunk(0, 479_000), chunk(299, 4096)])
+    put(loop, chunks=[chunk(0, 483_096)])
     drive(loop)
     (found,) = loop._context.evidence()
     assert found.end_ns - found.start_ns == 483_096 * NS_PER_S // 16_000
+
+
+def test_a_window_of_30_s_is_one_clip_however_its_sound_is_cut(make):
+    for length in (512, 1600, 7000):
+        loop, clips = make(perception={"audio_window_s": 30.0}), []
+        one = loop._context.engine
+        listener = Listener(one, loop._prompt.tokenizer, loop._clock, WindowCollector(30.0))
+        one.encode_audio = lambda mel, encode=one.encode_audio, clips=clips: (
+            clips.append(len(mel)) or encode(mel)
+        )
+        for start in range(0, 3 * 480_000, length):
+            listener.take(AudioChunk(np.full(length, 0.1, np.float32), start * 62_500, "m"))
+        while listener.n_waiting:
+            listener.encode()
+        assert len(clips) in (2, 3)
+        assert min(clips) > 2950
 
 
 def test_speech_is_one_segment_and_silence_none(make, speech):
@@ -280,6 +368,17 @@ def test_several_cameras_are_told_apart_by_the_names_before_their_frames(make):
         assert seen.evidence.source == name
         wanted = embed_media(engine, tokenizer, said, media)
         np.testing.assert_array_equal(seen.embeddings, wanted)
+
+
+def test_a_camera_may_be_called_as_the_command_lines_recording_is(make):
+    """Which alone has no name of its own."""
+    loop = make()
+    parts = (loop._context.engine, loop._prompt.tokenizer, load_config(None), loop._clock, 0)
+    named = _senses(*parts, dict.fromkeys(["audio", "mast"]), dict.fromkeys(["video", "rear"]))
+    found = [(sense.source, sense._perceiver._prefix) for sense in named]
+    assert found == [(name, f"{name}: ") for name in ("audio", "mast", "video", "rear")]
+    alone = _senses(*parts, {"audio": None}, {"video": None})
+    assert [(s._perceiver.name, s._perceiver._prefix) for s in alone] == [("", ""), ("", "")]
 
 
 def test_too_many_questions_are_refused_and_the_others_answered(make):
@@ -417,6 +516,54 @@ def test_questions_that_wait_at_the_stop_are_told(make, monkeypatch):
     loop.run()
     assert isinstance(asker.events[-1], Failed)
     assert "is stopping" in str(asker.events[-1].error)
+
+
+def test_a_question_after_the_end_is_refused_at_once(make):
+    loop = make()
+    loop.stop()
+    loop.run()
+    asker = Asker(loop)
+    with pytest.raises(CapacityError, match="is stopping"):
+        asker.ask()
+    assert loop.n_turns == 0
+
+
+def test_sources_that_take_their_time_to_close_do_not_add_up(make, monkeypatch):
+    monkeypatch.setattr("edge.session.loop.FEED_JOIN_S", 0.4)
+    loop, released = make(), threading.Event()
+    slow = [Scripted([]) for _ in range(4)]
+    for one in slow:
+        one.frames = lambda: iter(lambda: released.wait(TIMEOUT_S) and None, None)
+    loop._senses = [
+        Sense(f"eye{n}", loop._senses[1]._perceiver, 2, one.frames) for n, one in enumerate(slow)
+    ]
+    loop.stop()
+    began_s = time.monotonic()
+    loop.run()
+    took_s = time.monotonic() - began_s
+    released.set()
+    assert 0.4 <= took_s < 1.2
+
+
+def test_what_a_source_gives_before_it_ends_is_taken(make, monkeypatch):
+    """Its thread may put the last frame and end between the loop's looks at both."""
+    loop = make()
+    _, sight = loop._senses
+    look = oldest_of
+
+    def between(rings):
+        found = look(rings)
+        if found is None:
+            monkeypatch.setattr("edge.session.sense.oldest_of", look)
+            sight.put(frame(0))
+            sight.end()
+        return found
+
+    monkeypatch.setattr("edge.session.sense.oldest_of", between)
+    while sight.take() is not None or sight.take() is not None:
+        pass
+    drive(loop)
+    assert [s.evidence.frame_ids for s in loop._context.ledger if s.evidence] == [(0,)]
 
 
 def test_a_defect_of_a_source_ends_the_loop(make):

@@ -189,6 +189,17 @@ def test_a_board_that_is_unwell_pushes_down_and_comes_back_only_when_it_is_clear
     assert budget.rung is LADDER[0]
 
 
+def test_what_is_not_well_but_pushed_nothing_keeps_nobody_down():
+    """A board that always has 92 % of its memory in use, and is late once."""
+    budget, found = Budget(0), []
+    for at_s in range(1, 60):
+        health = replace(WELL, memory_share=0.92, temperature_c=90.0, power_w=39.0)
+        load = Load(2.5 if at_s == 5 else 0.0, 0.0, health)
+        if degraded := budget.look(at_s * NS_PER_S, load):
+            found.append(degraded.cause)
+    assert found == ["2.5 s late", "calm for 20 s"]
+
+
 def test_heat_in_a_world_is_an_event_with_its_cause():
     world = World("thor", 2.0, 1, faults=False)
     world.run(30)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,17 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulate import World
-from test_conversation import Robot, Ticking
-from test_loop import chunk, drive, frame, make, put
+from simulate import Item, World
+from test_conversation import SILENCE, SPEECH, Robot, Ticking
+from test_loop import TIMEOUT_S, chunk, drive, frame, make, put
 from test_priorities import Journal, until_begun
 from test_pruning import HEIGHT, WIDTH, a_loop, folder, trained
 
-from edge.clock import NS_PER_S, VirtualClock
+from edge.clock import NS_PER_S, MonotonicClock, VirtualClock
 from edge.errors import CapacityError, ProtocolError
+from edge.model.sampling import Sampling
+from edge.senses.turns import MIN_SILENCE_BLOCKS
 from edge.session.confidence import confidence
 from edge.session.record import RecordedClock, Recorder
 from edge.session.replay import replay
+from edge.session.slot import Perceived
 from edge.session.triggers import (
     BEGINS,
     ENDS,
@@ -32,8 +37,8 @@ from edge.session.triggers import (
     _Watched,
     asked,
 )
-from edge.session.turn import YesNo
-from edge.types import Evidence, Frame
+from edge.session.turn import Done, Message, Question, YesNo
+from edge.types import Evidence, Frame, Stages
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "tiny_omni"))
 import scenes
@@ -250,6 +255,34 @@ def test_sixteen_impatient_triggers_take_a_quarter_and_turns_stay_in_time():
     assert first_token_s[1] <= first_token_s[0] + one_judgement_s
 
 
+def test_a_question_that_comes_into_a_judgement_is_no_work_of_the_judgement():
+    """On a board's costs, simulated: triggers rest for 3 times as long as they took, not it."""
+    world = World("thor", 2.0, 3, faults=False)
+    world.loop._triggers._yes_no = YesNo((0,), (1,))
+    world.loop.triggers.create(Trigger("Is somebody lying on the floor?", period_s=1.0))
+    world.run(20)
+    world._begin()  # everything as at a start, but nothing happens by itself
+    loop, clock = world.loop, world.clock
+    loop._triggers._yes_no = YesNo((0,), (1,))
+    loop.triggers.create(Trigger("Is somebody lying on the floor?", period_s=1.0))
+    world.sight.put(Item(clock.now_ns()))
+    world.sight.put(Item(clock.now_ns()))
+    while not (len(loop._answers) and loop._context.is_forked):
+        loop.step()  # until the judgement is in mid-work
+    journal = Journal(loop)
+    journal.ask("operator", 500)
+    while not journal.done("operator"):
+        loop.step()
+    done = journal.of("operator")[-1].timeline
+    assert done.finished_ns - done.asked_ns > 6 * NS_PER_S
+    n_before, ended_ns = loop.status().counters.get("judgements", 0), clock.now_ns()
+    while loop.status().counters.get("judgements", 0) < n_before + 2:
+        if not loop.step():
+            clock.sleep_until(clock.now_ns() + NS_PER_S // 20)
+            world.sight.put(Item(clock.now_ns()))
+    assert clock.now_ns() - ended_ns < 2 * NS_PER_S
+
+
 def scene_frames(index, shapes):
     """Two frames with these shapes in them, as the small model has learned to see them."""
     things = [scenes.Thing(shape, 0, 0.4 + 0.5 * i, 0.5, 0.18) for i, shape in enumerate(shapes)]
@@ -316,6 +349,116 @@ def test_triggers_replay_to_the_nanosecond(bundle, engine, tmp_path):
     assert {n: w.confidence for n, w in watched.items()} == {
         n: w.confidence for n, w in again.items()
     }
+
+
+class Live:
+    """A robot whose loop runs in its own thread, as in the service; this thread lets it happen."""
+
+    def __init__(self, robot):
+        self.robot, self.loop = robot, robot.loop
+        self._happened = threading.Condition()
+        self._events = []
+        self.loop.observe(self._saw)
+        self._thread = threading.Thread(target=self.loop.run)
+
+    def _saw(self, event):
+        with self._happened:
+            self._events.append(event)
+            self._happened.notify()
+
+    def until(self, kind, n=1):
+        """Wait until so many more of these have happened."""
+
+        def enough():
+            return sum(isinstance(event, kind) for event in self._events) >= n
+
+        with self._happened:
+            assert self._happened.wait_for(enough, TIMEOUT_S), self._events
+            self._events.clear()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.loop.stop()
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive()
+
+
+def test_what_the_service_runs_replays_too(bundle, engine, tmp_path):
+    """Recorded in `run`, which waits and is woken: watchers that come and go, and a reload."""
+    path = tmp_path / "run.mcap"
+    clock = RecordedClock(MonotonicClock())
+    socket = {"max_waiting": 1}
+    question = Question((Message("user", "Hello"),), Sampling(), 40)
+
+    def robot_of(recorder, clock, start_ns):
+        robot = Robot(
+            *(bundle("base"), engine("base"), "open"),
+            recorder=recorder,
+            clock=clock,
+            start_ns=start_ns,
+            socket=socket,
+        )
+        robot.loop._triggers._yes_no = YesNo(tuple(range(2, 200)), (1,))  # nearly always yes
+        return robot
+
+    with Recorder(path, clock) as recorder:
+        robot = robot_of(recorder, clock, clock.now_ns())
+        loop, book = robot.loop, robot.loop.triggers
+        recorder.describe("base", loop._start_ns, msgspec.to_builtins(robot.config))
+        with Live(robot) as live:
+            once = Trigger("Is it dark?", modality="video", period_s=3600, cooldown_s=0)
+            first = book.create(once)
+            robot.sees(0)
+            live.until(TriggerBegan)
+            for i in range(1, 4):  # news that no judgement looks at before the watcher goes
+                robot.sees(i)
+                live.until(Stages)
+            book.delete(first)
+            live.until(TriggerEnded)
+            second = book.create(once)
+            live.until(TriggerBegan)
+            settings = msgspec.structs.replace(robot.config.answer, max_tokens=3)
+            more = msgspec.structs.replace(robot.config.socket, max_waiting=8)
+            loop.change(msgspec.structs.replace(robot.config, answer=settings, socket=more))
+            robot.hears(10, SPEECH, work=False)
+            robot.hears(MIN_SILENCE_BLOCKS, SILENCE, work=False)
+            live.until(Done)
+            assert robot.events[-1].n_completion_tokens == 3
+            for _ in range(4):  # more than could wait before
+                loop.ask(question, lambda _: None)
+            live.until(Done, 4)
+            robot.sees(5)
+            live.until(Stages)
+            book.delete(second)
+            live.until(TriggerEnded)
+
+    def build(about, replayed, observed):
+        other = robot_of(observed, replayed, about["start_ns"])
+        return other.loop, other.senses
+
+    steps = list(replay(path, build))
+    told = [event["type"] for step in steps for event in step.events]
+    assert told.count("TriggerEnded") == 2
+    assert told.count("Done") == 5
+    for step in steps:
+        assert step.is_same, f"step {step.number}: {step.events} for {step.step.events}"
+
+
+def test_waiting_for_the_next_judgement_changes_nothing(make):
+    loop = make()
+    watching(loop, "one?", period_s=10.0)
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    (watched,) = loop._triggers._watched.values()
+    loop._context.append(Perceived("video", loop._context.slots.anchor, Evidence("camera", 5, 6)))
+    before = replace(watched)
+    assert loop._triggers.wait_s() is None  # no step has looked
+    assert watched == before
+    loop.step()
+    assert loop._triggers.wait_s() == pytest.approx(10.0)
 
 
 def test_a_book_may_be_written_by_many_threads():

@@ -174,10 +174,40 @@ def test_what_contradicts_the_models_bound_is_refused(changes, said):
 def test_a_reloaded_file_that_leaves_the_bound_open_changes_nothing():
     now = for_model(Config(), 512, 10_000)
     wanted = for_model(load_config(None, {"answer": {"max_tokens": 400}}), 512, 10_000)
-    taken, waiting = without_restart(now, wanted)
+    taken, waiting = without_restart(now, wanted, small)
     assert (taken.answer.max_tokens, taken.context, waiting) == (400, now.context, [])
     wanted = for_model(load_config(None, {"context": {"max_tokens": 600}}), 512, 10_000)
-    assert without_restart(now, wanted) == (now, ["context"])
+    assert without_restart(now, wanted, small) == (now, ["context"])
+
+
+def test_cameras_share_what_is_kept_of_them(tmp_path):
+    cameras = "".join(f'[[camera]]\nname = "eye{i}"\nsource = "/dev/video{i}"\n' for i in range(4))
+    path = tmp_path / "edge.toml"
+    path.write_text(f"[perception]\nevs_tokens_per_s = 32\n{cameras}")
+    load_config(path)
+    with pytest.raises(ConfigurationError, match=r"of 4 cameras \(at least 32"):
+        load_config(path, {"perception": {"evs_tokens_per_s": 31}})
+
+
+def small(config):
+    return for_model(config, 512, 10_000)
+
+
+def test_what_is_taken_up_fits_what_goes_on_and_else_waits_with_what_it_needs():
+    """Each file is right as a whole; taken apart it would not be."""
+    running = small(load_config(None, {"context": {"max_tokens": 9000}}))
+    shorter = {"context": {"max_tokens": 4000}, "answer": {"max_tokens": 2000}}
+    wanted = small(load_config(None, {**shorter, "socket": {"max_waiting": 3}}))
+    taken, waiting = without_restart(running, wanted, small)
+    assert (taken.answer, taken.context) == (running.answer, running.context)
+    assert taken.socket.max_waiting == 3
+    assert waiting == ["context", "answer"]
+    small(taken)
+    listening = {"perception": {"listen": "utterances"}, "turns": {"mode": "open"}}
+    wanted = small(load_config(None, {**listening, "answer": {"max_tokens": 20}}))
+    taken, waiting = without_restart(small(Config()), wanted, small)
+    assert (taken.turns.mode, taken.answer.max_tokens) == ("typed", 20)
+    assert waiting == ["perception", "turns"]
 
 
 def test_several_cameras_and_microphones(tmp_path):
