@@ -138,7 +138,13 @@ def orders(
     Args:
         encoders: folder with vision.onnx and audio.onnx; None leaves them out.
         layout: dtype and shape of every tensor of decoder.safetensors.
+    Raises:
+        ConfigurationError: the bound of a sequence is none that the model has.
     """
+    most = spec.decoder.max_tokens
+    if not 1 <= options.max_past_rows <= most:
+        problem = f"is {options.max_past_rows}"
+        raise ConfigurationError("--context", problem, f"give 1..{most} tokens")
     profiles = profiles_of(spec, options.max_past_rows)
     uses_kernels, graphs = options.kernels is not None, list[Path]()
     for phase in PHASES:

@@ -42,14 +42,15 @@ GOLDEN_ROWS = slice(None, None, 3)
 """Tokens whose block outputs and logits are stored: every third, to keep the files small."""
 
 # The issue of exactness, by output: absolute, or relative to the largest value, or identical (0).
-# Measured: mel 4e-7, patches 1e-6, features 1e-6, blocks 1e-5, logits 2e-5.
-ABSOLUTE = {"mel": 1e-4, "patches": 1e-4, "tubelet_patches": 1e-4}
+# Measured, worst of four presets and four instruction sets, and of 24 strange models: mel 4e-7,
+# patches 1.2e-6, features 1.4e-6, blocks 1.5e-5, logits 1.9e-5; of these presets 4e-6 and 5e-6.
+ABSOLUTE = {"mel": 5e-6, "patches": 5e-6, "tubelet_patches": 5e-6}
 RELATIVE = {
-    "image_features": 1e-4,
-    "tubelet_features": 1e-4,
-    "audio_features": 1e-4,
-    "blocks": 1e-4,
-    "logits": 2e-4,
+    "image_features": 5e-6,
+    "tubelet_features": 5e-6,
+    "audio_features": 5e-6,
+    "blocks": 2e-5,
+    "logits": 2e-5,
 }
 
 Outputs = dict[str, NDArray[Any]]

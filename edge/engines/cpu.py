@@ -13,7 +13,7 @@ from edge.engines.cpu_ops import CpuOps, KernelWeights
 from edge.engines.encoder_inputs import CALL_IT_RIGHT
 from edge.engines.encoders import Encoders
 from edge.engines.engine import MAX_PREFILL_TOKENS
-from edge.engines.state import DecoderState
+from edge.engines.state import DecoderState, KVCache
 from edge.engines.weights import DecoderWeights
 from edge.errors import EngineError
 from edge.model.decoder import advance
@@ -29,6 +29,8 @@ class CpuSnapshot:
     n_tokens: int
     conv: dict[int, Float32]
     ssm: dict[int, Float32]
+    kv: dict[int, KVCache]
+    """Of the state that it is of, and of no other."""
 
 
 class CpuEngine:
@@ -105,9 +107,11 @@ class CpuEngine:
     def snapshot(self, state: DecoderState) -> CpuSnapshot:
         # Whoever advances a shared array next replaces it, so the snapshot's own stays.
         state.shared = set(state.ssm)
-        return CpuSnapshot(state.n_tokens, dict(state.conv), dict(state.ssm))
+        return CpuSnapshot(state.n_tokens, dict(state.conv), dict(state.ssm), state.kv)
 
     def restore(self, state: DecoderState, snapshot: CpuSnapshot) -> None:
+        if snapshot.kv is not state.kv:
+            raise EngineError("snapshot", "is of another state", CALL_IT_RIGHT)
         state.n_tokens = snapshot.n_tokens
         state.conv, state.ssm = dict(snapshot.conv), dict(snapshot.ssm)
         state.shared = set(state.ssm)

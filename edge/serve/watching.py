@@ -70,7 +70,7 @@ class Watching:
     def routes(self) -> list[web.RouteDef]:
         """All of them."""
         return [
-            web.get("/v1/edge/events", self.events),
+            web.get("/v1/edge/events", self.events, allow_head=False),
             web.get("/v1/edge/triggers", self.triggers),
             web.post("/v1/edge/triggers", self.create),
             web.delete("/v1/edge/triggers/{id}", self.delete),

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace pool {
@@ -114,9 +115,13 @@ struct Pool {
         }
     }
 
+    // Where no more can be had (a limit on processes or memory), the caller and those there are do.
     void start_workers() {
-        for (; n_started < n_threads; n_started++)
-            std::thread([this, thread = n_started] { work(thread); }).detach();
+        try {
+            for (; n_started < n_threads; n_started++)
+                std::thread([this, thread = n_started] { work(thread); }).detach();
+        } catch (const std::system_error &) {
+        }
     }
 
     void run_job() {

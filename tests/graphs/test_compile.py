@@ -361,3 +361,12 @@ def test_plans_are_put_into_the_bundle(
     (path / "decode.plan").write_bytes(b"other")
     with pytest.raises(BundleError, match=r"decode\.plan: has 5 bytes"):
         Bundle(path)
+
+
+@pytest.mark.parametrize("n_tokens", [0, -5, 262_145])
+def test_a_context_that_the_model_does_not_have_is_refused(
+    bundle: Callable[[str], Path], n_tokens: int
+) -> None:
+    options = plans.Options(n_tokens)
+    with pytest.raises(ConfigurationError, match=rf"--context: is {n_tokens}; give 1\.\.262144"):
+        plans.check_bundle(bundle("single"), plans.TARGETS["orin"], options, lambda *_: None)

@@ -48,6 +48,12 @@ def payloads(response):
             yield event
 
 
+def test_a_head_of_the_events_has_no_body_and_the_connection_goes_on(client):
+    assert client.head("/v1/edge/events").status_code == 405
+    assert client.head("/v1/edge/triggers").status_code == 200
+    assert client.get("/readyz").json() == {"ready": True}
+
+
 def test_triggers_are_made_listed_and_deleted(client, session):
     wish = {"condition": "Is there a person?", "modality": "video", "cooldown_s": 2}
     made = client.post("/v1/edge/triggers", json=wish).json()

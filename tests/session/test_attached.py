@@ -110,7 +110,7 @@ def test_what_a_message_brings_along_is_prefilled_as_the_template_has_it(parts, 
     embeddings = embed_media(engine, prompt.tokenizer, text, np.concatenate(rows))
     for start in range(0, len(embeddings), MAX_PREFILL_TOKENS):
         expected = engine.prefill(state, embeddings[start : start + MAX_PREFILL_TOKENS])
-    np.testing.assert_allclose(got, expected, atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_media_leave_no_trace_unless_they_are_remembered(parts, media):

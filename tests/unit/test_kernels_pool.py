@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,3 +97,29 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels.choose_instruction_set()
     assert _kernels.instruction_set() == _kernels.instruction_sets()[-1]
     _kernels.use_instruction_set(before)
+
+
+WITHOUT_ROOM = """
+import resource
+import numpy as np
+from edge import _kernels
+from edge.engines import kernels
+from kernel_cases import case
+
+weight, _ = case("bfloat16", 3000, 70)
+x = np.random.default_rng(0).standard_normal((1, 70)).astype(np.float32)
+_kernels.set_threads(1)
+alone = kernels.linear(weight, x, exact=True)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (4 << 20),) * 2)  # less than a thread's stack
+_kernels.set_threads(4)
+for _ in range(20):
+    np.testing.assert_array_equal(kernels.linear(weight, x, exact=True), alone)
+"""
+
+
+def test_where_no_thread_can_be_had_the_caller_does_it_all() -> None:
+    tests = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", WITHOUT_ROOM]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

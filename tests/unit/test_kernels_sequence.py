@@ -143,7 +143,7 @@ def test_state_space(
 
 
 def test_state_space_in_any_split() -> None:
-    """One row at a time gives what a long chunk gives."""
+    """One row at a time gives what a long chunk gives: measured, 4e-7 of the largest value."""
     x, b, c, dt = normal(150, 12), normal(150, 20), normal(150, 20, seed=1), normal(150, 3, seed=2)
     heads = tuple(normal(3, 3, seed=3))
     state = start = np.zeros((3, 4, 20), np.float32)
@@ -152,7 +152,7 @@ def test_state_space_in_any_split() -> None:
         part, state = kernels.state_space(
             x[t : t + 1], b[t : t + 1], c[t : t + 1], dt[t : t + 1], heads, 1, state
         )
-        np.testing.assert_allclose(part[0], whole[t], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(part[0], whole[t], rtol=0, atol=2e-6 * np.abs(whole).max())
     np.testing.assert_allclose(state, last, rtol=0, atol=1e-5)
 
 

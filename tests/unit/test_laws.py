@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_checkpoint import PRESETS
 
+from edge.errors import EngineError
+
 # Measured: splits differ by at most 3e-6 of the largest logit (float32 sums in another order).
 RELATIVE_TOLERANCE = 2e-5
 
@@ -132,3 +134,16 @@ def test_growth_of_the_cache_keeps_every_row(engine, n):
     for layer, cache in grown.kv.items():
         assert_close(cache.keys[:n], at_once.kv[layer].keys[:n])
         assert_close(cache.values[:n], at_once.kv[layer].values[:n])
+
+
+def test_a_snapshot_is_of_its_own_state_alone(engine):
+    executor = engine("base")
+    rows = rows_of(executor, 0, 20)
+    one, other = executor.new_state(), executor.new_state()
+    executor.prefill(one, rows)
+    executor.prefill(other, rows[:5])
+    before = executor.snapshot(one)
+    with pytest.raises(EngineError, match="snapshot: is of another state"):
+        executor.restore(other, before)
+    executor.restore(one, before)
+    assert executor.n_tokens(other) == 5
