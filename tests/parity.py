@@ -43,14 +43,15 @@ GOLDEN_ROWS = slice(None, None, 3)
 
 # The issue of exactness, by output: absolute, or relative to the largest value, or identical (0).
 # Measured, worst of four presets and four instruction sets, and of 24 strange models: mel 4e-7,
-# patches 1.2e-6, features 1.4e-6, blocks 1.5e-5, logits 1.9e-5; of these presets 4e-6 and 5e-6.
+# patches 1.2e-6, features 1.4e-6, blocks 1.5e-5, logits 1.9e-5; of these presets 4e-6 and 5e-6, and
+# 2.0e-5 of the logits of every row, which the oracle compares, beside torch on another processor.
 ABSOLUTE = {"mel": 5e-6, "patches": 5e-6, "tubelet_patches": 5e-6}
 RELATIVE = {
     "image_features": 5e-6,
     "tubelet_features": 5e-6,
     "audio_features": 5e-6,
     "blocks": 2e-5,
-    "logits": 2e-5,
+    "logits": 3e-5,
 }
 
 Outputs = dict[str, NDArray[Any]]
