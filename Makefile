@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Everything is installed at the versions and hashes of locks/ (`make lock` renews them).
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# DESTDIR is for `make install`; CMake would take the kernels there.
+PIP    := env -u DESTDIR $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 LOCKED := $(PIP) --require-hashes --no-build-isolation
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
@@ -39,12 +40,16 @@ help:
 	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
 	@echo "sudo make test-deb [BUNDLE=...]      the package, from source, in a clean Debian of this machine's"
 
-$(BIN)/python:
+# `python3 -m venv` that fails or is killed leaves half of one: only the stamp says that it is whole.
+$(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
 	    { echo "Omni Edge needs Python 3.10 to 3.14: make PYTHON=python3.12 demo" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@[ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || \
+	    { echo "$(VENV) is there and no environment: make VENV=.venv-edge demo, or remove it" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
-$(VENV)/.packages: locks/tools.txt locks/build.txt | $(BIN)/python
+$(VENV)/.packages: locks/tools.txt locks/build.txt $(VENV)/.python
 	@echo "make: downloads and installs the Python packages of locks/build.txt (about a minute)"
 	@$(LOCKED) -r locks/tools.txt
 	@$(LOCKED) -r locks/build.txt
@@ -71,12 +76,14 @@ $(VENV)/.oracle: locks/oracle.txt locks/torch.txt $(VENV)/.dev
 	@$(LOCKED) -r locks/oracle.txt
 	@$(LOCKED) --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu -r locks/torch.txt
 	@$(BIN)/python -c 'import torch' || \
-	    { echo "make: install PyTorch's build for the CPU: pip install --index-url" \
-	        "https://download.pytorch.org/whl/cpu 'torch==2.13.0'" >&2; exit 1; }
+	    { echo "make: install PyTorch's build for the CPU: $(BIN)/python -m pip install" \
+	        "--index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'" >&2; exit 1; }
 	@touch $@
 
 # What an optional command needs, into the same environment: make extra EXTRA=top
 extra: $(VENV)/.demo
+	@[ -e "locks/$(EXTRA).txt" ] || { echo "make extra EXTRA=top, or another of" \
+	    "$(patsubst locks/%.txt,%,$(wildcard locks/*.txt))" >&2; exit 1; }
 	@$(LOCKED) -r locks/$(EXTRA).txt
 
 lock: $(VENV)/.dev
@@ -158,8 +165,8 @@ uninstall:
 deb:
 	sh jetson/make_deb.sh
 
-test-install:
-	sh tests/install/in_arm64.sh
+test-install: $(VENV)/.demo
+	PYTHON="$(abspath $(BIN)/python)" sh tests/install/in_arm64.sh
 
 test-deb: $(VENV)/.demo
 	sh tests/install/in_debian.sh $(BIN)/build-engine
@@ -168,4 +175,4 @@ goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-latest build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf --one-file-system $(VENV) $(VENV)-latest build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis

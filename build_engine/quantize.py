@@ -108,6 +108,12 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
         raise ConfigurationError(
             "modelopt", "is not installed, and calibrates", advice.install("quantize")
         )
+    if job.samples and find_spec("torch") is None:
+        raise ConfigurationError(
+            "torch",
+            "is not installed, and ModelOpt stands on it",
+            "install torch 2.13, as its site says",
+        )
     units = _units(job.checkpoint)
     n_bytes = sum(unit.n_bytes for unit in units)
     with building(job.out):

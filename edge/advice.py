@@ -37,7 +37,8 @@ def install(extra: str) -> str:
     pip = f"{shlex.quote(sys.executable)} -m pip install"
     lock = source / "locks" / f"{extra}.txt" if source else None
     if lock and lock.is_file():
-        return f"{pip} --no-deps --require-hashes -r {shlex.quote(str(lock))}"
+        options = "--no-deps --no-build-isolation --require-hashes"
+        return f"{pip} {options} -r {shlex.quote(str(lock))}"
     return f"{pip} {shlex.join(_packages(ours, extra))}"
 
 

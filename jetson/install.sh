@@ -13,6 +13,7 @@
 # Each version has a folder of its own under /opt/edge/versions; `current` points to one. A version
 # that does not become ready is removed and the one before goes on.
 set -eu
+umask 022  # the service's user reads what root installs
 here=$(cd "$(dirname "$0")" && pwd)
 source=${SOURCE:-$(dirname "$here")}
 root=${DESTDIR:-}
@@ -33,8 +34,8 @@ is_running() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "needs root: sudo make install"
 free_kb=$(df -Pk "${root:-/}" | awk 'NR == 2 { print $4 }')
 [ "$free_kb" -ge 2000000 ] || die "only $((free_kb / 1024)) MB are free, 2 GB are needed: make room"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    die "$python is older than 3.10: flash JetPack 7.2 (Orin) or 7.0 or later (Thor), or PYTHON=python3.10"
+"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' ||
+    die "$python is not one of 3.10 to 3.14: flash JetPack 7.2 (Orin) or 7.0 or later (Thor), or PYTHON=python3.10"
 if [ -z "$root" ]; then
     model=$(tr -d '\0' 2>/dev/null </proc/device-tree/model || echo "no Jetson")
     say "machine: $model, $(awk '/MemTotal/ { printf "%.0f GB", $2 / 1e6 }' /proc/meminfo)"

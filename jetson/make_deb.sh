@@ -71,13 +71,13 @@ cat >"$stage/DEBIAN/postinst" <<'END'
 #!/bin/sh
 set -e
 [ "$1" = configure ] || exit 0
-systemd-sysusers edge.conf
-chown -R edge:edge /var/lib/edge /var/cache/edge
+systemd-sysusers edge.conf && chown -R edge:edge /var/lib/edge /var/cache/edge ||
+    echo "omni-edge: the service has no user: systemd-sysusers edge.conf" >&2
 for unit in edge.socket edge.service; do  # an owner who has disabled it keeps it disabled
     if deb-systemd-helper --quiet was-enabled $unit; then
-        deb-systemd-helper enable $unit >/dev/null
+        deb-systemd-helper enable $unit >/dev/null || true
     else
-        deb-systemd-helper update-state $unit >/dev/null
+        deb-systemd-helper update-state $unit >/dev/null || true
     fi
 done
 # What the service cannot do must not stop dpkg, and with it all other packages of the robot.

@@ -110,6 +110,8 @@ def try_properties(seconds: float, arguments: list[str]) -> dict[str, str]:
         sys.exit(f"fuzz: pytest ran nothing and ended with {code!r}")
     least = min(rounds.n_runs.values(), default=0)
     print(f"{len(rounds.n_runs)} tests, {rounds.n_runs.total()} runs, each at least {least} times")
+    if code == pytest.ExitCode.INTERRUPTED and not rounds.failures:
+        sys.exit("fuzz: interrupted; nothing had failed until then")
     return rounds.failures
 
 

@@ -8,7 +8,8 @@ missing=
 [ -e /usr/share/sounds/alsa/Front_Center.wav ] || missing="alsa-utils"
 command -v flite >/dev/null || missing="$missing flite"
 command -v pulseaudio >/dev/null ||
-    missing="$missing pulseaudio pulseaudio-utils libasound2-plugins portaudio19-dev"
+    missing="$missing pulseaudio pulseaudio-utils libasound2-plugins"
+[ -e /usr/include/portaudio.h ] || missing="$missing portaudio19-dev"
 command -v systemd-analyze >/dev/null || missing="$missing systemd"
 command -v strace >/dev/null || missing="$missing strace"
 command -v ffmpeg >/dev/null || missing="$missing ffmpeg"

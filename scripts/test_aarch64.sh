@@ -41,10 +41,16 @@ if ! emulated -c '' 2>/dev/null; then
 fi
 
 echo "packages and kernels"
+# of locks/dev.txt what the kernels' tests import
+for name in numpy ml-dtypes msgspec pytest pytest-timeout hypothesis iniconfig packaging pluggy pygments \
+    sortedcontainers; do
+    sed -n "/^$name==/,/[^\\\\]\$/p" locks/dev.txt
+done >"$here/lock.txt"
 "$python" -m pip install --quiet --upgrade --target "$packages" --only-binary :all: \
     --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 --python-version 3.11 \
-    numpy ml_dtypes msgspec pytest pytest-timeout hypothesis
-"$python" -m pip install --quiet --upgrade --target "$here/kernels" --no-deps \
+    --no-deps --require-hashes -r "$here/lock.txt"
+env -u DESTDIR "$python" -m pip install --quiet --upgrade --target "$here/kernels" --no-deps \
+    --no-build-isolation \
     -C cmake.define.CMAKE_SYSTEM_NAME=Linux -C cmake.define.CMAKE_SYSTEM_PROCESSOR=aarch64 \
     -C cmake.define.CMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
     -C cmake.define.CMAKE_CXX_FLAGS="-idirafter $root/usr/include" \

@@ -7,6 +7,8 @@ set -eu
 cd "$(dirname "$0")/.."
 release=$1
 shift
+git rev-parse --is-inside-work-tree >/dev/null 2>&1 ||
+    { echo "test-debian: takes the files that git knows: use a clone" >&2; exit 1; }
 if [ $# = 0 ]; then set -- tests/unit tests/session tests/serve; fi
 cache=$PWD/.cache/debian-$release
 root=$cache/tests

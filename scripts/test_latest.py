@@ -74,6 +74,7 @@ def failures(python: str | Path, tests: Iterable[str], quiet: bool = True) -> se
     with tempfile.TemporaryDirectory(prefix="edge-latest-") as folder:
         log, names = Path(folder, "log"), Path(folder, "names")
         names.write_text("\n".join(tests))
+        log.touch()
         command = [python, __file__, "--log", log, f"--rootdir={ROOT}", f"-c{ROOT}/pyproject.toml"]
         ending: set[str] = set()  # tests that ended the process
         while True:

@@ -50,7 +50,7 @@ wheel() {  # SOURCE
         -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
         -DPython_INCLUDE_DIR=$rootfs/usr/include/python3.11 \
         -DCMAKE_CXX_FLAGS=-I$rootfs/usr/include" \
-        "$python" -m pip wheel --quiet --no-deps -w "$wheels" "$1"
+        env -u DESTDIR "$python" -m pip wheel --quiet --no-deps --no-build-isolation -w "$wheels" "$1"
 }
 broken_wheel() {  # the same files but one: a version whose self-check fails
     "$python" - "$wheels" <<'END'
@@ -77,12 +77,13 @@ inside() { chroot "$rootfs" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin H
     LANG=C.UTF-8 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 "$@"; }
 for fs in proc dev; do mountpoint -q "$rootfs/$fs" || mount --bind /$fs "$rootfs/$fs"; done
 trap 'umount "$rootfs/proc" "$rootfs/dev" 2>/dev/null || true' EXIT
+trap 'exit 1' INT TERM HUP
 rm -rf "$rootfs/src" "$rootfs/bundle"
 mkdir -p "$rootfs/src" "$rootfs/bundle"
 tar c -C "$repository" edge/__init__.py jetson locks Makefile | tar x -C "$rootfs/src"
 cp "$wheels"/*.whl "$rootfs/src"
 "$python" -m build_engine.cli bundle "$repository/tests/assets/tiny_omni" "$work/bundle" \
-    --target cpu >/dev/null 2>&1 || [ -e "$work/bundle/manifest.json" ]
+    --target cpu >/dev/null || [ -e "$work/bundle/manifest.json" ]
 cp -r "$work/bundle/." "$rootfs/bundle"
 install_it() { inside WHEELS=/src BUNDLE=/bundle EXTRAS=runtime "$@" sh /src/jetson/install.sh; }
 listing() { (cd "$rootfs" && find etc usr opt var -xdev ! -path 'var/cache/*' ! -path '*/__pycache__*' \

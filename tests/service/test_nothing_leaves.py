@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "tests" / "assets" / "tiny_omni"
 FILM = ROOT / "tests" / "assets" / "session" / "session.mp4"
 SOURCES = ("edge", "build_engine", "jetson", "kernels", "scripts", "tests")
+QUIET = ("ORT_DISABLE_TELEMETRY", "CI")
+"""Variables that would silence ONNX Runtime by themselves."""
 N_SEGMENTS = 14
 """A second each: ONNX Runtime looks for its collector nine seconds after it was loaded."""
 
@@ -85,3 +90,17 @@ def test_one_module_imports_onnx_runtime():
         if any(name.split(".")[0] == "onnxruntime" for name in imported(path))
     ]
     assert importers == ["edge/engines/onnx_runtime.py"]
+
+
+def test_telemetry_is_off_before_onnx_runtime_is_looked_for(tmp_path):
+    """Whatever release is installed: the locked one has none to be seen."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os\nprint(os.environ.get('ORT_DISABLE_TELEMETRY'))\nraise SystemExit"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in QUIET}
+    for module in ("edge.engines.onnx_runtime", "edge.engines.encoders"):
+        program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {module}"
+        said = subprocess.check_output(
+            [sys.executable, "-c", program], env=environment, cwd=ROOT, text=True
+        )
+        assert said == "1\n"

@@ -67,7 +67,9 @@ def test_a_checkout_has_its_lock(install_from, checkout, how):
     (checkout / "locks" / "top.txt").touch()
     install_from(local(checkout, **how))
     lock = shlex.quote(str(checkout / "locks" / "top.txt"))
-    assert advice.install("top") == f"{PIP} --no-deps --require-hashes -r {lock}"
+    assert (
+        advice.install("top") == f"{PIP} --no-deps --no-build-isolation --require-hashes -r {lock}"
+    )
 
 
 def test_without_a_lock_it_is_other_peoples_packages(install_from, checkout):

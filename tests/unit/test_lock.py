@@ -83,3 +83,27 @@ def test_this_environment_is_the_locked_one():
     for pin in pins("runtime") + pins("dev"):
         if pin.marker is None or pin.marker.evaluate():
             assert pin.specifier.contains(importlib.metadata.version(pin.name)), pin
+
+
+def test_whatever_installs_packages_takes_them_from_the_lock():
+    """pip resolves nothing and builds in no environment of its own making."""
+    pages = [ROOT / "Makefile", *ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    scripts = [
+        p for folder in ("scripts", "jetson", "tests") for p in ROOT.glob(f"{folder}/**/*.sh")
+    ]
+    bad = []
+    for path in [*pages, *scripts]:
+        text = re.sub(r"\\\n\s*", " ", path.read_text()).replace("$(PIP)", "pip install --no-deps")
+        for line in text.splitlines():
+            call = re.search(
+                r"\bpip(?:_with \S+)?\"? (install|wheel|download) (.*)|pip_with .*", line
+            )
+            others = "openai" in line  # a client of the user's own, in an environment of theirs
+            if call is None or others or re.match(r"\s*#|\w+ +:=", line):
+                continue
+            words = line[call.start() :]
+            hashed = "--require-hashes" in words or "--no-index" in words
+            ours = "--no-deps" in words and "--no-build-isolation" in words
+            if not (hashed or ours or re.search(r"\w==\d", words)):
+                bad.append(f"{path.relative_to(ROOT)}: {words}")
+    assert not bad
