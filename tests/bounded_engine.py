@@ -28,6 +28,10 @@ class BoundedSnapshot:
     state: BoundedState
 
 
+def _give_back(n_used: dict[str, int], what: str) -> None:
+    n_used[what] -= 1
+
+
 class BoundedEngine:
     """Has so many states and snapshots at a time, and refuses a sequence beyond the model's."""
 
@@ -59,10 +63,7 @@ class BoundedEngine:
 
     def _count(self, what: str, one: Any) -> None:
         self.n_used[what] += 1
-        weakref.finalize(one, self._free, what).atexit = False
-
-    def _free(self, what: str) -> None:
-        self.n_used[what] -= 1
+        weakref.finalize(one, _give_back, self.n_used, what).atexit = False
 
     def new_state(self) -> Any:
         self._use("states")

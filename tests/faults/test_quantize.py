@@ -221,13 +221,17 @@ def test_missing_samples_are_named(checkpoint, tmp_path, capsys, recipe):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_modelopt_a_calibrated_recipe_says_what_to_install(
-    checkpoint, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("there", "said"), [((), "modelopt: .*pip install"), (("modelopt",), "torch: .*install torch")]
+)
+def test_without_modelopt_or_torch_a_calibrated_recipe_says_what_to_install(
+    checkpoint, tmp_path, monkeypatch, there, said
 ):
-    monkeypatch.setattr("build_engine.quantize.find_spec", lambda _name: None)
+    known = {name: object() for name in there}
+    monkeypatch.setattr("build_engine.quantize.find_spec", known.get)
     samples = (np.ones((3, 64), np.float32),)
     job = Job(Checkpoint(checkpoint("base")), load_recipe("fp8"), samples, tmp_path / "out")
-    with pytest.raises(ConfigurationError, match="pip install"):
+    with pytest.raises(ConfigurationError, match=said):
         quantize(job, lambda *_: None)
     assert list(tmp_path.iterdir()) == []
 
