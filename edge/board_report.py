@@ -32,8 +32,8 @@ from edge.child import BUILD_ENGINE, EDGE, python
 
 Verdict = Literal["ok", "failure", "timed out", "left out"]
 TOTAL_S = 600.0
-RECIPE, CONTEXT_TOKENS = "w4a16", 1024
-"""Needs no samples, and has kernels on every board."""
+RECIPE, CONTEXT_TOKENS = "orin", 1024
+"""Needs no samples, and its experts have kernels on every board."""
 MAX_LINES = 200
 """Of what a step prints: the first and the last of them."""
 _PART = "from edge.board_parts import main\nsys.exit(main(*sys.argv[1:]))"
@@ -124,18 +124,18 @@ def steps(checkpoint: Path, work: Path, kernels: Path | None) -> list[Step]:
     no_pyaudio = "" if find_spec("pyaudio") else "PyAudio: EXTRAS with microphone"
     build = ["compile", bundle, "--target", "this-gpu", "--context", CONTEXT_TOKENS]
     verified = "`ok` in every line, no `WRONG`"
-    plans = "a line for vision, audio and decoder"
+    plans = "a line for decode, prefill, vision and audio"
     return [
         Step("board", "verdict `ok`, or what `remedy` says", python(EDGE, "doctor", "--json"), 60),
         Step(
             "quantize",
-            f"68 linears in {RECIPE}",
+            "21 linears bf16, 48 linears w4a16",
             python(BUILD_ENGINE, "quantize", checkpoint, quantized, "--recipe", RECIPE),
             60,
         ),
         Step(
             "bundle",
-            "a bundle of 16 MB, verified",
+            "a bundle of 18 MB, verified",
             python(BUILD_ENGINE, "bundle", quantized, bundle, "--target", "cpu"),
             60,
             ("quantize",),
