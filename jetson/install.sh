@@ -39,7 +39,7 @@ free_kb=$(df -Pk "${root:-/}" | awk 'NR == 2 { print $4 }')
 if [ -z "$root" ]; then
     model=$(tr -d '\0' 2>/dev/null </proc/device-tree/model || echo "no Jetson")
     say "machine: $model, $(awk '/MemTotal/ { printf "%.0f GB", $2 / 1e6 }' /proc/meminfo)"
-    say "L4T: $(sed -n -e 's/^# \(R3[0-7]\).*REVISION: \([0-9.]*\).*/\1.\2: only the cpu engine; the GPU needs JetPack 7/p;t' \
+    say "L4T: $(sed -n -e 's/^# \(R3[0-7]\).*REVISION: \([0-9.]*\).*/\1.\2: only the cpu engine; the GPU needs JetPack 7.2/p;t' \
         -e 's/^# \(R[0-9]*\).*REVISION: \([0-9.]*\).*/\1.\2/p' /etc/nv_tegra_release \
         2>/dev/null || echo "none: only the cpu engine")"
     ldconfig -p | grep -q 'libcuda\.so' && cuda=found || cuda="not found: only the cpu engine"

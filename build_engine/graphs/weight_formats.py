@@ -1,7 +1,7 @@
 """How a graph reads the decoder's weights: as the bundle's own bytes, which are its inputs.
 
 A graph holds no weight at all. It is made from names, dtypes and shapes alone, a plan of it stays
-small, all of a plan's profiles share one copy, and loading an engine is handing over addresses.
+small, both of the decoder's plans share one copy, and loading an engine is handing over addresses.
 What a target has no type for is decoded from its bytes by tables.
 
 Bytes are bound as INT8: TensorRT lets UINT8 feed nothing but a cast, no plugin either. Its headers

@@ -62,14 +62,14 @@ def test_the_service_may_use_the_gpu_by_its_name_on_this_board(root, nodes):
 
 
 def test_a_gpu_that_comes_late_is_waited_for_if_the_bundle_needs_it(root):
-    laid_out(root, {"var/lib/edge/bundle/decoder.plan": "x"})
+    laid_out(root, {"var/lib/edge/bundle/decode.plan": "x"})
     board = Board(root, lambda: add_devices(root, THOR))
     assert board.waits == ["the GPU"]
     assert board.said == [allowed(THOR)]
 
 
 def test_a_gpu_that_never_comes_is_left_to_the_service(root):
-    laid_out(root, {"var/lib/edge/bundle/decoder.plan": "x"})
+    laid_out(root, {"var/lib/edge/bundle/decode.plan": "x"})
     assert Board(root).said == []
 
 
