@@ -145,6 +145,8 @@ def compile_graph(
         raise _refused(order, f"does not parse at {at}: {error.desc()}")
     check_messages(order, log.messages)
     config = _config(trt, builder, order, progress)
+    if order.timing_cache:
+        _use_timing_cache(config, order.timing_cache, log.messages)
     if inspect:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     plan = builder.build_serialized_network(network, config)
@@ -273,9 +275,6 @@ def _config(trt: Any, builder: Any, order: Order, progress: Progress) -> Any:
         config.set_compute_capability(getattr(trt.ComputeCapability, order.stand_in), 0)
     else:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    if order.timing_cache:
-        known = order.timing_cache.read_bytes() if order.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     for profile in order.profiles:
         shapes = builder.create_optimization_profile()
         for name, three in profile.shapes.items():
@@ -283,6 +282,15 @@ def _config(trt: Any, builder: Any, order: Order, progress: Progress) -> Any:
         if config.add_optimization_profile(shapes) < 0:
             raise _refused(order, f"does not take the profile {profile.name}")
     return config
+
+
+def _use_timing_cache(config: Any, path: Path, messages: list[Message]) -> None:
+    """What was measured before, or nothing: it saves time, and must not cost the plan."""
+    known, n_before = path.read_bytes() if path.is_file() else b"", len(messages)
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        del messages[n_before:]  # of the old file, not of the graph
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

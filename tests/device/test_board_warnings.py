@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ def logged(name: str) -> list[Message]:
 
 
 HARMLESS, MEANING = logged("harmless.txt"), logged("meaning.txt")
-ON_BOARD = Order("decoder", Path("decoder.onnx"), Path("decoder.plan"), [])
-STAND_IN = Order("decoder", Path("decoder.onnx"), Path("decoder.plan"), [], "SM86")
+ON_BOARD = Order("decoder", Path("decoder.onnx"), Path("decode.plan"), [])
+STAND_IN = Order("decoder", Path("decoder.onnx"), Path("decode.plan"), [], "SM86")
 
 
 @pytest.mark.parametrize("message", HARMLESS, ids=lambda message: message.text[:40])
@@ -74,6 +75,7 @@ class FakeTensorRT:
 
     def __init__(self, messages: Sequence[Message], plan: bytes | None = b"plan") -> None:
         self.said, self.plan, self.log = messages, plan, None
+        self.caches: list[bytes] = []
         self.Builder = self._builder
 
     class ILogger:
@@ -91,7 +93,11 @@ class FakeTensorRT:
     def _builder(self, log: Any) -> Any:
         self.log = log
         config = SimpleNamespace(
-            clear_flag=lambda flag: None, set_memory_pool_limit=lambda pool, n_bytes: None
+            clear_flag=lambda flag: None,
+            set_memory_pool_limit=lambda pool, n_bytes: None,
+            create_timing_cache=lambda data: data,
+            set_timing_cache=self._set_timing_cache,
+            get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
         )
         return SimpleNamespace(
             get_plugin_registry=lambda: None,
@@ -99,6 +105,12 @@ class FakeTensorRT:
             create_builder_config=lambda: config,
             build_serialized_network=self._build,
         )
+
+    def _set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        self.caches.append(cache)
+        if cache == b"of another":
+            self.log.log(self.ILogger.Severity.ERROR, "Timing cache: version mismatch, ignored.")
+        return cache != b"of another"
 
     def Runtime(self, log: Any) -> Any:  # noqa: N802
         engine = SimpleNamespace(
@@ -125,7 +137,7 @@ def order(folder: Path) -> Order:
     graph.output(graph.op("Relu", graph.input("x", np.float32, [4])), "y", np.float32, [4])
     path = folder / "decoder.onnx"
     path.write_bytes(graph.model("small").SerializeToString())
-    return Order("decoder", path, folder / "decoder.plan", [])
+    return Order("decoder", path, folder / "decode.plan", [])
 
 
 def test_a_plan_is_built_over_all_that_boards_print(tmp_path: Path) -> None:
@@ -134,7 +146,19 @@ def test_a_plan_is_built_over_all_that_boards_print(tmp_path: Path) -> None:
     assert built.warnings[0] == f"{HARMLESS[0].text} (2 times)"
     assert built.warnings == gathered(message.text for message in [*HARMLESS, *HARMLESS])
     assert built.scratch_bytes == (100, 101)  # as the plan says, not the compiler's log
-    assert (tmp_path / "decoder.plan").read_bytes() == b"plan"
+    assert (tmp_path / "decode.plan").read_bytes() == b"plan"
+
+
+@pytest.mark.parametrize("known", [b"of another", b"its own", None])
+def test_what_was_measured_before_never_costs_the_plan(tmp_path: Path, known: bytes | None) -> None:
+    path = tmp_path / "timing"
+    if known is not None:
+        path.write_bytes(known)
+    trt = FakeTensorRT([])
+    made = dataclasses.replace(order(tmp_path), timing_cache=path)
+    assert compile_graph(trt, made, lambda *_: None).n_warnings == 0
+    assert trt.caches[-1] == (known if known == b"its own" else b"")
+    assert path.read_bytes() == b"measured"
 
 
 def test_a_plan_that_is_not_taken_back_is_refused(tmp_path: Path) -> None:
@@ -145,7 +169,7 @@ def test_a_plan_that_is_not_taken_back_is_refused(tmp_path: Path) -> None:
 def test_a_plan_of_another_meaning_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="Unused Input: position_ids"):
         compile_graph(FakeTensorRT([*HARMLESS, MEANING[0]]), order(tmp_path), lambda *_: None)
-    assert not (tmp_path / "decoder.plan").exists()
+    assert not (tmp_path / "decode.plan").exists()
 
 
 def test_no_plan_is_told_with_the_errors_not_with_the_first_warning(tmp_path: Path) -> None:
