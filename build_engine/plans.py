@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from edge import advice
 from edge.engines.bundle import Bundle, Manifest, Plans, file_entry
 from edge.engines.choose import open_cuda
 from edge.engines.encoders import AUDIO, VISION
+from edge.engines.optional import load
 from edge.engines.plan import check_tensorrt
 from edge.engines.safetensors import Layout
 from edge.errors import ConfigurationError
@@ -100,10 +100,7 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
             TensorRT is too old, refuses a graph or warns that it would compute something else.
     """
     remedy = "install JetPack's, or only --check the graphs"
-    require(COMPILER, remedy)
-    version = getattr(importlib.import_module(COMPILER), "__version__", None)
-    if version is None:  # a folder of type stubs can be imported too
-        raise ConfigurationError(COMPILER, "is not installed", remedy)
+    version = str(load(COMPILER, "__version__", remedy).__version__)
     check_tensorrt(version)
     capability = local_compute_capability()
     target = TARGETS.get(name, Target(THIS_GPU, capability, ""))
@@ -112,16 +109,18 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
         raise ConfigurationError(
             f"--target {name}", f"is sm {wanted}, this GPU is sm {here}", "compile on the device"
         )
-    bundle = Bundle(path)
+    bundle = Bundle(path, release_cache=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
         spec = bundle.manifest.spec
         made = orders(spec, bundle_layout(path), path, Path(work), target, options)
-        cache = path.parent / f".{path.name}.timing"
+        # what another TensorRT or GPU has measured is of no use here, and may be an error
+        kind = f"{version}-sm{'.'.join(map(str, capability))}"
+        cache = path.parent / f".{path.name}.{kind}.timing"
         built = [
             _compiled(COMPILER, replace(order, timing_cache=cache), options.kernels, report)
             for order in made
         ]
-        _put_into(path, bundle.manifest, made, built, target, options)
+        _put_into(path, bundle.manifest, made, built, target, options, version)
     return built
 
 
@@ -180,6 +179,7 @@ def _put_into(
     built: Sequence[Built],
     target: Target,
     options: Options,
+    tensorrt: str,
 ) -> None:
     """Name the plans last: a bundle that is interrupted here is one without plans."""
     files = {n: entry for n, entry in manifest.files.items() if not n.endswith(PLAN_SUFFIX)}
@@ -191,7 +191,7 @@ def _put_into(
         plan.rename(path / plan.name)
         files[plan.name] = file_entry(path / plan.name)
     described = Plans(
-        tensorrt=str(importlib.import_module(COMPILER).__version__),
+        tensorrt=tensorrt,
         compute_capability=".".join(map(str, target.compute_capability)),
         max_past_rows=options.max_past_rows,
         scratch_bytes={

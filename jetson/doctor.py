@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import edge
 from edge.engines.bundle import Bundle
+from edge.engines.optional import load
 from edge.engines.plan import JETPACK, MIN_TENSORRT
-from edge.errors import EdgeError
+from edge.errors import ConfigurationError, EdgeError
 from edge.session.health import SYSTEM
 from jetson.board import Board, HealthReader, rails_w, read_board
 
@@ -68,6 +69,10 @@ def examine(
     manifest = opened.manifest
     yield Check("bundle", "ok", f"{manifest.name}: every byte as built")
     yield _memory(board, sum(entry.n_bytes for entry in manifest.files.values()))
+    if manifest.plans:
+        plans = _plans(opened)
+        yield plans
+        try_it = try_it and plans.verdict == "ok"
     if try_it:
         yield _self_check(opened)
 
@@ -75,6 +80,9 @@ def examine(
 def report(checks: list[Check], root: Path = SYSTEM) -> dict[str, Any]:
     """What may be shown to anybody: the board and the checks, no names of people, hosts or files
     and no serial numbers."""
+    from edge.board_report import private_words, without
+
+    words = private_words({})
     return {
         "omni_edge": edge.__version__,
         "python": platform.python_version(),
@@ -83,7 +91,11 @@ def report(checks: list[Check], root: Path = SYSTEM) -> dict[str, Any]:
         "board": asdict(read_board(root)),
         "rails_w": rails_w(root),
         "health": asdict(HealthReader(root)()),
-        "checks": [asdict(check) for check in checks],
+        "checks": [
+            asdict(check)
+            | {"found": without(words, check.found), "remedy": without(words, check.remedy)}
+            for check in checks
+        ],
     }
 
 
@@ -126,13 +138,11 @@ def _cuda(root: Path) -> Check:
 
 def check_tensorrt() -> Check:
     """Whether it is there, and runs plans."""
+    remedy = "sudo apt install python3-libnvinfer; then sudo make install"
     try:
-        version = getattr(importlib.import_module("tensorrt"), "__version__", "")
-    except ImportError:
-        version = ""
-    if not version:
-        remedy = "sudo apt install python3-libnvinfer; then sudo make install"
-        return Check("TensorRT", "warning", "not found", remedy)
+        version = str(load("tensorrt", "__version__", remedy).__version__)
+    except ConfigurationError as error:
+        return Check("TensorRT", "warning", error.problem, error.remedy)
     release = tuple(int(part) for part in version.split(".")[:2])
     if release < MIN_TENSORRT:
         found = f"{version} is older than {'.'.join(map(str, MIN_TENSORRT))}"
@@ -206,12 +216,24 @@ def _memory(board: Board, weights_bytes: int) -> Check:
     return Check("memory", "ok", found)
 
 
+def _plans(bundle: Bundle) -> Check:
+    """Whether `edge run` takes them: here what the machine lacks is no warning."""
+    from edge.engines.choose import check_machine
+
+    try:
+        device = check_machine(bundle)
+    except EdgeError as error:
+        found = f"{Path(error.thing).name} {error.problem}"
+        return Check("plans", "failure", found, error.remedy)
+    return Check("plans", "ok", f"verified on this {device}")
+
+
 def _self_check(bundle: Bundle) -> Check:
     from edge.engines.choose import Choice, opened
     from edge.engines.self_check import warm_up
 
     try:
-        with opened(bundle, Choice(unverified=True)) as engine:
+        with opened(bundle, Choice()) as engine:
             distances = warm_up(engine, bundle)
     except EdgeError as error:
         return Check("self-check", "failure", f"{error.thing} {error.problem}", error.remedy)

@@ -122,16 +122,22 @@ class OneBlock(Mapping[str, NDArray[Any]]):
 class Bundle:
     """An opened, verified bundle."""
 
-    def __init__(self, path: Path, *, check_hashes: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, check_hashes: bool = True, release_cache: bool = False
+    ) -> None:
         """Open the folder `path` and check every byte of it against the manifest.
 
         Args:
             check_hashes: False looks at the files' sizes only, for who has just checked it.
+            release_cache: leave nothing of what was hashed in the page cache, as is done with every
+                bundle that has plans: for who needs the memory for a GPU.
         Raises:
             BundleError: it is absent, incomplete, changed, or of a newer format.
         """
         self.path, self._check_hashes = path, check_hashes
         self.manifest = _read_manifest(path)
+        # a GPU's engine copies: what the cache holds besides is memory that its copy lacks
+        self._release_cache = release_cache or self.manifest.plans is not None
         names = list(self.manifest.files)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for problem in pool.map(self._problem, names):
@@ -147,8 +153,7 @@ class Bundle:
             return path, f"has {n_bytes} bytes, the manifest says {expected.n_bytes}", REBUILD
         if not self._check_hashes:
             return None
-        # a GPU's engine copies: what the cache holds besides is memory that its copy lacks
-        sha256 = file_entry(path, give_back=self.manifest.plans is not None).sha256
+        sha256 = file_entry(path, give_back=self._release_cache).sha256
         if sha256 != expected.sha256:
             return (
                 path,

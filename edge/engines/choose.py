@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from edge.engines.bundle import Bundle, Plans
 from edge.engines.cpu import CpuEngine
 from edge.engines.cuda import ON_CPU, Cuda, Device
 from edge.engines.engine import AnyEngine
-from edge.engines.plan import COMPILE, JETPACK
+from edge.engines.optional import load
+from edge.engines.plan import COMPILE, JETPACK, check_tensorrt
 from edge.engines.tensorrt import PLANS, TensorrtEngine
-from edge.errors import BundleError, ConfigurationError
+from edge.errors import BundleError
 
 CPU, TENSORRT = ENGINES = ("cpu", "tensorrt")
 
@@ -38,7 +38,7 @@ def opened(bundle: Bundle, choice: Choice) -> Iterator[AnyEngine]:
     Raises:
         BundleError: the bundle has no plans, or plans for another GPU or TensorRT.
         DeviceError: the GPU, its driver or its memory is missing.
-        ConfigurationError: TensorRT or cuda-python is not installed.
+        ConfigurationError: TensorRT or cuda-python is not installed, or TensorRT is too old.
     """
     if (choice.engine or (TENSORRT if bundle.manifest.plans else CPU)) == CPU:
         engine = CpuEngine(bundle)
@@ -56,6 +56,25 @@ def open_tensorrt(bundle: Bundle, *, unverified: bool) -> TensorrtEngine:
     Raises:
         EdgeError: as `opened` says.
     """
+    trt, cuda = _machine_for(bundle, unverified=unverified)
+    return TensorrtEngine(bundle, trt, cuda)
+
+
+def check_machine(bundle: Bundle) -> Device:
+    """The GPU on which `opened` would run a bundle's plans; nothing of them is loaded.
+
+    Raises:
+        EdgeError: as `opened` says.
+    """
+    _, cuda = _machine_for(bundle, unverified=False)
+    try:
+        return cuda.device()
+    finally:
+        cuda.close()
+
+
+def _machine_for(bundle: Bundle, *, unverified: bool) -> tuple[Any, Cuda]:
+    """TensorRT, and the GPU, open, after every reason not to run the plans was looked for."""
     plans, path = bundle.manifest.plans, bundle.path
     if plans is None:
         raise BundleError(
@@ -67,12 +86,13 @@ def open_tensorrt(bundle: Bundle, *, unverified: bool) -> TensorrtEngine:
         raise BundleError(path, problem, f"{COMPILE}, {ON_CPU}")
     cuda = open_cuda()
     try:
-        trt = _module("tensorrt", "Runtime", f"install that of {JETPACK}")
+        trt = load("tensorrt", "Runtime", f"install that of {JETPACK}, {ON_CPU}")
+        check_tensorrt(trt.__version__)  # first: where it is too old, compiling again is no remedy
         check_plans(path, plans, cuda.device(), trt.__version__, unverified=unverified)
     except BaseException:
         cuda.close()
         raise
-    return TensorrtEngine(bundle, trt, cuda)
+    return trt, cuda
 
 
 def open_cuda() -> Cuda:
@@ -82,7 +102,7 @@ def open_cuda() -> Cuda:
         DeviceError: it or its driver is missing.
         ConfigurationError: cuda-python is not installed.
     """
-    return Cuda(_module("cuda.bindings.driver", "cuInit", advice.install("device")))
+    return Cuda(load("cuda.bindings.driver", "cuInit", f"{advice.install('device')}, {ON_CPU}"))
 
 
 def check_plans(
@@ -103,14 +123,3 @@ def check_plans(
         verified = f"is verified on {plans.verified}, not" if plans.verified else "is not verified"
         remedy = "run `build-engine verify`, or give --unverified"
         raise BundleError(path, f"{verified} on this {device}", remedy)
-
-
-def _module(name: str, needed: str, remedy: str) -> Any:
-    """An optional module, if it is really there: a folder of type stubs can be imported too."""
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError:
-        module = None
-    if not hasattr(module, needed):
-        raise ConfigurationError(f"module {name}", "is not installed", f"{remedy}, {ON_CPU}")
-    return module

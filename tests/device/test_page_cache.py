@@ -13,11 +13,13 @@ import pytest
 from fake_cuda import FakeDriver
 from fake_tensorrt import FakeTensorRT
 
+from build_engine import plans
 from edge.engines.bundle import Bundle, file_entry
 from edge.engines.cuda import Cuda
 from edge.engines.plan import Plan
 from edge.engines.plan_memory import Memory, load_weights
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
+from edge.errors import ConfigurationError
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -84,6 +86,25 @@ def test_nothing_that_the_gpu_has_stays_in_the_cache(compiled):
         wanted = [plan.bindings[name] for name in weights]
         assert set(load_weights(wanted, bundle, memory, cuda, memory.stream())) == weights
         assert [n_cached(folder / name) for name in names] == [0, 0]
+
+
+def test_nothing_of_a_bundle_stays_while_its_first_plans_are_made(bundle, monkeypatch):
+    """TensorRT measures kernels then, and takes what memory it finds."""
+    path = bundle("wide")
+    monkeypatch.setattr(plans, "COMPILER", "json")
+    monkeypatch.setattr(plans, "check_tensorrt", lambda version: None)
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
+    n_left: list[int] = []
+
+    def looked(path):
+        n_left.append(n_cached(path / "decoder.safetensors"))
+        raise ConfigurationError("this test", "has seen enough", "end")
+
+    monkeypatch.setattr(plans, "bundle_layout", looked)  # what comes after the hashes
+    on_disk(path / "decoder.safetensors")
+    with pytest.raises(ConfigurationError, match="has seen enough"):
+        plans.compile_bundle(path, "orin", plans.Options(512), lambda *_: None)
+    assert n_left == [0]
 
 
 def test_a_bundle_without_plans_stays_for_the_engine_that_maps_it(bundle):

@@ -22,6 +22,7 @@ from edge.engines.choose import check_plans
 from edge.engines.cuda import Device
 from edge.engines.tensorrt import TensorrtEngine
 from edge.errors import BundleError
+from jetson import doctor
 
 ORIN = Device("Orin", "8.7", 16)
 
@@ -108,6 +109,73 @@ def test_no_module(folder, driver, capsys, monkeypatch, module, empty):
     assert f"module {module}: is not installed; " in line
     assert "--engine cpu" in line
     assert driver.leaks() == {}
+
+
+@pytest.mark.parametrize("kind", ["ImportError", "OSError"])
+def test_a_module_that_does_not_load(folder, driver, capsys, monkeypatch, tmp_path, kind):
+    """JetPack's, where a library of it was removed."""
+    text = f"raise {kind}('libnvinfer.so.10: cannot open shared object file')\n"
+    (tmp_path / "tensorrt.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, line = run(capsys, folder)
+    assert code == 78
+    said = f"({kind}: libnvinfer.so.10: cannot open shared object file); install that of JetPack"
+    assert f"module tensorrt: cannot be imported {said}" in line
+    assert "--engine cpu" in line
+    assert driver.leaks() == {}
+
+
+def test_a_tensorrt_that_is_too_old(folder, driver, capsys, monkeypatch):
+    """JetPack 6's: to compile again is no remedy there."""
+    monkeypatch.setattr(FakeTensorRT, "__version__", "10.3.0")
+    code, line = run(capsys, folder)
+    assert code == 78
+    assert "TensorRT 10.3.0: is too old: plans need 10.9; flash JetPack 7.2" in line
+    assert driver.leaks() == {}
+
+
+def examined(folder, *, try_it=False):
+    return {check.name: check for check in doctor.examine(folder, try_it=try_it)}
+
+
+@pytest.mark.parametrize("try_it", [False, True])
+def test_the_doctor_passes_what_run_takes(folder, driver, try_it):
+    describe_plans(folder, msgspec.structs.replace(COMPILED, verified=str(ORIN)))
+    found = examined(folder, try_it=try_it)
+    assert (found["plans"].verdict, found["plans"].found) == ("ok", f"verified on this {ORIN}")
+    assert "self-check" not in found or found["self-check"].verdict == "ok"
+    assert ("self-check" in found) is try_it
+    assert driver.leaks() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "version", "says"),
+    [
+        ({}, COMPILED.tensorrt, "is not verified on this Orin"),
+        ({"tensorrt": "10.9.0"}, COMPILED.tensorrt, "is compiled by TensorRT 10.9.0"),
+        ({"compute_capability": "11.0"}, COMPILED.tensorrt, "is compiled for sm 11.0"),
+        ({"verified": str(ORIN)}, "10.3.0", "is too old: plans need 10.9"),
+    ],
+)
+def test_the_doctor_fails_what_run_refuses(
+    folder, driver, capsys, monkeypatch, change, version, says
+):
+    describe_plans(folder, msgspec.structs.replace(COMPILED, **change))
+    monkeypatch.setattr(FakeTensorRT, "__version__", version)
+    assert run(capsys, folder)[0] == 78
+    found = examined(folder, try_it=True)
+    assert found["plans"].verdict == "failure"
+    assert says in found["plans"].found
+    assert "self-check" not in found  # it would pass, and that would say nothing
+    assert driver.leaks() == {}
+    assert cli.main(["doctor", str(folder), "--try"]) == 78
+    assert "this machine: failed 1 check" in capsys.readouterr().err
+
+
+def test_the_doctor_fails_plans_without_a_gpu(folder, driver):
+    driver.no_library = True
+    assert examined(folder)["plans"].verdict == "failure"
 
 
 def test_unverified(folder, driver, capsys):

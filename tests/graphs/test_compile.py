@@ -286,6 +286,51 @@ def test_a_folder_without_tensorrt_is_none(
     assert "tensorrt_folder: is not installed; install JetPack's" in said
 
 
+def test_a_tensorrt_that_does_not_load_says_why(
+    bundle: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    why = "libnvinfer.so.10: cannot open shared object file"
+    (tmp_path / "tensorrt_broken.py").write_text(f"raise ImportError({why!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plans, "COMPILER", "tensorrt_broken")
+    said = fails(capsys, str(bundle("single")), "--target", "orin")
+    assert f"tensorrt_broken: cannot be imported (ImportError: {why}); install JetPack's" in said
+
+
+def test_what_was_measured_is_kept_by_tensorrt_and_gpu(
+    bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("single"), path)
+    monkeypatch.setattr(plans, "check_tensorrt", lambda version: None)
+    monkeypatch.syspath_prepend(tmp_path)
+    caches = set()
+
+    def compiled(module: str, order: Order, progress: Any, kernels: Path | None) -> Built:
+        caches.add(order.timing_cache)
+        order.plan.write_bytes(b"plan")
+        return Built(order.graph, ("any",), 0.0, 4, 0, scratch_bytes=(12,))
+
+    monkeypatch.setattr(plans, "compile_isolated", compiled)
+    for version, capability in (("10.13.3.9", (8, 7)), ("10.16.2.10", (8, 7)), ("11.1", (11, 0))):
+        name = f"tensorrt_{version.replace('.', '_')}"
+        (tmp_path / f"{name}.py").write_text(f"__version__ = {version!r}\n")
+        monkeypatch.setattr(plans, "COMPILER", name)
+        monkeypatch.setattr(plans, "local_compute_capability", lambda sm=capability: sm)
+        plans.compile_bundle(path, "this-gpu", plans.Options(512), lambda *_: None)
+        found = Bundle(path).manifest.plans
+        assert found is not None
+        assert found.tensorrt == version
+    assert {cache.name for cache in caches} == {
+        ".bundle.10.13.3.9-sm8.7.timing",
+        ".bundle.10.16.2.10-sm8.7.timing",
+        ".bundle.11.1-sm11.0.timing",
+    }
+
+
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(["compile", *arguments]) == 78
     (line,) = capsys.readouterr().err.splitlines()

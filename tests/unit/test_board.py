@@ -133,7 +133,7 @@ def test_which_jetpack_runs_plans(tmp_path, board, release, found):
         ({"__version__": "10.9.0.34"}, "ok", "10.9.0.34"),
         ({"__version__": "10.13.3.9"}, "ok", "10.13.3.9"),
         ({"__version__": "11.1"}, "ok", "11.1"),
-        ({}, "warning", "not found"),  # a folder of type stubs
+        ({}, "warning", "is not installed"),  # a folder of type stubs
     ],
 )
 def test_which_tensorrt_runs_plans(monkeypatch, module, verdict, found):
@@ -186,3 +186,16 @@ def test_a_report_holds_nothing_private(tmp_path, bundle):
     text = json.dumps(doctor.report(list(doctor.examine(bundle("base"), root)), root))
     for private in ("kitchen-robot", "1424021000000", str(tmp_path), str(bundle("base").parent)):
         assert private not in text
+
+
+def test_nor_do_words_of_others_in_it(tmp_path, monkeypatch):
+    """A module that does not load names its file, and a remedy this very Python."""
+    why = "/home/ana/tensorrt.so: undefined symbol: x"
+    (tmp_path / "tensorrt.py").write_text(f"raise ImportError({why!r})\n")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    checks = [doctor.check_tensorrt(), doctor.Check("x", "failure", "y", f"{sys.prefix}/bin/pip")]
+    assert why in checks[0].found
+    tensorrt, other = doctor.report(checks, laid_out(tmp_path, THOR))["checks"]
+    assert "(ImportError: /home/USER/tensorrt.so: undefined symbol: x)" in tensorrt["found"]
+    assert other["remedy"] == "PYTHON/bin/pip"
