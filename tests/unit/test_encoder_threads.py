@@ -69,8 +69,8 @@ def test_a_process_that_was_given_one_core_has_no_encoder_thread_beside_its_own(
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_encoder_threads_are_bound_to_no_core_and_sleep_between_calls(bundle):
-    """Measured: 1.2 times the processor time of one thread (scripts/bench_encoders.py), up to 1.8 in
-    calls this short beside other work; 23 times where threads spin."""
+    """Measured: 1.2 times the processor time of one thread (scripts/bench_encoders.py), up to 1.8
+    in calls this short beside other work; 23 times where threads spin."""
     found = measured(bundle, -1)
     assert len(found["own"]) == len(os.sched_getaffinity(0))
     assert set(found["own"]) == {found["process"]}
