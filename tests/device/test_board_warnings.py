@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -74,6 +75,7 @@ class FakeTensorRT:
 
     def __init__(self, messages: Sequence[Message], plan: bytes | None = b"plan") -> None:
         self.said, self.plan, self.log = messages, plan, None
+        self.limits: list[int] = []
         self.Builder = self._builder
 
     class ILogger:
@@ -91,7 +93,8 @@ class FakeTensorRT:
     def _builder(self, log: Any) -> Any:
         self.log = log
         config = SimpleNamespace(
-            clear_flag=lambda flag: None, set_memory_pool_limit=lambda pool, n_bytes: None
+            clear_flag=lambda flag: None,
+            set_memory_pool_limit=lambda pool, n_bytes: self.limits.append(n_bytes),
         )
         return SimpleNamespace(
             get_plugin_registry=lambda: None,
@@ -135,6 +138,13 @@ def test_a_plan_is_built_over_all_that_boards_print(tmp_path: Path) -> None:
     assert built.warnings == gathered(message.text for message in [*HARMLESS, *HARMLESS])
     assert built.scratch_bytes == (100, 101)  # as the plan says, not the compiler's log
     assert (tmp_path / "decoder.plan").read_bytes() == b"plan"
+
+
+def test_a_plan_may_need_as_much_scratch_memory_as_its_order_says(tmp_path: Path) -> None:
+    trt = FakeTensorRT([])
+    wanted = dataclasses.replace(order(tmp_path), workspace_bytes=5 << 30)
+    compile_graph(trt, wanted, lambda *_: None)
+    assert trt.limits == [5 << 30]
 
 
 def test_a_plan_that_is_not_taken_back_is_refused(tmp_path: Path) -> None:

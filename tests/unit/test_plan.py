@@ -26,7 +26,7 @@ from build_engine.footprint import (
 )
 from build_engine.graphs.decoder import DEVICE, decoder_model
 from build_engine.plan import make_plan, read_spec
-from build_engine.plans import TARGETS
+from build_engine.plans import TARGETS, Options, orders
 from build_engine.recipe import known_recipes, load_recipe
 from build_engine.traffic import MODULES, PEERS, decode_traffic
 from edge.errors import BundleError, CheckpointError, ConfigurationError
@@ -268,6 +268,22 @@ def test_a_recipe_was_counted_for_the_board_or_is_for_the_cpu_engine_only(board,
     assert any(part.name.startswith("scratch memory") for part in result.parts) is compiles
     assert ("cpu engine only: no GPU kernels for such experts" in result.table()) is not compiles
     assert recipe not in result.recipes_that_fit or compiles
+
+
+@pytest.mark.parametrize("context", [1, 8192, 65_536, DECODER.max_tokens])
+@pytest.mark.parametrize("board", ["agx-orin-64", "thor-128"])
+def test_compile_allows_the_scratch_memory_that_the_plan_tells(tmp_path, board, context):
+    target = TARGETS[BOARDS[board].target]
+    one_of_each = msgspec.structs.replace(DECODER, pattern="M*E")
+    spec = msgspec.structs.replace(SPEC, decoder=one_of_each)
+    options = Options(context, kernels=tmp_path)
+    for recipe in ("orin", "nvfp4", "w4a16-all"):
+        layout = recipe_layout(one_of_each, load_recipe(recipe))
+        made = orders(spec, layout, None, tmp_path, target, options)
+        parts = make_plan(SPEC, board, recipe, context, 2).parts
+        (told,) = [part.n_bytes for part in parts if part.name == "scratch memory (estimate)"]
+        for order in made:
+            assert order.workspace_bytes >= max(1.1 * told, 2 * GIB), recipe
 
 
 @pytest.mark.parametrize("board", BOARDS)
