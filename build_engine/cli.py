@@ -18,7 +18,7 @@ from build_engine.bundle import TARGETS, Progress, build_bundle, save_manifest
 from build_engine.checkpoint import Checkpoint
 from build_engine.describe import describe
 from build_engine.evaluate import compare
-from build_engine.plan import compiled_scratch_bytes, make_plan, read_spec
+from build_engine.plan import make_plan, read_spec
 from build_engine.plans import Options, check_bundle, compile_bundle
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
@@ -142,8 +142,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """What a board needs for a recipe: memory, context, and the bandwidth limit on decode."""
     folder, context = arguments.checkpoint, arguments.context
-    spec, scratch = read_spec(folder), compiled_scratch_bytes(folder, context)
-    result = make_plan(spec, arguments.board, arguments.recipe, context, arguments.fps, scratch)
+    options = arguments.board, arguments.recipe, context, arguments.fps
+    result = make_plan(read_spec(folder), *options, folder)
     print(json.dumps(result.as_dict()) if arguments.json else result.table())
     result.require_fit()
 

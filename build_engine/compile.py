@@ -51,7 +51,8 @@ MAX_KEPT_WARNINGS = 32
 """Of a graph, each with all that differ from it in numbers only; a long build gives thousands."""
 MAX_REASONS = 3
 WORKSPACE_BYTES = 2 << 30
-"""Of scratch memory on a device. The body of edge::MoE, at the published sizes, needs more."""
+"""Of scratch memory on a device, at least. The body of edge::MoE, at the published sizes, needs
+more."""
 LAYERS = "Layers:"
 """What TensorRT's description of a plan begins with."""
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -72,6 +73,8 @@ class Order:
     """TensorRT-RTX's name of the GPU generation to compile for, e.g. SM86; None: the GPU here."""
     timing_cache: Path | None = None
     """Kept between builds, where TensorRT measures."""
+    workspace_bytes: int = WORKSPACE_BYTES
+    """Limit of scratch memory on a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +277,7 @@ def _config(trt: Any, builder: Any, order: Order, progress: Progress) -> Any:
         config.num_compute_capabilities = 1  # before the next: the default asks the driver
         config.set_compute_capability(getattr(trt.ComputeCapability, order.stand_in), 0)
     else:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_bytes)
     for profile in order.profiles:
         shapes = builder.create_optimization_profile()
         for name, three in profile.shapes.items():

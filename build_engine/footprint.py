@@ -11,11 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from build_engine.decoder_layout import recipe_layout
 from build_engine.decoder_weights import Packed, packed_tensors
 from build_engine.graphs.decoder import DEVICE, N_TOP, Precision
-from build_engine.graphs.weight_formats import E4M3
+from build_engine.graphs.weight_formats import E4M3, stored
 from build_engine.pack import BITS
 from build_engine.profiles import audio_profiles, longest_past, vision_profiles
 from build_engine.recipe import Recipe
@@ -24,7 +25,9 @@ from edge.engines.plan_memory import ALIGNMENT, PINNED, aligned
 from edge.engines.safetensors import Layout
 from edge.engines.tensorrt import MAX_SNAPSHOTS, MAX_STATES
 from edge.model.spec import AudioSpec, DecoderSpec, ModelSpec, VisionSpec
+from gpu_kernels.launch import FORMATS
 
+ROUTED_EXPERTS = "routed experts"
 # The decoder's weights by kind, and the last part of the packed tensors' names that belong to it.
 KINDS: dict[str, tuple[str, ...]] = {
     "embeddings": ("embeddings",),
@@ -32,7 +35,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "Mamba linears": ("in_proj", "out_proj"),
     "attention q, k, v": ("q_proj", "k_proj", "v_proj"),
     "attention o": ("o_proj",),
-    "routed experts": ("experts_up", "experts_down"),
+    ROUTED_EXPERTS: ("experts_up", "experts_down"),
     "shared experts": ("shared_up", "shared_down"),
     "router": ("gate",),
     "small tensors": (),
@@ -47,8 +50,8 @@ SCORE_BYTES, VISION_BYTES, AUDIO_BYTES = 6, 32, 6
 ATTENTION_BYTES, BESIDE_TABLES_BYTES, SCAN_BYTES, PAIR_BYTES = 96, 32, 83, 4.2
 """Of a row's column in attention, and there beside a decoded weight; in the scan of a row's column,
 and of a pair of tokens in one head."""
-DECODED_BYTES = {"nvfp4": 8, "w4a16": 8, "int4": 8, "fp8": 4}
-"""Of a weight that is decoded by tables."""
+DECODED_BYTES = {"nvfp4": 8, "int4": 8, "fp8": 4}
+"""Of a weight that is decoded by tables, as it is stored."""
 ATTENTION_LINEARS = (".q_proj", ".k_proj", ".v_proj", ".o_proj")
 MAMBA_LINEARS = (".in_proj", ".out_proj")
 
@@ -63,6 +66,14 @@ class Part:
     format: str = ""
 
 
+class Decoded(NamedTuple):
+    """Bytes of the largest linear that is decoded by tables, by where it is; 0: none is."""
+
+    attention: int
+    mamba: int
+    anywhere: int
+
+
 def footprint(
     spec: ModelSpec,
     recipe: Recipe,
@@ -72,13 +83,18 @@ def footprint(
 ) -> Iterator[Part]:
     """Everything of the model that takes memory.
 
+    No scratch memory is told where there can be no plans: see `has_gpu_experts`.
+
     Args:
+        context_tokens: that the plans are compiled for.
         precision: of the target's plans.
         scratch: bytes that compiled plans need while they compute; None estimates them.
     """
     weights = _recipe_weight_bytes(spec.decoder, recipe, precision)
     told = scratch is not None
-    scratch = scratch_bytes(spec, recipe, context_tokens, precision) if scratch is None else scratch
+    if scratch is None:
+        decoded = _recipe_decoded_bytes(spec.decoder, recipe, precision)
+        scratch = scratch_bytes(spec, decoded, context_tokens)
     taken = engine_bytes(spec, weights, precision, context_tokens, scratch)
     kinds = decoder_parts(spec.decoder, recipe)
     on_gpu = sum(part.n_bytes for part in kinds if part.name != "embeddings")
@@ -90,7 +106,9 @@ def footprint(
     yield Part(f"K/V cache, {MAX_STATES} states", taken.pop(CACHE), format="fp16")
     yield Part(f"recurrent state, {MAX_STATES} states twice", taken.pop(STATE), format="fp32")
     yield Part(f"recurrent state, {MAX_SNAPSHOTS} snapshots", taken.pop("snapshots"), format="fp32")
-    yield Part(f"scratch memory ({'the plans say' if told else 'estimate'})", taken.pop(SCRATCH))
+    scratch = taken.pop(SCRATCH)
+    if told or has_gpu_experts(spec.decoder, recipe):
+        yield Part(f"scratch memory ({'the plans say' if told else 'estimate'})", scratch)
     yield Part("inputs, outputs, pinned memory", sum(taken.values()))
 
 
@@ -132,8 +150,21 @@ def engine_bytes(
 
 
 @functools.cache
+def has_gpu_experts(spec: DecoderSpec, recipe: Recipe) -> bool:
+    """Whether the GPU's kernels read all routed experts; as operators they are too large."""
+    layout = recipe_layout(spec, recipe)
+    names = (name for name in layout if name.endswith(KINDS[ROUTED_EXPERTS]))
+    return all(stored(layout, name).kind in FORMATS for name in names)
+
+
+@functools.cache
 def _recipe_weight_bytes(spec: DecoderSpec, recipe: Recipe, precision: Precision) -> int:
     return weight_bytes(recipe_layout(spec, recipe), precision)
+
+
+@functools.cache
+def _recipe_decoded_bytes(spec: DecoderSpec, recipe: Recipe, precision: Precision) -> Decoded:
+    return decoded_bytes(recipe_layout(spec, recipe), precision)
 
 
 def weight_bytes(layout: Layout, precision: Precision) -> int:
@@ -240,55 +271,68 @@ def recurrent_state_bytes(
     return len(spec.layers("M")) * each
 
 
-def scratch_bytes(
-    spec: ModelSpec, recipe: Recipe, context_tokens: int, precision: Precision
-) -> int:
+def scratch_bytes(spec: ModelSpec, decoded: Decoded, context_tokens: int) -> int:
     """ESTIMATE: what the plans need while they compute, the one that needs most; they share it.
 
     From what TensorRT-RTX 1.7.1 reserves for SM86 at the published sizes, within 2.5 % of it
     (docs/graphs.md). Attention to a past of any length is not fused there, and a linear that is
     decoded by tables is there whole. The routed experts are taken as kernels, which need less than
     these.
+
+    Args:
+        decoded: `decoded_bytes` of the decoder.
     """
     decoder, tokens = spec.decoder, MAX_PREFILL_TOKENS
     rows = min(longest_past(context_tokens), decoder.max_tokens)
     columns = decoder.hidden_size * tokens
-    by_table = functools.partial(_decoded_bytes, decoder, recipe, precision.fp8)
     attention = SCORE_BYTES * decoder.n_q_heads * tokens * (rows + tokens) + max(
-        ATTENTION_BYTES * columns, by_table(ATTENTION_LINEARS) + BESIDE_TABLES_BYTES * columns
+        ATTENTION_BYTES * columns, decoded.attention + BESIDE_TABLES_BYTES * columns
     )
     scan = SCAN_BYTES * decoder.d_inner * tokens + max(
-        int(PAIR_BYTES * decoder.mamba_n_heads * tokens**2), by_table(MAMBA_LINEARS)
+        int(PAIR_BYTES * decoder.mamba_n_heads * tokens**2), decoded.mamba
     )
-    patches = vision_profiles(spec.vision)[0].shapes["patches"][2][1]
     mel = audio_profiles(spec.audio)[0].shapes["mel"][2][1]
     subsampled = (mel // 2) * (spec.audio.n_mels // 2) * spec.audio.subsampling_channels
     return max(
         attention if decoder.layers("*") else 0,
         scan if decoder.layers("M") else 0,
-        by_table(("",)),
-        VISION_BYTES * patches * spec.vision.hidden_size,
+        decoded.anywhere,
+        vision_scratch_bytes(spec.vision)[0],
         AUDIO_BYTES * subsampled,
     )
 
 
-@functools.cache
-def _decoded_bytes(spec: DecoderSpec, recipe: Recipe, fp8: bool, ends: tuple[str, ...]) -> int:
-    """Of the largest linear with such a name which is decoded by tables."""
-    found = [0]
-    for packed in packed_tensors(spec):
-        chosen, _ = _format_and_bits(packed, packed.sources[0], recipe)
-        by_table = chosen in DECODED_BYTES and not (fp8 and chosen == "fp8")
-        if by_table and packed.name.endswith(ends) and len(packed.sources) == 1:
-            found.append(math.prod(packed.source_shape) * DECODED_BYTES[chosen])
-    return max(found)
+def vision_scratch_bytes(spec: VisionSpec) -> list[int]:
+    """ESTIMATE: what the encoder's plan needs in each profile; a fifth too much in the second."""
+    largest = (profile.shapes["patches"][2] for profile in vision_profiles(spec))
+    return [VISION_BYTES * n_patches * spec.hidden_size for _, n_patches, _ in largest]
+
+
+def decoded_bytes(layout: Layout, precision: Precision) -> Decoded:
+    """What the plans hold decoded at a time, the routed experts apart.
+
+    Args:
+        layout: dtype and shape of every tensor of decoder.safetensors.
+    """
+    found: dict[str, int] = {}
+    for name, (_, shape) in layout.items():
+        if len(shape) != 2 or name.endswith("scale"):
+            continue
+        weight = stored(layout, name)
+        if weight.kind in DECODED_BYTES and not (precision.fp8 and weight.kind == "fp8"):
+            found[name] = weight.n * weight.k * DECODED_BYTES[weight.kind]
+    largest = (
+        max((n for name, n in found.items() if name.endswith(ends)), default=0)
+        for ends in (ATTENTION_LINEARS, MAMBA_LINEARS, "")
+    )
+    return Decoded(*largest)
 
 
 def decode_bytes(spec: DecoderSpec, recipe: Recipe) -> int:
     """Weights that one token meets, one row of the embeddings, the state read and written."""
     total = 2 * spec.hidden_size + 2 * recurrent_state_bytes(spec)
     for part in decoder_parts(spec, recipe):
-        if part.name == "routed experts":
+        if part.name == ROUTED_EXPERTS:
             total += part.n_bytes // spec.n_experts * spec.n_experts_per_token
         elif part.name != "embeddings":
             total += part.n_bytes

@@ -11,26 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from build_engine.boards import BOARDS, GIB, Board
+from build_engine.decoder_layout import bundle_layout, recipe_layout
 from build_engine.decoder_weights import linears
 from build_engine.footprint import (
     MEL_FRAMES_PER_S,
+    ROUTED_EXPERTS,
     Part,
     decode_bytes,
+    decoder_parts,
     footprint,
+    has_gpu_experts,
     kv_bytes_per_token,
+    vision_scratch_bytes,
 )
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8
-from build_engine.profiles import PAST_STEP_ROWS, longest_past
-from build_engine.recipe import CALIBRATED, Recipe, known_recipes, load_recipe
-from build_engine.traffic import BANDWIDTH_SHARE, decode_traffic
-from edge.engines.bundle import MANIFEST, Bundle
+from build_engine.plans import TARGETS
+from build_engine.profiles import LARGE_PICTURE, PAST_STEP_ROWS, longest_past, vision_profiles
+from build_engine.recipe import Recipe, known_recipes, load_recipe
+from build_engine.traffic import BANDWIDTH_SHARE, MODULES, PEERS, Peer, decode_traffic
+from edge.engines.bundle import MANIFEST, Bundle, Plans
 from edge.engines.tensorrt import FIRST_BUCKET_ROWS
 from edge.errors import CheckpointError, ConfigurationError
 from edge.model.spec import DecoderSpec, ModelSpec, model_spec
+from gpu_kernels.launch import FORMATS
 
 AUDIO_TOKENS_PER_S = MEL_FRAMES_PER_S / 8
 COUNTED = "what the kernels of a compiled plan read and write"
 STORED = "what is stored; no plan of this recipe and these sizes was counted for this board"
+CPU_ONLY = "cpu engine only: no GPU kernels for such experts"
+VISION_PLAN = "vision.plan"
 SEPARATOR_TOKENS = 14
 """Words around a tubelet ("Frame 3 sampled at ..."), assumed."""
 
@@ -55,6 +64,10 @@ class Plan:
     decode_bytes_compiled: bool
     """They are what a compiled plan's kernels move; else what is stored, which no kernel can do
     without."""
+    cpu_only: bool
+    """No plan can be compiled: there are no GPU kernels for such experts."""
+    peers: tuple[Peer, ...]
+    """What others reach on such a board."""
     largest_context: int
     """Tokens that this board could hold with this recipe; 0: not even one."""
     recipes_that_fit: tuple[str, ...]
@@ -88,8 +101,13 @@ class Plan:
         return self.tokens_s * 3600 * self.kv_bytes_per_token
 
     @property
-    def decode_tokens_s(self) -> tuple[float, float]:
-        """At `BANDWIDTH_SHARE` of the board's bandwidth: context empty, context full."""
+    def decode_tokens_s(self) -> tuple[float, float] | None:
+        """At `BANDWIDTH_SHARE` of the board's bandwidth: context empty, context full.
+
+        None where no plan can be compiled.
+        """
+        if self.cpu_only:
+            return None
         rate = BANDWIDTH_SHARE * self.board.bandwidth_bytes_s
         return rate / self.decode_bytes, rate / self.decode_bytes_full
 
@@ -116,9 +134,10 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: bytes, tokens and seconds."""
-        empty, full = self.decode_tokens_s
+        empty, full = self.decode_tokens_s or (None, None)
         return {
             **asdict(self),
+            "peers": [peer._asdict() for peer in self.peers],
             "fits": self.free_bytes >= 0,
             "needed_bytes": self.needed_bytes,
             "free_bytes": self.free_bytes,
@@ -148,15 +167,12 @@ class Plan:
             (verdict, self.free_bytes),
         ):
             rows.append(line.format(name, "", "", _gib(n_bytes)))
-        empty, full = self.decode_tokens_s
         facts = {
             "perception": f"{self.tokens_s:.1f} tokens/s = {self.vision_tokens_s:.1f} vision + "
             f"{self.separator_tokens_s:.1f} separators + {self.audio_tokens_s:.1f} sound",
             "context": f"{self.context_tokens:,} tokens last {_duration(self.context_s)}; K/V grow "
             f"by {self.kv_bytes_per_hour / 2**20:,.0f} MiB/h",
-            "decode": f"{'' if self.decode_bytes_compiled else 'at most '}{empty:.1f} tokens/s, "
-            f"{full:.1f} with the context full, at {BANDWIDTH_SHARE:.0%} of "
-            f"{self.board.bandwidth_bytes_s / 1e9:g} GB/s",
+            "decode": self._decode(),
             "bytes of a token": f"{'' if self.decode_bytes_compiled else 'at least '}"
             f"{self.decode_bytes / 1e9:.2f} GB, {self.decode_bytes_full / 1e9:.2f} with the "
             f"context full: {COUNTED if self.decode_bytes_compiled else STORED}",
@@ -165,8 +181,22 @@ class Plan:
             "boards that fit": ", ".join(self.boards_that_fit) or "none",
         }
         rows += ["", *(f"{name:18}{text}" for name, text in facts.items())]
+        rows += [
+            f"{'others reach':18}{peer.tokens_s} tokens/s: {peer.what} ({peer.source})"
+            for peer in self.peers
+        ]
         rows += [f"{'note':18}{note}" for note in self.notes]
         return "\n".join(rows)
+
+    def _decode(self) -> str:
+        if self.decode_tokens_s is None:
+            return CPU_ONLY
+        empty, full = self.decode_tokens_s
+        return (
+            f"{'' if self.decode_bytes_compiled else 'at most '}{empty:.1f} tokens/s, "
+            f"{full:.1f} with the context full, at {BANDWIDTH_SHARE:.0%} of "
+            f"{self.board.bandwidth_bytes_s / 1e9:g} GB/s"
+        )
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -190,27 +220,13 @@ def read_spec(folder: Path) -> ModelSpec:
     return model_spec(config, {})
 
 
-def compiled_scratch_bytes(folder: Path, context_tokens: int) -> int | None:
-    """What a compiled bundle's plans need while they compute; None if nothing here tells.
-
-    Args:
-        context_tokens: plans for fewer tell nothing, and plans for more more than is needed.
-    Raises:
-        BundleError: it is a damaged bundle.
-    """
-    if not (folder / MANIFEST).is_file():
-        return None
-    plans = Bundle(folder, check_hashes=False).manifest.plans
-    return plans.kept_scratch_bytes if plans and plans.max_past_rows >= context_tokens else None
-
-
 def make_plan(
     spec: ModelSpec,
     board: str,
     recipe: str,
     context_tokens: int,
     fps: float,
-    scratch: int | None = None,
+    folder: Path | None = None,
 ) -> Plan:
     """Weigh `recipe` on `board`.
 
@@ -218,8 +234,9 @@ def make_plan(
         recipe: its name, or a file of one's own.
         context_tokens: bound of the live context.
         fps: frames a second taken from the camera; 0: sound only.
-        scratch: bytes that compiled plans need while they compute; None estimates them.
+        folder: a bundle, whose plans count where they are for this board, recipe and context.
     Raises:
+        BundleError: it is a damaged bundle.
         ConfigurationError: a name is unknown, or a number is out of range.
     """
     if board not in BOARDS:
@@ -235,6 +252,11 @@ def make_plan(
     per_token = kv_bytes_per_token(spec.decoder)
     decode, decode_full, compiled = _decode_bytes(spec.decoder, place, recipe, context_tokens)
     known = {name: load_recipe(name) for name in known_recipes()}
+    compiled_plans = _compiled_plans(folder, spec, place, chosen, context_tokens)
+    rows, scratch = context_tokens, None
+    if compiled_plans:
+        rows, scratch = compiled_plans.max_past_rows, compiled_plans.kept_scratch_bytes
+    cpu_only = compiled_plans is None and not has_gpu_experts(spec.decoder, chosen)
 
     def slowest_last(name: str) -> tuple[bool, int]:
         n_bytes, _, counted = _decode_bytes(spec.decoder, place, name, context_tokens)
@@ -245,7 +267,7 @@ def make_plan(
         recipe=recipe,
         context_tokens=context_tokens,
         fps=fps,
-        parts=tuple(_parts(spec, place, chosen, context_tokens, scratch)),
+        parts=tuple(_parts(spec, place, chosen, rows, scratch)),
         vision_tokens_s=tubelets_s * (spec.vision.video_target_patches // spec.vision.merge**2),
         separator_tokens_s=tubelets_s * SEPARATOR_TOKENS,
         audio_tokens_s=AUDIO_TOKENS_PER_S,
@@ -253,19 +275,42 @@ def make_plan(
         decode_bytes=decode,
         decode_bytes_full=decode_full,
         decode_bytes_compiled=compiled,
+        cpu_only=cpu_only,
+        peers=_peers(place),
         largest_context=_largest_context(spec, place, chosen),
         recipes_that_fit=tuple(
             name
             for name in sorted(known, key=slowest_last)
-            if _largest_context(spec, place, known[name]) >= context_tokens
+            if has_gpu_experts(spec.decoder, known[name])
+            and _largest_context(spec, place, known[name]) >= context_tokens
         ),
         boards_that_fit=tuple(
             other.name
             for other in BOARDS.values()
             if _largest_context(spec, other, chosen) >= context_tokens
         ),
-        notes=tuple(_notes(place, chosen)),
+        notes=tuple(_notes(spec, place, chosen, context_tokens, compiled_plans)),
     )
+
+
+def _compiled_plans(
+    folder: Path | None, spec: ModelSpec, board: Board, recipe: Recipe, context_tokens: int
+) -> Plans | None:
+    """A bundle's plans, where this board would run them with this recipe and context."""
+    if folder is None or not (folder / MANIFEST).is_file():
+        return None
+    plans = Bundle(folder, check_hashes=False).manifest.plans
+    capability = ".".join(map(str, TARGETS[board.target].compute_capability))
+    if not plans or plans.compute_capability != capability or plans.max_past_rows < context_tokens:
+        return None
+    return plans if bundle_layout(folder) == recipe_layout(spec.decoder, recipe) else None
+
+
+def _peers(board: Board) -> tuple[Peer, ...]:
+    """Of boards with the same GPU and as fast a memory."""
+    told = BOARDS[MODULES[board.target]]
+    same = board.bandwidth_bytes_s == told.bandwidth_bytes_s
+    return tuple(peer for peer in PEERS if same and peer.target == board.target)
 
 
 def _parts(
@@ -307,21 +352,40 @@ def _largest_context(spec: ModelSpec, board: Board, recipe: Recipe) -> int:
     return min(max(n_fitting - 1, 0) * PAST_STEP_ROWS, most)
 
 
-def _notes(board: Board, recipe: Recipe) -> Iterator[str]:
-    decoded = _not_native(board, recipe)
-    if decoded:
-        names = " and ".join(name.upper() for name in decoded)
+def _notes(
+    spec: ModelSpec, board: Board, recipe: Recipe, context_tokens: int, plans: Plans | None
+) -> Iterator[str]:
+    if plans is None and not has_gpu_experts(spec.decoder, recipe):
+        yield "an engine on the GPU would compute the experts by our kernels, which take " + (
+            f"{' and '.join(name.upper() for name in FORMATS)} weights only"
+        )
+        return
+    if decoded := _decoded_by_tables(spec.decoder, board, recipe):
         yield (
-            f"{board.name} has no FP8 or FP4 arithmetic: {names} would be decoded to FP16 by our "
-            "kernel, which saves memory only; orin is meant for it"
+            f"{board.name} reads the routed experts as they are, by our kernels; other linears in "
+            f"{' and '.join(decoded)} are decoded by tables into memory and read again, which "
+            "saves memory only"
+        )
+    if len(vision_profiles(spec.vision)) > 1:
+        told = plans.scratch_bytes.get(VISION_PLAN, {}).get(LARGE_PICTURE) if plans else None
+        large = told or vision_scratch_bytes(spec.vision)[1]
+        yield (
+            f"a large picture takes {large / 1e6:,.0f} MB more for its call"
+            f"{'' if told else ' (estimate)'}"
+        )
+    if plans and longest_past(context_tokens) < longest_past(plans.max_past_rows):
+        yield (
+            f"the bundle's plans hold a K/V cache of {plans.max_past_rows:,} tokens, whatever "
+            "--context says: compile again for less"
         )
     yield "decode is bandwidth only, a share of the published peak; nothing here is measured"
 
 
-def _not_native(board: Board, recipe: Recipe) -> list[str]:
-    """The recipe's formats that multiply in FP8 or FP4, if the board cannot."""
-    used = {recipe.kv_cache, *(rule.format for rule in recipe.rules)}
-    return [] if board.low_precision else [name for name in CALIBRATED if name in used]
+def _decoded_by_tables(spec: DecoderSpec, board: Board, recipe: Recipe) -> list[str]:
+    """The formats of linears that no kernel of the board's plans reads as they are."""
+    others = (p.format for p in decoder_parts(spec, recipe) if p.name != ROUTED_EXPERTS)
+    as_it_is = {"bf16", "fp32", "fp8"} if board.low_precision else {"bf16", "fp32"}
+    return sorted({name.upper() for name in others if name not in as_it_is})
 
 
 def _gib(n_bytes: int) -> str:

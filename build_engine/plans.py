@@ -12,8 +12,9 @@ import msgspec
 import onnx
 
 from build_engine.bundle import save_manifest
-from build_engine.compile import Built, Order
+from build_engine.compile import WORKSPACE_BYTES, Built, Order
 from build_engine.decoder_layout import bundle_layout
+from build_engine.footprint import decoded_bytes, scratch_bytes
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, Precision, decoder_model
 from build_engine.graphs.half import narrowed
 from build_engine.graphs.onnx_ops import ExternalData
@@ -39,6 +40,8 @@ PLAN_SUFFIX = ".plan"
 PHASES: tuple[Phase, ...] = get_args(Phase)
 THIS_GPU = "this-gpu"
 FIRST_WITH_FP8 = (8, 9)
+SPARE_WORKSPACE = 4
+"""One part in so many is allowed beyond the estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +163,20 @@ def orders(
             model = onnx.load(encoders / file, load_external_data=False)
             model = narrowed(model, encoders, weights, BFLOAT16)
         graphs[-1].write_bytes(model.SerializeToString())
+    workspace = workspace_bytes(spec, layout, target, options.max_past_rows)
     return [
-        Order(graph.stem, graph, graph.with_suffix(PLAN_SUFFIX), profiles[graph.stem])
+        Order(
+            *(graph.stem, graph, graph.with_suffix(PLAN_SUFFIX), profiles[graph.stem]),
+            workspace_bytes=workspace,
+        )
         for graph in graphs
     ]
+
+
+def workspace_bytes(spec: ModelSpec, layout: Layout, target: Target, max_past_rows: int) -> int:
+    """What a plan may need while it computes: attention's scores grow with the past."""
+    needed = scratch_bytes(spec, decoded_bytes(layout, target.precision), max_past_rows)
+    return max(WORKSPACE_BYTES, needed + needed // SPARE_WORKSPACE)
 
 
 def _compiled(module: str, order: Order, kernels: Path | None, report: Report) -> Built:

@@ -21,6 +21,7 @@ SMALLEST_SIDE = 2
 LONGEST_SIDE = 256
 """Patches along one side of a grid. Longer strips would make the position table's rows and columns,
 whose maxima a profile multiplies, take the memory of the whole encoder."""
+LARGE_PICTURE = "large"
 LIVE_SHARE = 4
 """The live path's profile takes a picture with this part of the largest one's patches."""
 
@@ -73,7 +74,9 @@ def vision_profiles(spec: VisionSpec) -> list[Profile]:
     live = min(max(most // LIVE_SHARE, 2 * typical), most)
     profiles = [_picture(spec, "live", typical, live, LONGEST_SIDE // 2)]
     return (
-        [*profiles, _picture(spec, "large", live, most, LONGEST_SIDE)] if live < most else profiles
+        [*profiles, _picture(spec, LARGE_PICTURE, live, most, LONGEST_SIDE)]
+        if live < most
+        else profiles
     )
 
 

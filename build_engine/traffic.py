@@ -8,20 +8,41 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from edge.model.spec import DecoderSpec
+from gpu_kernels.plugins import Phase
 
 RECORD = Path(__file__).with_name("traffic.json")
 BANDWIDTH_SHARE = 0.75
 """ESTIMATE: of a board's published bandwidth, what a decode that is bound by it reaches. Others
 reach 0.8 on Thor, our own CPU engine 0.8 of its memory."""
 
-Phase: TypeAlias = Literal["decode", "prefill"]
 Part: TypeAlias = Literal["M", "*", "E", "head"]
 PARTS: dict[Part, str] = {"M": "Mamba2", "*": "attention", "E": "MoE", "head": "head"}
+
+
+class Peer(NamedTuple):
+    """What others reach, on the board itself; not measured here."""
+
+    target: str
+    what: str
+    tokens_s: float
+    """Of one sequence."""
+    source: str
+
+
+MODULES = {"orin": "agx-orin-64", "thor": "thor-128"}
+"""The board of each target that figures are told for."""
+PEERS = (
+    Peer("thor", "TensorRT Edge-LLM 0.9, this model, NVFP4", 72.6, "NVIDIA's performance table"),
+    Peer("thor", "vLLM, this model, NVFP4", 63.3, "published by its users"),
+    Peer("thor", "llama.cpp, this model, Q4_K_M", 61.7, "published by its users"),
+    Peer("orin", "TensorRT Edge-LLM, Qwen3-30B-A3B, INT4", 56.7, "NVIDIA's performance table"),
+    Peer("orin", "llama.cpp, this model, Q4_K_M", 39.1, "published by its users"),
+)
 
 
 class Moved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -47,12 +47,13 @@ from build_engine.profiles import Profile
 from build_engine.recipe import load_recipe
 from build_engine.traffic import (
     BANDWIDTH_SHARE,
+    MODULES,
     PARTS,
+    PEERS,
     RECORD,
     Moved,
     Part,
     Parts,
-    Phase,
     Record,
     recorded,
     whole,
@@ -61,7 +62,7 @@ from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.engines.tensorrt import FIRST_BUCKET_ROWS
 from edge.model.spec import model_spec
 from gpu_kernels.launch import KERNELS
-from gpu_kernels.plugins import NAMESPACE, PLUGINS
+from gpu_kernels.plugins import NAMESPACE, PLUGINS, Phase
 from gpu_kernels.traffic import moved_bytes
 
 SPEC = model_spec(CONFIG, GENERATION_CONFIG)
@@ -74,15 +75,6 @@ DEFAULTS = {"orin": "orin", "thor": "nvfp4"}
 RECIPES = ("orin", "w4a16", "w4a16-all", "int4", "nvfp4", "nvfp4-all")
 """Those whose experts our kernels read."""
 PAIRS = [(target, recipe) for target in DEFAULTS for recipe in RECIPES]
-MODULES = {"orin": "agx-orin-64", "thor": "thor-128"}
-PEERS = (
-    ("thor", "TensorRT Edge-LLM 0.9, this model, NVFP4", 72.6, "NVIDIA's performance table"),
-    ("thor", "vLLM, this model, NVFP4", 63.3, "published by its users"),
-    ("thor", "llama.cpp, this model, Q4_K_M", 61.7, "published by its users"),
-    ("orin", "TensorRT Edge-LLM, Qwen3-30B-A3B, INT4", 56.7, "NVIDIA's performance table"),
-    ("orin", "llama.cpp, this model, Q4_K_M", 39.1, "published by its users"),
-)
-"""Tokens a second of one sequence; others' figures, on the boards themselves, not measured here."""
 SLACK = 0.01
 """By which a part may differ from the record."""
 ROOT = Path(__file__).resolve().parents[1]

@@ -76,6 +76,7 @@ class FakeTensorRT:
     def __init__(self, messages: Sequence[Message], plan: bytes | None = b"plan") -> None:
         self.said, self.plan, self.log = messages, plan, None
         self.caches: list[bytes] = []
+        self.limits: list[int] = []
         self.Builder = self._builder
 
     class ILogger:
@@ -94,7 +95,7 @@ class FakeTensorRT:
         self.log = log
         config = SimpleNamespace(
             clear_flag=lambda flag: None,
-            set_memory_pool_limit=lambda pool, n_bytes: None,
+            set_memory_pool_limit=lambda pool, n_bytes: self.limits.append(n_bytes),
             create_timing_cache=lambda data: data,
             set_timing_cache=self._set_timing_cache,
             get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
@@ -159,6 +160,13 @@ def test_what_was_measured_before_never_costs_the_plan(tmp_path: Path, known: by
     assert compile_graph(trt, made, lambda *_: None).n_warnings == 0
     assert trt.caches[-1] == (known if known == b"its own" else b"")
     assert path.read_bytes() == b"measured"
+
+
+def test_a_plan_may_need_as_much_scratch_memory_as_its_order_says(tmp_path: Path) -> None:
+    trt = FakeTensorRT([])
+    wanted = dataclasses.replace(order(tmp_path), workspace_bytes=5 << 30)
+    compile_graph(trt, wanted, lambda *_: None)
+    assert trt.limits == [5 << 30]
 
 
 def test_a_plan_that_is_not_taken_back_is_refused(tmp_path: Path) -> None:

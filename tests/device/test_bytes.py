@@ -20,7 +20,6 @@ from count_bytes import (
     DEFAULTS,
     DOCUMENT,
     PAIRS,
-    PEERS,
     README,
     RECIPES,
     SPEC,
@@ -40,10 +39,11 @@ from build_engine.boards import BOARDS
 from build_engine.footprint import decode_bytes
 from build_engine.graphs.decoder import OnnxOps
 from build_engine.recipe import load_recipe
-from build_engine.traffic import PARTS, Moved, Phase, recorded, whole
+from build_engine.traffic import MODULES, PARTS, PEERS, Moved, recorded, whole
 from edge.engines.simulated import PLAN_BYTES
 from gpu_kernels import plugins, traffic
 from gpu_kernels.launch import KERNELS, ROWS, TILE
+from gpu_kernels.plugins import Phase
 
 ALL = os.environ.get("EDGE_TEST_BYTES") == "all"
 HIDDEN, WIDTH = SPEC.decoder.hidden_size, SPEC.decoder.expert_size
@@ -328,7 +328,7 @@ def test_stored_is_what_the_sizing_command_says(recipe: str) -> None:
 def test_nobody_decodes_faster_than_the_smallest_recipe_can_be_read() -> None:
     for board, what, speed, _ in PEERS:
         if "this model" in what:
-            bandwidth = BOARDS[{"orin": "agx-orin-64", "thor": "thor-128"}[board]].bandwidth_bytes_s
+            bandwidth = BOARDS[MODULES[board]].bandwidth_bytes_s
             assert speed < bandwidth / decode_bytes(SPEC.decoder, load_recipe("int4")), what
     assert tokens_s("orin", 10**9) == pytest.approx(0.75 * 204.8)
 

@@ -14,11 +14,13 @@ from fake_tensorrt import SCRATCH_BYTES, bind_as, take_profiles, write_plans
 from graphs.random_decoder import divisible_checkpoint, recipe_weights
 
 from build_engine import cli
+from build_engine.boards import BOARDS
 from build_engine.bundle import build_bundle
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_layout import bundle_layout, recipe_layout
 from build_engine.footprint import engine_bytes, footprint, weight_bytes
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, decoder_model
+from build_engine.plan import make_plan
 from build_engine.plans import PHASES
 from build_engine.profiles import longest_past, profiles_of
 from build_engine.recipe import load_recipe
@@ -76,20 +78,66 @@ def test_the_plan_is_what_the_engine_takes(sized, tmp_path, recipe, precision, c
     board.engine.close()
 
 
-def test_a_compiled_bundle_tells_its_scratch_memory(sized, tmp_path, capsys):
-    folder = compiled_bundle(sized, tmp_path, "w4a16", DEVICE, 1000)
-    scratch = {"vision.plan": {"live": 5, "large": 90_000}, "prefill.plan": {"prefill": 54_321}}
-    plans = Plans("10.13", "8.7", 1000, scratch)
-    describe_plans(folder, plans)
+SCRATCH = {
+    "vision.plan": {"live": 5, "large": 90_000_000},
+    "prefill.plan": {"prefill": 54_321},
+}
 
-    def said(context):
-        options = ["--board", "agx-orin-64", "--recipe", "w4a16", "--context", str(context)]
-        assert cli.main(["plan", str(folder), *options, "--json"]) == 0
-        parts = json.loads(capsys.readouterr().out)["parts"]
-        (found,) = [(p["name"], p["n_bytes"]) for p in parts if p["name"].startswith("scratch")]
-        return found
 
-    assert said(1000) == ("scratch memory (the plans say)", 54_321)
-    name, n_bytes = said(1001)  # they hold no such context
+@pytest.fixture(scope="module")
+def for_1000(sized, tmp_path_factory):
+    """A bundle compiled on an Orin, for 1000 tokens."""
+    folder = compiled_bundle(sized, tmp_path_factory.mktemp("for_1000"), "w4a16", DEVICE, 1000)
+    describe_plans(folder, Plans("10.13", "8.7", 1000, SCRATCH))
+    return folder
+
+
+def test_plans_without_our_kernels_count_where_they_are(sized, tmp_path, capsys):
+    """So small experts compile as operators."""
+    folder = compiled_bundle(sized, tmp_path, "bf16", DEVICE, 1000)
+    assert make_plan(sized[0].spec, "agx-orin-64", "bf16", 1000, 2).decode_tokens_s is None
+    describe_plans(folder, Plans("10.13", "8.7", 1000, SCRATCH))
+    said = planned(folder, capsys, 1000, recipe="bf16")
+    assert scratch_of(said) == ("scratch memory (the plans say)", 54_321)
+    assert said["decode_tokens_s"] > 0
+
+
+def planned(folder, capsys, context, board="agx-orin-64", recipe="w4a16"):
+    """What the command says."""
+    options = ["--board", board, "--recipe", recipe, "--context", str(context)]
+    assert cli.main(["plan", str(folder), *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def scratch_of(said):
+    (found,) = [(p["name"], p["n_bytes"]) for p in said["parts"] if p["name"].startswith("scratch")]
+    return found
+
+
+@pytest.mark.parametrize("context", [1, 200, 1000])
+def test_a_compiled_bundle_takes_what_its_plans_do(for_1000, capsys, context):
+    said = planned(for_1000, capsys, context)
+    assert scratch_of(said) == ("scratch memory (the plans say)", 54_321)
+    engine = load(Bundle(for_1000), FakeDriver()).engine
+    taken = engine.memory_bytes
+    engine.close()
+    not_ours = (*MAPPED, *IN_THE_PLANS)
+    ours = [p["n_bytes"] for p in said["parts"] if p["name"] not in not_ours]
+    reserved = BOARDS["agx-orin-64"].reserved_bytes()
+    assert sum(ours) - sum(reserved.values()) - 54_321 == sum(taken.values()) - SCRATCH_BYTES
+    assert "a large picture takes 90 MB more for its call" in said["notes"]
+    assert any("compile again for less" in note for note in said["notes"]) is (context < 1000)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"context": 1001}, {"board": "thor-64"}, {"recipe": "int4"}, {"recipe": "orin"}]
+)
+def test_plans_for_another_board_recipe_or_context_tell_nothing(sized, for_1000, capsys, changed):
+    wanted = {"context": 200, **changed}
+    said = planned(for_1000, capsys, **wanted)
+    name, n_bytes = scratch_of(said)
     assert name == "scratch memory (estimate)"
-    assert n_bytes > 54_321
+    assert n_bytes != 54_321
+    context, board = wanted["context"], wanted.get("board", "agx-orin-64")
+    plain = make_plan(sized[0].spec, board, wanted.get("recipe", "w4a16"), context, 2)
+    assert said["needed_bytes"] == plain.needed_bytes

@@ -13,20 +13,23 @@ from synthesize_checkpoint import inventory
 
 from build_engine.boards import BOARDS, GIB, Board
 from build_engine.cli import main
+from build_engine.decoder_layout import recipe_layout
 from build_engine.footprint import (
     KINDS,
     decode_bytes,
+    decoded_bytes,
     decoder_parts,
     encoder_parameters,
     kv_bytes_per_token,
     recurrent_state_bytes,
     scratch_bytes,
 )
-from build_engine.graphs.decoder import DEVICE
+from build_engine.graphs.decoder import DEVICE, decoder_model
 from build_engine.plan import make_plan, read_spec
+from build_engine.plans import TARGETS, Options, orders
 from build_engine.recipe import known_recipes, load_recipe
-from build_engine.traffic import decode_traffic
-from edge.errors import CheckpointError, ConfigurationError
+from build_engine.traffic import MODULES, PEERS, decode_traffic
+from edge.errors import BundleError, CheckpointError, ConfigurationError
 from edge.model.spec import model_spec
 
 SPEC = model_spec(CONFIG, {})
@@ -123,9 +126,11 @@ def test_another_recipe_gives_another_plan(tmp_path, capsys):
     assert formats == ["fp8", "bf16"]
 
 
-def test_decode_is_bound_by_what_a_token_reads():
-    result = make_plan(SPEC, "thor-128", "bf16", 1000, 2)
-    sizes = {part.name: part.n_bytes for part in decoder_parts(DECODER, BF16_RECIPE)}
+def test_decode_is_bound_by_what_a_token_reads(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('description = "mine"\nrules = [{modules = "*.experts.*", format = "w4a16"}]\n')
+    result = make_plan(SPEC, "thor-128", str(own), 1000, 2)
+    sizes = {part.name: part.n_bytes for part in decoder_parts(DECODER, load_recipe(str(own)))}
     skipped = sizes["embeddings"] + sizes["routed experts"] * 122 // 128
     state = 2 * recurrent_state_bytes(DECODER)
     assert result.decode_bytes == sum(sizes.values()) - skipped + 2 * 2688 + state
@@ -133,8 +138,8 @@ def test_decode_is_bound_by_what_a_token_reads():
     assert not result.decode_bytes_compiled  # stored bytes: no plan of it was counted
     assert result.decode_tokens_s[0] == 0.75 * 273e9 / result.decode_bytes
     table = result.table()
-    assert "at most 31.2 tokens/s" in table
-    assert "at least 6.57 GB" in table
+    assert "at most 44.6 tokens/s" in table
+    assert "at least 4.59 GB" in table
     assert "what is stored; no plan" in table
 
 
@@ -202,7 +207,8 @@ def test_parts_add_up_and_the_largest_context_is_the_largest(monkeypatch):
 )
 def test_scratch_memory_is_near_what_was_recorded(recipe, precision, context, recorded):
     """By TensorRT-RTX for SM86, of blocks M and *: docs/graphs.md."""
-    estimated = scratch_bytes(SPEC, load_recipe(recipe), context, precision)
+    decoded = decoded_bytes(recipe_layout(DECODER, load_recipe(recipe)), precision)
+    estimated = scratch_bytes(SPEC, decoded, context)
     assert estimated == pytest.approx(recorded, rel=0.025)
 
 
@@ -229,13 +235,70 @@ def test_nothing_fits_the_smallest_boards_and_bf16_only_the_largest():
     assert "agx-orin-32" in fits["nvfp4"]
 
 
-def test_orin_is_told_that_it_has_no_low_precision():
+def test_linears_that_are_decoded_by_tables_are_told():
+    """Which those are: docs/bytes.md."""
+
     def said(board: str, recipe: str) -> bool:
-        return any("decoded to FP16" in n for n in make_plan(SPEC, board, recipe, 1, 1).notes)
+        notes = make_plan(SPEC, board, recipe, 1, 1).notes
+        return any("other linears in" in n and "by tables" in n for n in notes)
 
     decoded = [name for name in known_recipes() if said("agx-orin-64", name)]
-    assert decoded == ["fp8", "nvfp4", "nvfp4-all"]
-    assert not any(said("thor-64", name) for name in known_recipes())
+    assert decoded == ["int4", "nvfp4", "nvfp4-all", "w4a16", "w4a16-all"]
+    decoded.remove("nvfp4")  # its other linears are FP8, which Thor multiplies
+    assert [name for name in known_recipes() if said("thor-64", name)] == decoded
+
+
+@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("recipe", known_recipes())
+def test_a_recipe_was_counted_for_the_board_or_is_for_the_cpu_engine_only(board, recipe):
+    result = make_plan(SPEC, board, recipe, 8192, 2)
+    one_block = msgspec.structs.replace(DECODER, pattern="E")
+    layout = recipe_layout(one_block, load_recipe(recipe))
+    try:
+        decoder_model(one_block, layout, TARGETS[BOARDS[board].target].precision, kernels=True)
+    except BundleError:
+        compiles = False
+    else:
+        compiles = True
+    assert result.cpu_only is not compiles
+    assert result.decode_bytes_compiled is compiles
+    told = result.as_dict()
+    assert (told["decode_tokens_s"] is not None) is compiles
+    assert (told["decode_tokens_s_full"] is not None) is compiles
+    assert any(part.name.startswith("scratch memory") for part in result.parts) is compiles
+    assert ("cpu engine only: no GPU kernels for such experts" in result.table()) is not compiles
+    assert recipe not in result.recipes_that_fit or compiles
+
+
+@pytest.mark.parametrize("context", [1, 8192, 65_536, DECODER.max_tokens])
+@pytest.mark.parametrize("board", ["agx-orin-64", "thor-128"])
+def test_compile_allows_the_scratch_memory_that_the_plan_tells(tmp_path, board, context):
+    target = TARGETS[BOARDS[board].target]
+    one_of_each = msgspec.structs.replace(DECODER, pattern="M*E")
+    spec = msgspec.structs.replace(SPEC, decoder=one_of_each)
+    options = Options(context, kernels=tmp_path)
+    for recipe in ("orin", "nvfp4", "w4a16-all"):
+        layout = recipe_layout(one_of_each, load_recipe(recipe))
+        made = orders(spec, layout, None, tmp_path, target, options)
+        parts = make_plan(SPEC, board, recipe, context, 2).parts
+        (told,) = [part.n_bytes for part in parts if part.name == "scratch memory (estimate)"]
+        for order in made:
+            assert order.workspace_bytes >= max(1.1 * told, 2 * GIB), recipe
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_what_others_reach_is_told_for_the_board_that_they_have(board):
+    table = make_plan(SPEC, board, "orin", 8192, 2).table()
+    told = BOARDS[MODULES[BOARDS[board].target]]
+    as_fast = BOARDS[board].bandwidth_bytes_s == told.bandwidth_bytes_s
+    for peer in PEERS:
+        shown = f"{peer.tokens_s} tokens/s: {peer.what} ({peer.source})" in table
+        assert shown is (as_fast and peer.target == BOARDS[board].target)
+
+
+def test_a_large_picture_is_told_to_take_more():
+    notes = make_plan(SPEC, "agx-orin-64", "orin", 8192, 2).notes
+    assert "a large picture takes 545 MB more for its call (estimate)" in notes
 
 
 def test_output_for_people_and_for_machines():
