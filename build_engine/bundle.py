@@ -52,8 +52,9 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
             builder_version=edge.__version__,
             files={},
         )
-        _write_manifest(manifest, folder)
-        write_self_check(CpuEngine(Bundle(folder), exact=True, frugal=True), folder)
+        manifest = _write_manifest(manifest, folder)
+        written = Bundle(folder, check_hashes=False)
+        write_self_check(CpuEngine(written, exact=True, frugal=True), folder)
         manifest = _write_manifest(manifest, folder)
         progress("verify", 0, 1)
         verify(folder).require(folder)
@@ -85,10 +86,10 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:
+    """With the files that are new."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    complete = msgspec.structs.replace(
-        manifest, files={path.name: file_entry(path) for path in files}
-    )
+    entries = {path.name: manifest.files.get(path.name) or file_entry(path) for path in files}
+    complete = msgspec.structs.replace(manifest, files=entries)
     save_manifest(complete, folder)
     return complete
 

@@ -160,7 +160,8 @@ def check(arguments: argparse.Namespace) -> None:
     print(report if arguments.json else found.table())
     found.require(arguments.bundle)
     if found.gpu:
-        save_manifest(marked(Bundle(arguments.bundle).manifest, found), arguments.bundle)
+        checked = Bundle(arguments.bundle, check_hashes=False)
+        save_manifest(marked(checked.manifest, found), arguments.bundle)
     if not arguments.json:
         where = f", verified on this {found.gpu}" if found.gpu else ""
         print(f"{arguments.bundle}: every byte as built{where}")

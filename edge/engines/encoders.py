@@ -6,8 +6,10 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from edge.engines.bundle import REBUILD
 from edge.engines.encoder_inputs import Inputs, audio_inputs, image_inputs, tubelet_inputs
 from edge.engines.onnx_runtime import onnxruntime
+from edge.errors import BundleError
 from edge.model.spec import ModelSpec
 from edge.types import Float32
 
@@ -44,10 +46,17 @@ class Encoders:
                 self._sessions[name] = self._load(name)
 
     def _load(self, name: str) -> Future[onnxruntime.InferenceSession]:
-        path, providers = str(self._folder / name), ["CPUExecutionProvider"]
-        return self._loader.submit(
-            onnxruntime.InferenceSession, path, self._options, providers=providers
-        )
+        return self._loader.submit(self._session, self._folder / name)
+
+    def _session(self, path: Path) -> onnxruntime.InferenceSession:
+        try:
+            return onnxruntime.InferenceSession(
+                str(path), self._options, providers=["CPUExecutionProvider"]
+            )
+        # ONNX Runtime's errors have no base of their own.
+        except Exception as error:
+            problem = " ".join(f"cannot be loaded ({error})".split())
+            raise BundleError(path, problem, REBUILD) from error
 
     def _run(self, name: str, inputs: Inputs) -> Float32:
         if name not in self._sessions:

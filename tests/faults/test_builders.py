@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from faults.test_quantize import W4A16, files, interrupted, rewrite, run
 
 from build_engine import cli
 from build_engine.building import building, work_folder
+from build_engine.bundle import build_bundle
 from build_engine.checkpoint import Checkpoint
-from edge.engines.bundle import Bundle
+from edge.engines.bundle import Bundle, file_entry
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,3 +161,16 @@ def test_a_folder_that_its_builder_renames_is_not_taken_for_the_next(tmp_path):
     shutil.rmtree(out)
     with building(out) as folder:
         assert folder.is_dir()
+
+
+def test_a_file_is_hashed_when_it_is_written_and_when_it_is_verified(source, tmp_path, monkeypatch):
+    hashed = Counter()
+
+    def counted(path, *, give_back=False):
+        hashed[path.name] += 1
+        return file_entry(path, give_back=give_back)
+
+    monkeypatch.setattr("edge.engines.bundle.file_entry", counted)
+    monkeypatch.setattr("build_engine.bundle.file_entry", counted)
+    manifest = build_bundle(source, tmp_path / "out", "cpu", lambda *_: None)
+    assert hashed == dict.fromkeys(manifest.files, 2)

@@ -7,7 +7,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from edge.engines.bundle import Bundle
+from edge.engines.encoders import Encoders
+from edge.errors import BundleError
 
 CHILD = """
 import json, os, sys, time
@@ -75,3 +80,11 @@ def test_encoder_threads_are_bound_to_no_core_and_sleep_between_calls(bundle):
     assert len(found["own"]) == len(os.sched_getaffinity(0))
     assert set(found["own"]) == {found["process"]}
     assert found["two_s"] <= 4 * found["one_s"]
+
+
+def test_an_encoder_that_cannot_be_loaded_is_named(bundle, tmp_path):
+    spec = Bundle(bundle("base")).manifest.spec
+    (tmp_path / "audio.onnx").write_bytes(b"no graph")
+    encoders = Encoders(tmp_path, spec, 1)
+    with pytest.raises(BundleError, match=r"audio\.onnx: cannot be loaded \("):
+        encoders.encode_audio(np.zeros((80, spec.audio.n_mels), np.float32))
