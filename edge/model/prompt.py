@@ -210,7 +210,7 @@ class _Dict:
 class _Namespace(jinja2.utils.Namespace):
     """jinja2's own, without names that begin with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805 - `self` may be a name in it
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name in it
         self, *given = args
         names = dict(*given, **kwargs)
         for name in names:

@@ -138,6 +138,7 @@ T = TypeVar("T")
 
 _NAMES = {"_ids": "one or more token ids", "_number": "a number of 0 or more"}
 
+
 class _Section:
     """One mapping of config.json, read key by key with errors that name the key."""
 
@@ -154,9 +155,10 @@ class _Section:
         try:
             return kind(self.values[key])
         except (TypeError, ValueError):
+            expected = _NAMES.get(kind.__name__, f"a {kind.__name__}")
             raise CheckpointError(
                 f"{self.name}.{key}",
-                f"is {self.values[key]!r}, which is not {_NAMES.get(kind.__name__, f'a {kind.__name__}')}",
+                f"is {self.values[key]!r}, which is not {expected}",
                 "restore the published config.json",
             ) from None
 

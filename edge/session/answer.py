@@ -11,7 +11,7 @@ import numpy as np
 
 from edge.clock import Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
-from edge.errors import CapacityError, ProtocolError
+from edge.errors import CapacityError
 from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
 from edge.model.sampling import Sampler
 from edge.session.attached import Attached, encode_attached
@@ -321,11 +321,6 @@ def _remember(
 ) -> None:
     """Let question and reply stand in the live context; what is perceived next follows them."""
     after_media, texts = context.ends_with_media, attached.texts
-    try:
-        prompt.tokenizer.refuse_special_tokens(reply)  # a format may let it spell one, as text
-    except ProtocolError as error:
-        log.warning("dialogue=forgotten error=%s", error)
-        return
     ids = prompt.dialogue(turn.question, reply, after_media=after_media, attached=texts)
     rows = place_media(context.engine, prompt.tokenizer, ids, attached.rows)
     evidence = Evidence("dialogue", turn.asked_ns, clock.now_ns())

@@ -18,7 +18,9 @@ NAMES = [
     for model in ("_nano", "_super", "_ultra", "_5_lightning")
     for kind in ("", "_training")
 ]
-WORDS = st.sampled_from(["", " ", "Go.", "two\nlines ", "é <b>", '"\\', "<think>\nhm</think>ok", "1"])
+WORDS = st.sampled_from(
+    ["", " ", "Go.", "two\nlines ", "é <b>", '"\\', "<think>\nhm</think>ok", "1"]
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | WORDS,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2),
