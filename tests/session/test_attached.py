@@ -172,7 +172,7 @@ def test_a_demanded_call_is_always_a_call(parts, seed):
     )
     calls = [event for event in events if isinstance(event, ToolCall)]
     if done.finish_reason == "length":  # a note without an end
-        assert not calls
+        assert not any(call.is_whole for call in calls)
         return
     (call,) = calls
     assert not any(isinstance(event, TextDelta) for event in events)
@@ -295,9 +295,8 @@ def test_a_demanded_call_may_say_any_text(parts, text):
         "",
         "{}",
         "<function=fly></function>",
-        "<function=stop>",
+        "<function=stop",
         "<function=stop>words</function>",
-        "<function=stop><parameter=a>1</function>",
         "<function=stop></function><function=stop></function>",
     ],
 )
