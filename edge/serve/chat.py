@@ -28,7 +28,7 @@ from edge.serve.wishes import (
     recalled,
     remembered,
 )
-from edge.session.turn import Question
+from edge.session.turn import Question, ThinkingBudget
 
 MAX_STOP_CHARACTERS = 256
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -38,12 +38,19 @@ class ModelNotFoundError(NotFoundError):
     """A request names a model that is not served here: HTTP 404."""
 
 
+_Budget = Annotated[int, Meta(ge=-1)]
+"""Tokens; -1 is no bound."""
+GRACE_TOKENS = 1024
+"""What NVIDIA gives a thought to come to the end of its line."""
+
+
 class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
 
 
 class _TemplateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enable_thinking: bool | None = None
+    reasoning_budget: _Budget | None = None
 
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +70,8 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: list[ChatTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     response_format: ResponseFormat | None = None
+    reasoning_budget: _Budget | None = None
+    thinking_token_budget: _Budget | None = None
     n: int | None = None
     user: str | None = None
     chat_template_kwargs: _TemplateSettings | None = None
@@ -139,6 +148,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         ),
         max_tokens=_max_tokens(request, config),
         thinking=thinking,
+        thinking_budget=_thinking_budget(request, template),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         remember=remembered(edge, config),
         recall_s=recalled(edge),
@@ -153,6 +163,19 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         ),
         channel="operator",
     )
+
+
+def _thinking_budget(request: _Request, template: _TemplateSettings) -> ThinkingBudget | None:
+    """NVIDIA's budget ends a thought at the end of a line, vLLM's at once."""
+    at_once, at_line = request.thinking_token_budget, request.reasoning_budget
+    at_line = template.reasoning_budget if at_line is None else at_line
+    if at_line is None or at_line < 0:
+        given = at_line if at_once is None else at_once
+        return None if given is None else ThinkingBudget(given)
+    if at_once is None or at_once < 0:
+        # A budget of 0 is the wish not to think.
+        return ThinkingBudget(at_line, GRACE_TOKENS if at_line else 0)
+    return ThinkingBudget(min(at_line, at_once), max(0, at_once - at_line))
 
 
 def _max_tokens(request: _Request, config: Config) -> int:

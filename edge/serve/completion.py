@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -33,8 +32,8 @@ class Response:
             "content": "".join(delta.text for delta in deltas if not delta.reasoning),
         }
         reasoning = "".join(delta.text for delta in deltas if delta.reasoning)
-        if reasoning:
-            message["reasoning_content"] = reasoning
+        if reasoning and not any(delta.restated for delta in deltas):
+            message |= _reasoning(reasoning)
         if calls:
             message["tool_calls"] = [_call(call) for call in calls]
         choice = {
@@ -62,8 +61,7 @@ class Response:
         """
         if isinstance(delta, ToolCall):
             return self._chunk({"tool_calls": [{"index": n_calls, **_call(delta)}]})
-        key = "reasoning_content" if delta.reasoning else "content"
-        return self._chunk({key: delta.text})
+        return self._chunk(_reasoning(delta.text) if delta.reasoning else {"content": delta.text})
 
     def closing(self, done: Done, has_calls: bool) -> Json:
         """The last chunk with a choice: why the answer ended and what it stood on."""
@@ -84,10 +82,14 @@ class Response:
         return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
 
 
+def _reasoning(text: str) -> Json:
+    """By vLLM's present name, and by the one that it had and others have."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
 def _call(call: ToolCall) -> Json:
     """As OpenAI writes a call: its arguments are a text."""
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    function = {"name": call.name, "arguments": arguments}
+    function = {"name": call.name, "arguments": call.written}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -69,7 +70,10 @@ class ChatMessage(_Strict, frozen=True, kw_only=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Json] | None = None
     reasoning_content: str | None = None
-    """Comes back when a client appends our own message to its history; past thinking is dropped."""
+    """Comes back when a client appends our own message to its history; what is kept of it is the
+    template's affair."""
+    reasoning: str | None = None
+    """The same by another name."""
     tool_calls: Annotated[list[_Call], Meta(max_length=64)] | None = None
     tool_call_id: str | None = None
     """Of a tool's message; the order says which call is meant."""
@@ -120,7 +124,8 @@ def _message(message: ChatMessage, field_name: str) -> Message:
         "system" if message.role in ("system", "developer") else message.role  # type: ignore[assignment]
     )
     text = "\n".join(part for part in parts if isinstance(part, str))
-    return Message(role, text, media, calls)
+    reasoning = message.reasoning_content or message.reasoning or ""
+    return Message(role, text, media, calls, reasoning if role == "assistant" else "")
 
 
 def _part(part: Json, field_name: str) -> str | Picture | Sound:
@@ -147,15 +152,16 @@ def _called(call: _Call, field_name: str) -> ToolCall:
 
 
 def arguments_of(text: str, field_name: str) -> dict[str, Any]:
-    """The arguments of a call.
+    """The arguments of a call; of one that was cut, those that are complete.
 
     Raises:
         ProtocolError: they are no JSON object.
     """
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
+    arguments = None
+    for end in ("", "}"):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads((text or "{}") + end)
+            break
     if not isinstance(arguments, dict):
         raise ProtocolError(field_name, f"has arguments {text[:40]!r}", "send a JSON object")
     return arguments

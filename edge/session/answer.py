@@ -28,6 +28,7 @@ from edge.session.turn import (
     Done,
     FinishReason,
     Freshness,
+    Question,
     Timeline,
     Turn,
 )
@@ -67,6 +68,8 @@ class Answering:
         """What a question about the past stands on, once that was found: it stays the same when the
         answer gives way and the context forgets it meanwhile."""
         self._said: list[int] = []
+        self._budget = _budget(turn.question)
+        self._forced: list[int] = []  # what ends a thought whose budget is spent
         self._context: LiveContext | None = None
         self._n_context = self._n_question = 0
         self._waiting: Float32 = np.empty((0, 0), np.float32)
@@ -219,16 +222,34 @@ class Answering:
         return None
 
     def _choose(self) -> int:
-        """The next token: thinking is free, the answer follows its grammar."""
-        if self._speech.is_thinking:
-            return self._sampler.choose(self._logits)
+        """The next token: thinking is free but for its length, the answer follows its grammar."""
         constraint, allowed = self._constraint, self._logits
+        if self._speech.is_thinking:
+            token = self._think()
+            if constraint is not None and self._speech.calls(token):
+                constraint.take(token)
+            return token
         if constraint is not None:
             allowed = constraint.allow(allowed)
         token = self._sampler.choose(allowed)
         if constraint is not None:
             constraint.take(token)
         self._certainty.add(allowed, token)
+        return token
+
+    def _think(self) -> int:
+        """The thought's next token, or what ends it."""
+        tokenizer, speech, n_said = self._prompt.tokenizer, self._speech, len(self._said)
+        soft, hard = self._budget
+        if not self._forced and (n_said >= hard or (n_said >= soft and speech.begins_line)):
+            line_end = () if speech.begins_line else tokenizer.encode("\n").tolist()
+            self._forced = [*line_end, tokenizer.special.think_end]
+        if self._forced:
+            return self._forced.pop(0)
+        assert self._context is not None
+        token = self._sampler.choose(self._logits)
+        if token in self._context.engine.spec.sampling.stop_ids and self._constraint is not None:
+            return tokenizer.special.think_end  # the format is still owed
         return token
 
     def _finish(self, reason: FinishReason) -> Done | None:
@@ -252,7 +273,7 @@ class Answering:
 
     def _leave(self, reason: FinishReason) -> None:
         """Leave the context, and let it remember what the question wants so."""
-        self._speech.finish()
+        self._speech.finish(reason)
         context = self._context
         self.give_way()
         if context is not None and self.turn.question.remember and reason in ("stop", "length"):
@@ -309,6 +330,21 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         return answering.end("cancelled")
     finally:
         answering.give_way()
+
+
+def _budget(question: Question) -> tuple[int, int]:
+    """After how many tokens a thought ends with its line, and in any case.
+
+    NVIDIA's settings for this model are 16,384 and 1,024 more of 20,480: the same shares hold for
+    less, so that an answer follows.
+    """
+    budget, most = question.thinking_budget, question.max_tokens
+    if budget is not None and budget.n_tokens < 0:
+        return most, most
+    soft, hard = most * 4 // 5, max(0, most * 17 // 20 - 1)
+    if budget is not None:
+        soft, hard = min(soft, budget.n_tokens), min(hard, budget.n_tokens + budget.n_grace)
+    return soft, hard
 
 
 def _remember(

@@ -9,7 +9,7 @@ from typing import Any
 from edge.errors import CheckpointError, ProtocolError
 from edge.model.outside import Outside
 from edge.model.prompt import LIVE, NEXT, ChatTemplate, flatten
-from edge.model.tokenizer import AUDIO, IMAGE, Tokenizer
+from edge.model.tokenizer import AUDIO, IMAGE, THINK_END, THINK_START, Tokenizer
 from edge.session.turn import Message, Question
 from edge.types import Int32, Picture
 
@@ -90,14 +90,26 @@ class LivePrompt:
 
 def _as_template_has_it(message: Message, outside: Outside) -> dict[str, Any]:
     markers = [IMAGE if isinstance(one, Picture) else AUDIO for one in message.media]
-    content = flatten(outside.hide(message.content), markers)
+    said, reasoning = message.content, message.reasoning
+    if message.role == "assistant" and not reasoning:
+        reasoning, said = _thought_apart(said)
+    content = flatten(outside.hide(said), markers)
     chat: dict[str, Any] = {"role": message.role, "content": content}
+    if reasoning:
+        # transformers gives it to templates by both names.
+        chat |= dict.fromkeys(("reasoning_content", "thinking"), outside.hide(reasoning))
     if message.calls:
         calls = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
         chat["tool_calls"] = [
             {"type": "function", "function": outside.hide(call)} for call in calls
         ]
     return chat
+
+
+def _thought_apart(said: str) -> tuple[str, str]:
+    """Reasoning and answer where a client keeps them in one text, as some servers send them."""
+    found = re.fullmatch(rf"\s*{THINK_START}(.*?){THINK_END}(.*)", said, re.DOTALL)
+    return (found[1].strip(), found[2].lstrip("\n")) if found else ("", said)
 
 
 def _filled(text: str, attached: tuple[str, ...]) -> str:
