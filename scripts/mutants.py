@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import fcntl
 import hashlib
 import json
 import math
@@ -456,6 +457,19 @@ def try_planted(options: argparse.Namespace) -> int:
     return min(1, n_missed)
 
 
+def alone() -> None:
+    """Have the copies of this tree for oneself until the process ends.
+
+    Raises:
+        SystemExit: another run has them.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    try:
+        fcntl.flock(os.open(CACHE, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit("mutants: another run is at it in this tree; wait for it") from None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--package", nargs="+", choices=PACKAGES, default=BY_DEFAULT)
@@ -475,6 +489,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     if not options.list:
+        alone()
         record_what_changed(options.tests)
     if options.planted:
         return try_planted(options)

@@ -4,7 +4,8 @@ The operators are those that mutmut, Cosmic Ray and MutPy have in common, and a 
 operand, an element, a keyword or a statement left out. What is left alone is what no test should
 see, or what every test sees:
 
-- docstrings, annotations, `if TYPE_CHECKING`, `__repr__`, `__all__`, assertions, imports;
+- docstrings, annotations, aliases of types, `if TYPE_CHECKING`, `__repr__`, `__all__`, assertions,
+  imports;
 - log calls as a whole; the words of an error and of a command's help (what is put into those
   words is not left alone);
 - decorators, and the promises of a class to the type checker (`frozen`, `slots`, `kw_only`);
@@ -52,6 +53,7 @@ LOGS = {"log", "logger", "logging"}
 PROMISES = {"frozen", "slots", "kw_only", "eq", "order", "gc", "weakref"}
 HELP = {"help", "description", "epilog", "metavar", "usage"}
 DANGEROUS = {"rmtree", "kill", "killpg"}
+ALIASED = {"Callable", "Literal", "Annotated", "Union", "Optional", "Mapping", "Sequence"}
 NAMES_OF_TYPES = {"cast", "TypeVar", "NewType"}
 PAIRS = {"min": b"max", "max": b"min", "any": b"all", "all": b"any"}
 
@@ -417,6 +419,10 @@ def is_left_alone(node: ast.stmt) -> bool:
         return isinstance(node.value, ast.Constant) or bool(called(node.value) & (LOGS | DANGEROUS))
     if isinstance(node, ast.If):
         return "TYPE_CHECKING" in ast.unparse(node.test)
+    if isinstance(node, ast.AnnAssign) and "TypeAlias" in ast.unparse(node.annotation):
+        return True
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+        return ast.unparse(node.value.value) in ALIASED
     return isinstance(node, ast.Import | ast.ImportFrom | ast.Assert | ast.Global | ast.Nonlocal)
 
 
