@@ -256,7 +256,8 @@ def copy_tree(root: Path) -> None:
     subprocess.run(compiled, cwd=root, check=True)
     # Tests are compiled as pytest rewrites them; they are not changed.
     collect = [python, "-m", "pytest", "-q", "--collect-only", "--ignore=tests/oracle", "tests"]
-    subprocess.run(collect, cwd=root, check=True, stdout=subprocess.DEVNULL)
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(collect, cwd=root, check=True, stdout=subprocess.DEVNULL, env=kept)
 
 
 class Results:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_waits():
 
 
 def test_a_worker_says_what_the_tests_say_of_what_is_on_the_disk(tmp_path: Path):
-    """Faults of one length, within one second, in processes that the tests start too."""
+    """In processes that the tests start, too; nothing compiled is left that a fault could miss."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "mutation_worker.py", tmp_path / "scripts")
     (tmp_path / "little").mkdir()
@@ -193,8 +194,9 @@ def test_a_worker_says_what_the_tests_say_of_what_is_on_the_disk(tmp_path: Path)
         json.dumps({"files": files, "tests": {f"test_one.py::test_{name}": 5.0 for name in names}})
         for files, names in jobs
     ]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     run = subprocess.run(
-        [sys.executable, "scripts/mutation_worker.py"],
+        [sys.executable, "scripts/mutation_worker.py"], env=plain,
         input="\n".join(lines) + "\n", cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     outcomes = [json.loads(line) for line in run.stdout.splitlines()]
@@ -208,3 +210,4 @@ def test_a_worker_says_what_the_tests_say_of_what_is_on_the_disk(tmp_path: Path)
         ("survived", ""),
     ]
     assert (tmp_path / "little" / "one.py").read_text() == CODE
+    assert not (tmp_path / "little" / "__pycache__").exists()
