@@ -10,11 +10,11 @@ PIP    := env -u DESTDIR $(BIN)/python -m pip install --quiet --disable-pip-vers
 LOCKED := $(PIP) --require-hashes --no-build-isolation
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
-test test-oracle test-sanitize test-latest fuzz: export OPENBLAS_NUM_THREADS = 1
+test test-oracle test-sanitize test-latest fuzz coverage: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
-        test-gpu test-bytes
+        test-gpu test-bytes coverage mutants planted
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,9 @@ help:
 	@echo "sudo make test-debian [RELEASE=trixie] [TESTS=...]  another Debian or Ubuntu and its Python"
 	@echo "make test-gpu     the GPU kernels on this machine's GPU, beside the CPU's, and their speed"
 	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
+	@echo "make coverage     what the tests execute, line by line and branch by branch"
+	@echo "make mutants [PACKAGE='session serve'] [N=300]  how many small faults the tests find"
+	@echo "make planted      which test finds each fault of tests/mutants/planted.toml"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -138,6 +141,19 @@ test-gpu: $(VENV)/.dev
 SECONDS ?= 1200
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz.py --seconds "$(SECONDS)"
+
+coverage: $(VENV)/.dev
+	rm -rf .cache/coverage && mkdir -p .cache/coverage
+	-$(BIN)/coverage run -m pytest --ignore tests/oracle --ignore tests/gpu --ignore tests/live
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report --skip-covered
+
+PACKAGE ?= session features serve builder
+N ?= 300
+mutants: $(VENV)/.dev
+	$(BIN)/python scripts/mutants.py --package $(PACKAGE) --n "$(N)"
+
+planted: $(VENV)/.dev
+	$(BIN)/python scripts/mutants.py --planted
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
