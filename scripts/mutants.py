@@ -257,7 +257,9 @@ def copy_tree(root: Path) -> None:
     # Tests are compiled as pytest rewrites them; they are not changed.
     collect = [python, "-m", "pytest", "-q", "--collect-only", "--ignore=tests/oracle", "tests"]
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run(collect, cwd=root, check=True, stdout=subprocess.DEVNULL, env=kept)
+    found = subprocess.run(collect, cwd=root, capture_output=True, text=True, env=kept)
+    if found.returncode:
+        raise SystemExit(f"mutants: the tests cannot be collected:\n{found.stdout[-3000:]}")
 
 
 class Results:
