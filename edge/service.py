@@ -285,8 +285,7 @@ def _senses(
             is_named=len(microphones) > 1,
         )
         sense = audio_sense(listener, sound, name)
-        if isinstance(sound, Microphone):
-            sense.n_lost = partial(getattr, sound, "n_overruns")
+        sense.n_lost = partial(getattr, sound, "n_lost", 0)
         parts.append(sense)
     for name, film in cameras.items():
         watcher = Watcher(
@@ -296,7 +295,9 @@ def _senses(
             name="" if name == VIDEO and len(cameras) == 1 else name,
             is_named=len(cameras) > 1,
         )
-        parts.append(video_sense(watcher, film, name))
+        watching = video_sense(watcher, film, name)
+        watching.n_lost = partial(getattr, film, "n_lost", 0)
+        parts.append(watching)
     return parts
 
 
