@@ -16,6 +16,7 @@ import av
 
 from edge.clock import NS_PER_S, Clock
 from edge.errors import ConfigurationError, MediaError
+from edge.senses.address import without_secrets
 from edge.senses.damage import Damage
 from edge.senses.live import CaptureTimes, again_and_again
 from edge.senses.media import WholePictures, decoded, upright_rgb
@@ -66,7 +67,9 @@ class Camera:
         """
         if not is_live(source):
             raise ConfigurationError(
-                f"camera {name}", f"has the source {source!r}", "run `edge devices` to see some"
+                f"camera {name}",
+                f"has the source {without_secrets(source)!r}",
+                "run `edge devices` to see some",
             )
         self._name, self._clock, self._period_ns = name, clock, round(NS_PER_S / fps)
         self._damage = Damage(name)
@@ -125,7 +128,7 @@ def _captures(
     """Its pictures; what is damaged is left out as from a recording."""
     stream = next((s for s in container.streams.video if s.codec_context is not None), None)
     if stream is None:
-        raise MediaError(_shown(source), "has no pictures", "check the camera's address")
+        raise MediaError(without_secrets(source), "has no pictures", "check the camera's address")
     stream.thread_type = "SLICE"  # frame threads would hold frames back
     whole = WholePictures(damage)
     try:
@@ -144,11 +147,7 @@ def _captures(
 
 def _lost(source: str, error: av.FFmpegError | OSError) -> MediaError:
     return MediaError(
-        _shown(source), f"gives no pictures ({error.strerror or error})", "check camera and cable"
+        without_secrets(source),
+        f"gives no pictures ({error.strerror or error})",
+        "check camera and cable",
     )
-
-
-def _shown(source: str) -> str:
-    """Without the password that an address may hold."""
-    parts = urlsplit(source)
-    return source.replace(f"{parts.username}:{parts.password}@", "") if parts.password else source
