@@ -14,7 +14,7 @@ test test-oracle test-sanitize test-latest fuzz coverage: export OPENBLAS_NUM_TH
 
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
-        test-gpu test-bytes coverage mutants planted
+        test-gpu test-bytes coverage mutants planted fuzz-media
 .DEFAULT_GOAL := help
 
 help:
@@ -29,8 +29,9 @@ help:
 	@echo "make test-gpu     the GPU kernels on this machine's GPU, beside the CPU's, and their speed"
 	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
 	@echo "make coverage     what the tests execute, line by line and branch by branch"
-	@echo "make mutants [PACKAGE='session serve'] [N=300]  how many small faults the tests find"
+	@echo "make mutants [PACKAGE='session serve'] [N=300] [SEED=1]  how many small faults the tests find"
 	@echo "make planted      which test finds each fault of tests/mutants/planted.toml"
+	@echo "make fuzz-media [N=1000] [SEED=1]  media files that are damaged in many ways"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -148,12 +149,15 @@ coverage: $(VENV)/.dev
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report --skip-covered
 
 PACKAGE ?= session features serve builder
-N ?= 300
 mutants: $(VENV)/.dev
-	$(BIN)/python scripts/mutants.py --package $(PACKAGE) --n "$(N)"
+	$(BIN)/python scripts/mutants.py --package $(PACKAGE) --n "$(or $(N),300)" \
+	    --seed "$(or $(SEED),1)"
 
 planted: $(VENV)/.dev
 	$(BIN)/python scripts/mutants.py --planted
+
+fuzz-media: $(VENV)/.dev
+	$(BIN)/python scripts/fuzz_media.py --n "$(or $(N),1000)" --seed "$(or $(SEED),1)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -69,6 +70,7 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 LARGE_BODY_BYTES = 1 << 14
+_MEDIA = re.compile(rb"image|audio|video|\\u")  # what a small body may hold that is large decoded
 _SHUTDOWN_S = 1.0
 _LINGERING_S = 1.0
 """So long the rest of a request is read that was refused before it was complete."""
@@ -219,7 +221,7 @@ class _Api:
         body = await request.read()
         parts = (body, self._model_name, self._config, self._thinking_sampling)
         # Pictures and sounds take their time to decode; others are served meanwhile.
-        is_large = len(body) > LARGE_BODY_BYTES
+        is_large = len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None
         try:
             asked = (
                 await asyncio.to_thread(parse_request, *parts)
