@@ -93,7 +93,7 @@ class Reply:
         elif isinstance(event, ToolCall):
             yield from self._close("completed")
             yield from self._call(event)
-        else:
+        elif isinstance(event, Done | Failed):
             is_whole = isinstance(event, Done) and event.finish_reason == "stop"
             yield from self._close("completed" if is_whole else "incomplete")
             yield ResponseDone(response=self._ended(event))

@@ -57,6 +57,12 @@ class Speech:
         self.reply = ""
         """The answer so far, without its thinking and its tool calls."""
 
+    def says(self, token: int) -> bool:
+        """Whether the next token would be text of the answer."""
+        if self.is_thinking or self._call is not None:
+            return False
+        return self._tokenizer.decode([token]) != ""  # a special one stands for no text
+
     def push(self, token: int) -> bool:
         """Say what `token` completes; True when a stop text ends the answer."""
         special = self._tokenizer.special
