@@ -14,7 +14,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -24,9 +24,10 @@ from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.access import Roles, require
-from edge.serve.chat import ChatRequest, parse_request
-from edge.serve.completion import Response, answer_of, health_of
+from edge.serve.chat import ChatRequest, check_model, parse_request
+from edge.serve.completion import Response, Said, answer_of, health_of
 from edge.serve.door import Door, drop
+from edge.serve.fields import told
 from edge.serve.limits import (
     MAX_BODY_BYTES,
     MAX_READING_BYTES,
@@ -48,7 +49,7 @@ from edge.serve.replies import (
 from edge.serve.room import Room
 from edge.serve.tcp import read_token
 from edge.serve.watching import Watching
-from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
+from edge.session.turn import AnswerEvent, Asked, Done, Failed
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def make_app(
     app.add_routes(
         [
             web.get("/v1/models", api.models),
+            web.get("/v1/models/{name:.+}", api.model),
             web.get("/healthz", api.health),
             web.get("/readyz", api.readiness),
             web.get("/metrics", api.metrics),
@@ -174,13 +176,21 @@ class _Api:
         self._config = config
 
     async def models(self, _: web.Request) -> web.Response:
-        model = {
+        return json_reply({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """One model, by its name: the served one."""
+        check_model(request.match_info["name"], self._model_name)
+        return json_reply(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        return {
             "id": self._model_name,
             "object": "model",
             "created": self._created_s,
             "owned_by": "edge",
+            "max_model_len": self._session.status().max_context_tokens,
         }
-        return json_reply({"object": "list", "data": [model]})
 
     async def health(self, _: web.Request) -> web.Response:
         """200 as long as anybody can answer at all."""
@@ -236,17 +246,18 @@ class _Api:
         )
         turn = self._session.ask(asked.question, first_text_hurried(events.deliver))
         try:
+            response = Response(self._model_name, asked.show)
             if asked.stream:
-                done = await _stream(request, asked, events, Response(self._model_name))
+                done = await _stream(request, asked, events, response)
             else:
-                done = await _answer(events, Response(self._model_name))
+                done = await _answer(events, response, told(asked.unheard))
         finally:
             # However this ends: the client may have gone. A turn that is done does not mind.
             turn.cancel()
         return done
 
 
-async def _next(events: Outbox[AnswerEvent]) -> TextDelta | ToolCall | Done:
+async def _next(events: Outbox[AnswerEvent]) -> Said | Done:
     """The turn's next event.
 
     Raises:
@@ -261,11 +272,13 @@ async def _next(events: Outbox[AnswerEvent]) -> TextDelta | ToolCall | Done:
     return event
 
 
-async def _answer(events: Outbox[AnswerEvent], response: Response) -> web.Response:
+async def _answer(
+    events: Outbox[AnswerEvent], response: Response, headers: dict[str, str]
+) -> web.Response:
     said = []
     while not isinstance(event := await _next(events), Done):
         said.append(event)
-    return json_reply(response.completion(said, event))
+    return json_reply(response.completion(said, event), headers=headers)
 
 
 async def _stream(
@@ -276,19 +289,19 @@ async def _stream(
 ) -> web.StreamResponse:
     # The status line waits for the first event: a turn that fails before has its proper status.
     event = await _next(events)
-    stream = await open_stream(request)
+    stream = await open_stream(request, told(asked.unheard))
     await send(stream, response.opening())
-    n_calls = 0
     try:
         while not isinstance(event, Done):
-            await send(stream, response.delta(event, n_calls))
-            n_calls += isinstance(event, ToolCall)
+            for chunk in response.chunks(event):
+                await send(stream, chunk)
             event = await _next(events)
     except EdgeError as error:
         # Too late for a status; no [DONE] follows, so the answer cannot be taken for complete.
         await send(stream, error_body(error))
         return stream
-    await send(stream, response.closing(event, n_calls > 0))
+    for chunk in response.closing(event):
+        await send(stream, chunk)
     if asked.include_usage:
         await send(stream, response.usage(event))
     await stream.write(b"data: [DONE]\n\n")

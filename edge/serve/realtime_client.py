@@ -33,7 +33,7 @@ from edge.serve.conversation import (
     input_of,
     sound_entry,
 )
-from edge.serve.messages import wrong_field
+from edge.serve.fields import wrong_field
 from edge.serve.outbox import Outbox, first_text_hurried
 from edge.serve.playback import Playback, PlaybackAppend
 from edge.serve.protocol import (
@@ -203,7 +203,7 @@ class Client:
         try:
             event = _DECODER.decode(message)
         except msgspec.ValidationError as error:
-            self.refuse(wrong_field(error, ("type",)), _event_id(message))
+            self.refuse(wrong_field(error), _event_id(message))
             return
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             self.refuse(ProtocolError("event", f"is not JSON ({error})", "send a JSON object"))

@@ -109,17 +109,10 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
 @pytest.mark.parametrize(
     ("fields", "thing", "said"),
     [
-        ({"parallel_tool_calls": False}, "parallel_tool_calls", "not a known field"),
-        ({"stream": True, "stream_options": {"a": 1}}, "stream_options.a", "not a known field"),
-        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs.a", "not a known field"),
-        ({"messages": [{**USER, "name": "x"}]}, "messages[0].name", "not a known field"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
         ({"messages": []}, "messages", "length >= 1"),
         ({"messages": None}, "messages", "got `null`"),
         ({"messages": [{**USER, "role": "robot"}]}, "messages[0].role", "'robot'"),
-        ({"messages": [USER, {**USER, "role": "system"}]}, "messages[1].role", "after the first"),
-        ({"messages": [{**USER, "role": "assistant"}]}, "messages[0].role", "'assistant' in the"),
-        ({"messages": [{**USER, "role": "system"}]}, "messages[0].role", "'system' in the last"),
         ({"messages": [{**USER, "content": [3]}]}, "messages[0].content[0]", "got `int`"),
         ({"messages": [{**USER, "content": [{}]}]}, "messages[0].content[0].type", "is missing"),
         (
@@ -135,11 +128,9 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
         ({"temperature": 2.5}, "temperature", "<= 2.0"),
         ({"temperature": True}, "temperature", "got `bool`"),
         ({"top_p": 0}, "top_p", "> 0.0"),
-        ({"top_k": -1}, "top_k", ">= 0"),
-        ({"seed": -1}, "seed", ">= 0"),
-        ({"n": 2}, "n", "is 2"),
+        ({"top_k": -2}, "top_k", ">= -1"),
+        ({"n": 9}, "n", "<= 8"),
         ({"max_tokens": 0}, "max_tokens", ">= 1"),
-        ({"max_completion_tokens": 8193}, "max_completion_tokens", "above the context's 8192"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "length <= 4"),
         ({"stop": ""}, "stop", "length >= 1"),
         ({"stop": "x" * 257}, "stop", "length <= 256"),
@@ -148,7 +139,6 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
         ({"edge": {"recall_s": [2, 1], "remember": True}}, "edge.remember", "edge.recall_s"),
         ({"edge": {"recall_s": [-1, 2]}}, "edge.recall_s[0]", ">= 0"),
         ({"edge": {"recal_s": [2, 1]}}, "edge.recal_s", "not a known field"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
     ],
 )
 def test_what_cannot_be_served_is_named(fields, thing, said):
@@ -189,7 +179,12 @@ def test_a_completion():
     assert completion["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "A cup ☕", "reasoning_content": "Hm"},
+            "message": {
+                "role": "assistant",
+                "content": "A cup ☕",
+                "reasoning_content": "Hm",
+                "refusal": None,
+            },
             "finish_reason": "stop",
             "logprobs": None,
         }
@@ -204,7 +199,7 @@ def test_a_completion():
 def test_an_answer_says_how_sure_how_fresh_and_on_what_it_stands():
     closing, completion = (
         msgspec.json.decode(msgspec.json.encode(whole))
-        for whole in (Response(MODEL).closing(DONE, False), Response(MODEL).completion([], DONE))
+        for whole in (*Response(MODEL).closing(DONE), Response(MODEL).completion([], DONE))
     )
     assert closing["edge"] == completion["edge"] == REPORT
     validator("edge_answer").validate(REPORT)
