@@ -105,10 +105,11 @@ class _Reader:
 
     def see(self, path: Path) -> Perceived:
         """The pictures of a file; nothing if it has none."""
-        if not _has_tracks(path):
+        contents = _contents(path)
+        if contents is None:
             return NOTHING
         vision = self._spec.vision
-        frames, times_s = _frames(path)
+        frames, times_s = _frames(contents)
         if not frames:
             return NOTHING
         height, width = frames[0].shape[:2]
@@ -128,9 +129,10 @@ class _Reader:
 
     def hear(self, path: Path) -> Perceived:
         """The sound of a file; nothing if it has none."""
-        if not _has_tracks(path):
+        contents = _contents(path)
+        if contents is None:
             return NOTHING
-        blocks = [block for _, block in media.mono_blocks(path)]
+        blocks = [block for _, block in media.mono_blocks(contents)]
         samples = np.concatenate(blocks or [np.zeros(0, np.float32)])[: MAX_S * SAMPLE_RATE_HZ]
         if not len(samples):
             return NOTHING
@@ -140,8 +142,12 @@ class _Reader:
         return audio_text(len(heard)), heard
 
 
-def _has_tracks(path: Path) -> bool:
-    return path.suffix not in TEXT_SUFFIXES and bool(media.check(path, ()).tracks)
+def _contents(path: Path) -> media.Contents | None:
+    if path.suffix in TEXT_SUFFIXES:
+        return None
+    contents = media.check(path)
+    media.refuse_silence(contents)
+    return contents
 
 
 def _text(path: Path) -> str:
@@ -154,11 +160,11 @@ def _text(path: Path) -> str:
     return text
 
 
-def _frames(path: Path) -> tuple[list[UInt8], list[float]]:
+def _frames(contents: media.Contents) -> tuple[list[UInt8], list[float]]:
     """Frames at FPS from the beginning, with their times."""
     frames: list[UInt8] = []
     times_s: list[float] = []
-    for time_s, frame in media.video_frames(path):
+    for time_s, frame in media.video_frames(contents):
         if time_s > MAX_S:
             break
         if not times_s or time_s >= times_s[-1] + 1 / FPS:

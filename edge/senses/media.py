@@ -1,39 +1,68 @@
 """What FFmpeg finds in a media file: its tracks, whether it is whole, its frames and its sound.
 
-Times here are on the file's own axis, in exact seconds.
+Files are opened as ffmpeg opens them: what is damaged is left out and counted, and what follows is
+played. Times here are on the file's own axis, in exact seconds.
 """
 
 from __future__ import annotations
 
+import io
+import logging
+import math
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition
+from av.sidedata.sidedata import SideData
+from av.stream import Disposition, Stream
+from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
 from edge.errors import MediaError
-from edge.features.pixels import check_size
+from edge.features.pixels import MAX_PIXELS, check_size
 from edge.features.resample import Resampler
+from edge.senses.damage import Damage
+from edge.senses.lengths import lacks_bytes
 from edge.types import Float32, UInt8
 
+log = logging.getLogger(__name__)
+
 Track = Literal["video", "sound"]
+Source = Path | bytes
+"""A file, or what is in one."""
+AnyFrame = av.VideoFrame | av.AudioFrame
+AnyStream = VideoStream | AudioStream
+Packet: TypeAlias = "av.Packet[Stream]"
 
 _US_PER_S = 1_000_000
 _MISSING_END_S = Fraction(1, 2)  # how much of its stated length a whole file may lack
 _HOLE_S = Fraction(1, 10)  # a longer hole in the sound is filled with silence
-# Containers whose header states their length; elsewhere FFmpeg only guesses it from the bit rate.
+# A clock that goes back by more than this, or on by more than that, has been set or has wrapped.
+# These are ffmpeg's own bounds (dts_delta_threshold, dts_error_threshold).
+_MAX_BACK_S, _MAX_AHEAD_S, _MAX_HOLE_S = Fraction(1, 10), Fraction(10), Fraction(30 * 3600)
+_MAX_BLIND_S = 1  # for so long nothing is shown rather than a smeared picture
+_MAX_TICKS = 1 << 62
+_TS_DISCONT = 0x200  # AVFMT_TS_DISCONT, one of a format's flags
+_RATE = Fraction(25)  # frames a second, where a file does not say: FFmpeg's own guess
+_MAX_RATE_ERROR = Fraction(1, 10)
+_MAX_ERRORS = 64  # reads that fail in a row: there is nothing more to come
+# Their headers state their length; elsewhere FFmpeg only guesses it from the bit rate.
 _FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flac"}
+_MATROSKA = "matroska,webm"
+# Here a damaged packet is one that was lost on the air, wherever it is.
+_FORMATS_OF_THE_AIR = {"mpegts", "mpeg"}
 # Containers that FFmpeg may take a file for. Its others include playlists that lead it to the
 # network, and plain text that it draws as a film.
-_CONTAINERS = "mov,matroska,avi,flv,asf,mpegts,mpeg,wav,w64,aiff,flac,mp3,aac,ogg"
-_EIGHT_BIT_CODECS = {"pcm_u8", "pcm_s8"}
+_CONTAINERS = (
+    "mov,matroska,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,ivf,"
+    "wav,w64,aiff,caf,au,flac,mp3,aac,ac3,eac3,ogg,amr"
+)
 _PCM_SCALES = {"uint8": (128, 1 << 7), "int16": (0, 1 << 15), "int32": (0, 1 << 31)}
 _COPY_AGAIN = "copy it again from where it was recorded"
 
@@ -42,192 +71,477 @@ _COPY_AGAIN = "copy it again from where it was recorded"
 class Contents:
     """What a file holds."""
 
+    file: Source
     tracks: frozenset[Track]
-    zero_s: Fraction
-    """When its first frame or sample is due."""
+    first_s: dict[Track, Fraction]
+    """When each track's first frame or sample is due."""
     end_s: Fraction
     """When its last packet ends."""
+    n_pictures: int
+    """Packets of the video track that hold one."""
+    frames_per_s: Fraction
+    """Of the video track, on average."""
+    size: tuple[int, int]
+    """Width and height of its first picture, pixels; (0, 0) where there is none."""
+    n_damaged: int
+    """Packets that are not whole."""
+
+    @property
+    def zero_s(self) -> Fraction:
+        """When its first frame or sample is due."""
+        return min(self.first_s.values())
 
 
-def check(path: Path, need: Collection[Track]) -> Contents:
+def check(file: Source, need: Collection[Track] = (), max_s: float = math.inf) -> Contents:
     """Look through a whole file.
 
     Args:
-        path: any media file that FFmpeg decodes.
+        file: any media file that FFmpeg decodes.
         need: tracks that the file must have.
+        max_s: its longest duration; it is known before anything is decoded.
     Raises:
-        MediaError: the file cannot be read, is no media file, is cut short, lacks a needed
-            track, or has pictures of an unusable size or, as a sound file, no usable sound.
+        MediaError: the file cannot be read, is no media file, is cut short, lasts too long, lacks
+            a needed track or has nothing of it that can be decoded, or has pictures of an
+            unusable size.
     """
-    with _opened(path) as container:
-        tracks: set[Track] = set()
-        film = _film(container)
-        if film is not None:
-            tracks.add("video")
-            _check_picture(path, film)
-        if container.streams.audio:
-            tracks.add("sound")
-        if not tracks:
-            raise MediaError(path, "has neither video nor sound", "give a video or sound file")
+    with _opened(file) as container:
+        streams = _streams(container)
+        if not streams:
+            raise _wrong(file, "has neither video nor sound", "give a video or sound file")
         for track in need:
-            if track not in tracks:
-                raise MediaError(path, f"has no {track} track", f"give a file with {track}")
-        zero_s = Fraction(container.start_time or 0, _US_PER_S)
-        end_s = _checked_end_s(path, container)
-    if "video" not in tracks:
-        _check_sound(path)
-    return Contents(frozenset(tracks), zero_s, end_s)
+            if track not in streams:
+                raise _wrong(file, f"has no {track} track", f"give a file with {track}")
+        film = streams.get("video")
+        if isinstance(film, VideoStream) and film.width:  # else the first picture says
+            _check_size(file, film.width, film.height)
+        survey = _survey(file, container, streams)
+    if survey.end_s - min(survey.starts_s.values()) > max_s:
+        raise _wrong(file, f"lasts more than {max_s:g} s", "send a shorter one")
+    first_s: dict[Track, Fraction] = {}
+    size = 0, 0
+    for track in streams:
+        frame = next(_usable_frames(file, track, survey.starts_s[track], Damage("")), None)
+        if frame is not None:
+            first_s[track] = frame[0]
+            if isinstance(frame[1], av.VideoFrame):
+                size = _shown_size(file, frame[1])
+    for track in streams:
+        if track not in first_s:
+            problem = f"has {track} of which nothing can be decoded"
+            if not survey.n_packets[track]:
+                problem = f"has 0 {'frames' if track == 'video' else 'samples'}"
+            if track in need or not first_s:
+                raise _wrong(file, problem, "record it again")
+            log.warning("source=%s event=ignored track=%s problem=%s", _name(file), track, problem)
+    n_pictures = survey.n_packets.get("video", 0)
+    return Contents(
+        *(file, frozenset(first_s), first_s, survey.end_s, n_pictures, survey.frames_per_s),
+        *(size, survey.n_damaged),
+    )
 
 
-def video_frames(path: Path) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """All frames in presentation order, with their times on the file's own axis."""
-    with _opened(path) as container:
-        stream = _film(container)
-        if stream is None:
-            return
-        stream.thread_type = "AUTO"
-        period_s = 1 / (stream.average_rate or Fraction(25))
-        next_s = Fraction(0)
-        try:
-            for frame in container.decode(stream):
-                time_s = _time_s(frame, next_s)
-                yield time_s, frame
-                next_s = time_s + period_s
-        except av.FFmpegError as error:
-            raise _broken(path, next_s, error) from None
+def video_frames(
+    contents: Contents, damage: Damage | None = None
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """All whole frames in presentation order, with their times on the file's own axis.
+
+    Args:
+        contents: of a file, from `check`.
+        damage: counts what is left out.
+    """
+    if "video" in contents.tracks:
+        start_s, damage = contents.first_s["video"], damage or Damage("")
+        for time_s, frame in _usable_frames(contents.file, "video", start_s, damage, "AUTO"):
+            assert isinstance(frame, av.VideoFrame)
+            yield time_s, frame
 
 
-def upright_rgb(frame: av.VideoFrame) -> UInt8:
+def upright_rgb(frame: av.VideoFrame, shrink: int = 1) -> UInt8:
     """A frame as [H, W, 3] RGB, turned as the camera was held: phones store the picture lying
-    and say how to turn it."""
+    and say how to turn it, or that it is a mirror's.
+
+    Args:
+        shrink: so many pixels of a row or a column become one.
+    """
+    if shrink > 1:
+        size = max(1, frame.width // shrink), max(1, frame.height // shrink)
+        frame = frame.reformat(*size, format="rgb24", interpolation=Interpolation.AREA)
     pixels = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90)  # counterclockwise, as in rot90
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
+        return np.ascontiguousarray(pixels)
+    # Where the unit steps along a row and down a column go: x' = a x + c y, y' = b x + d y.
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(int).tolist()
+    along_x, along_y = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):  # nearer to a quarter turn
+        pixels, along_x, along_y = pixels.transpose(1, 0, 2), c, b
+    if along_x < 0:
+        pixels = pixels[:, ::-1]
+    if along_y < 0:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
-def mono_blocks(path: Path) -> Iterator[tuple[Fraction, Float32]]:
-    """16 kHz mono in blocks of any length, each with the time of the very first sample."""
-    resampler: Resampler | None = None
-    first_s = Fraction(0)
-    for block in _unbroken_blocks(path):
-        if resampler is None:
-            resampler = Resampler(block.rate_hz, block.samples.shape[1])
-            first_s = block.time_s
+def mono_blocks(
+    contents: Contents, damage: Damage | None = None
+) -> Iterator[tuple[Fraction, Float32]]:
+    """16 kHz mono in blocks of any length, each with the time of the very first sample.
+
+    Args:
+        contents: of a file, from `check`.
+        damage: counts what is left out.
+    """
+    if "sound" not in contents.tracks:
+        return
+    first_s = contents.first_s["sound"]
+    resampler, kind = None, (0, 0)
+    for block in _unbroken_blocks(contents.file, first_s, damage or Damage("")):
+        if (block.rate_hz, block.samples.shape[1]) != kind:  # at the start, or where it changes
+            if resampler is not None:
+                yield first_s, resampler.flush()
+            kind = block.rate_hz, block.samples.shape[1]
+            resampler = Resampler(*kind)
+        assert resampler is not None
         yield first_s, resampler.push(block.samples)
     if resampler is not None:
         yield first_s, resampler.flush()
 
 
-def _opened(path: Path) -> AbstractContextManager[InputContainer]:
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError as error:
-        raise MediaError(
-            path, f"cannot be read ({error.strerror})", "check the path and its permissions"
-        ) from None
-    if not head:
-        raise MediaError(path, "is an empty file", _COPY_AGAIN)
-    try:
-        return av.open(
-            str(path.resolve()),
-            metadata_errors="ignore",  # tags in old encodings are no reason to refuse a file
-            options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
-        )
-    except av.FFmpegError as error:
-        if head[4:8] == b"ftyp":
-            raise MediaError(
-                path, "is cut short: its index (moov) is missing", _COPY_AGAIN
-            ) from None
-        raise MediaError(
-            path, f"is not a media file ({error.strerror})", "give a video or sound file"
-        ) from None
-
-
-def _film(container: InputContainer) -> VideoStream | None:
-    """The first video track; a cover picture is none."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    return None
-
-
-def _checked_end_s(path: Path, container: InputContainer) -> Fraction:
-    """Read every packet, which costs no decoding, to see that the file is all there.
-
-    Returns:
-        When the last packet ends, on the file's own time axis.
-    """
-    spans: dict[int, tuple[Fraction, Fraction]] = {}
-    damaged = False
-    try:
-        for packet in container.demux():
-            damaged |= packet.is_corrupt  # the file ends inside it
-            if packet.pts is not None and packet.size:
-                start_s = packet.pts * packet.time_base
-                end_s = start_s + (packet.duration or 0) * packet.time_base
-                first_s, last_s = spans.get(packet.stream.index, (start_s, end_s))
-                spans[packet.stream.index] = min(start_s, first_s), max(end_s, last_s)
-    except av.FFmpegError:
-        damaged = True
-    end_s = max((end for _, end in spans.values()), default=Fraction(0))
-    if damaged or _lacks_end(container, spans):
-        stated_s = max(Fraction(container.duration or 0, _US_PER_S), end_s)
-        raise MediaError(
-            path, f"is cut short after {float(end_s):.2f} of {float(stated_s):.2f} s", _COPY_AGAIN
-        )
-    return end_s
-
-
-def _lacks_end(container: InputContainer, spans: dict[int, tuple[Fraction, Fraction]]) -> bool:
-    """Whether the packets end before the length that the file's header states."""
-    if container.format.name not in _FORMATS_WITH_LENGTH:
-        return False
-    lengths_s = {i: end_s - start_s for i, (start_s, end_s) in spans.items()}
-    pairs = [
-        (stream.duration * stream.time_base, lengths_s.get(stream.index, Fraction(0)))
-        for stream in (*container.streams.video, *container.streams.audio)
-        if stream.duration is not None and stream.time_base is not None
-    ]
-    if not pairs and container.duration is not None:  # Matroska states only the whole file's
-        pairs = [
-            (Fraction(container.duration, _US_PER_S), max(lengths_s.values(), default=Fraction(0)))
-        ]
-    return any(stated_s - found_s > _MISSING_END_S for stated_s, found_s in pairs)
-
-
-def _check_picture(path: Path, film: VideoStream) -> None:
-    try:
-        check_size(film.codec_context.width, film.codec_context.height)
-    except MediaError as error:
-        raise MediaError(path, error.problem, error.remedy) from None
-
-
-def _check_sound(path: Path) -> None:
+def refuse_silence(contents: Contents) -> None:
     """Decode a whole sound file, which recordings are short enough for: a file without usable
-    sound would otherwise play to its end and leave everyone wondering."""
-    with _opened(path) as container:
-        codec = container.streams.audio[0].codec_context.name
-    if codec in _EIGHT_BIT_CODECS:
-        raise MediaError(
-            path, "has 8-bit samples", f"convert it: ffmpeg -i {path} -c:a pcm_s16le 16bit.wav"
-        )
-    n_samples, heard = 0, False
-    for block in _sound_blocks(path):
+    sound would otherwise play to its end and leave everyone wondering. A film may be silent.
+
+    Raises:
+        MediaError: all samples are 0, or one is not a finite number.
+    """
+    if "video" in contents.tracks:
+        return
+    file, n_samples, heard = contents.file, 0, False
+    for block in _sound_blocks(file, contents.first_s["sound"], Damage("")):
         samples = block.samples
         if not np.isfinite(samples).all():
             at = n_samples + int(np.argmin(np.isfinite(samples).all(axis=1)))
-            raise MediaError(
-                path, f"has a value at sample {at} that is not a finite number", "export it again"
-            )
+            problem = f"has a value at sample {at} that is not a finite number"
+            raise _wrong(file, problem, "export it again")
         n_samples += len(samples)
         heard = heard or bool(samples.any())
-    if n_samples == 0:
-        raise MediaError(path, "has 0 samples", "record it again")
     if not heard:
-        raise MediaError(
-            path, f"is silent: all {n_samples} samples are 0", "check the microphone; record again"
+        raise _wrong(
+            file, f"is silent: all {n_samples} samples are 0", "check the microphone; record again"
         )
+
+
+def decoded(packet: Packet, damage: Damage) -> list[AnyFrame]:
+    """The frames that a packet completes; none where it cannot be decoded.
+
+    Args:
+        packet: with data in it.
+        damage: counts it if it is damaged.
+    """
+    try:
+        frames = packet.decode()
+    except av.FFmpegError as error:
+        damage.add(f"a packet cannot be decoded ({error.strerror})")
+        return []
+    if packet.is_corrupt:
+        damage.add("a packet is not whole")
+    return frames  # type: ignore[return-value]  # of a video or a sound stream
+
+
+def _name(file: Source) -> str:
+    return "media" if isinstance(file, bytes) else file.name
+
+
+def _wrong(file: Source, problem: str, remedy: str) -> MediaError:
+    return MediaError("media" if isinstance(file, bytes) else file, problem, remedy)
+
+
+def _opened(file: Source) -> InputContainer:
+    head = _head(file)
+    if not head:
+        raise _wrong(file, "is an empty file", _COPY_AGAIN)
+    try:
+        return av.open(
+            io.BytesIO(file) if isinstance(file, bytes) else str(file.resolve()),
+            "r",
+            metadata_errors="ignore",  # tags in old encodings are no reason to refuse a file
+            options={
+                "format_whitelist": _CONTAINERS,
+                "protocol_whitelist": "file",
+                "max_pixels": str(MAX_PIXELS),  # of what is decoded to find out what it is
+            },
+        )
+    except (av.FFmpegError, ValueError) as error:
+        if head[4:8] == b"ftyp":
+            problem = "is cut short: its index (moov) is missing"
+            raise _wrong(file, problem, _COPY_AGAIN) from None
+        said = getattr(error, "strerror", None) or error
+        raise _wrong(file, f"is not a media file ({said})", "give a video or sound file") from None
+
+
+def _head(file: Source) -> bytes:
+    if isinstance(file, bytes):
+        return file[:12]
+    try:
+        with file.open("rb") as opened:
+            return opened.read(12)
+    except OSError as error:
+        raise MediaError(
+            file, f"cannot be read ({error.strerror})", "check the path and its permissions"
+        ) from None
+
+
+def _streams(container: InputContainer) -> dict[Track, AnyStream]:
+    """The first video track and the first of sound that FFmpeg has a decoder for; a cover picture
+    or a preview is no video."""
+    found: dict[Track, AnyStream] = {}
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    films = (s for s in container.streams.video if not s.disposition & pictures)
+    film = next((s for s in films if s.codec_context is not None), None)
+    sound = next((s for s in container.streams.audio if s.codec_context is not None), None)
+    if film is not None:
+        found["video"] = film
+    if sound is not None:
+        found["sound"] = sound
+    return found
+
+
+def _packets(
+    container: InputContainer, streams: Collection[AnyStream], damage: Damage
+) -> Iterator[Packet]:
+    """All packets with data, as they lie in the file, their times straightened."""
+    line = _Line(container)
+    n_errors = 0
+    while n_errors < _MAX_ERRORS:
+        try:
+            for packet in container.demux(*streams):
+                n_errors = 0
+                if packet.size:  # AVI has empty ones for frames that were dropped
+                    line.straighten(packet)
+                    yield packet
+            return
+        except av.FFmpegError as error:  # reading goes on behind what is damaged
+            damage.add(f"cannot be read ({error.strerror})")
+            n_errors += 1
+
+
+class _Line:
+    """Makes one line of a file's times: a recorder's clock may have been set, or have wrapped.
+
+    Source: what ffmpeg does by `-dts_delta_threshold` and `-dts_error_threshold`.
+    """
+
+    def __init__(self, container: InputContainer) -> None:
+        may_jump = container.format.flags & _TS_DISCONT
+        self._max_ahead_s = _MAX_AHEAD_S if may_jump else _MAX_HOLE_S
+        self._shift_s = Fraction(0)
+        self._last: dict[int, tuple[Fraction, Fraction]] = {}
+        """By stream, when its newest packet begins and ends."""
+
+    def straighten(self, packet: Packet) -> None:
+        """Shift a packet's times to where they belong."""
+        base_s = packet.time_base
+        if not base_s:
+            return
+        if packet.dts is not None:
+            begin_s = packet.dts * base_s + self._shift_s
+            if packet.stream_index in self._last:
+                last_s, end_s = self._last[packet.stream_index]
+                if not -_MAX_BACK_S <= begin_s - last_s <= self._max_ahead_s:
+                    self._shift_s += end_s - begin_s
+                    begin_s = end_s
+            duration_s = min((packet.duration or 0) * base_s, Fraction(1))
+            self._last[packet.stream_index] = begin_s, begin_s + duration_s
+        ticks = round(self._shift_s / base_s)
+        packet.pts, packet.dts = _shifted(packet.pts, ticks), _shifted(packet.dts, ticks)
+
+
+def _shifted(time: int | None, ticks: int) -> int | None:
+    if time is None or abs(time + ticks) > _MAX_TICKS:
+        return None
+    return time + ticks
+
+
+def _frames(
+    file: Source, track: Track, next_s: Fraction, damage: Damage, threads: str = "SLICE"
+) -> Iterator[tuple[Fraction, AnyFrame]]:
+    """All frames of a track that decode, with their times.
+
+    Args:
+        next_s: the first frame's time, if it has none of its own.
+    """
+    with _opened(file) as container:
+        streams = _streams(container)
+        if track not in streams:
+            return
+        stream = streams[track]
+        if isinstance(stream, VideoStream):
+            stream.thread_type = threads
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        times = _Times(next_s, stream)
+        for packet in _packets(container, streams.values(), damage):
+            if packet.stream_index == stream.index:
+                for frame in decoded(packet, damage):
+                    yield times.of(frame), frame
+        try:
+            left = stream.decode(None)
+        except av.FFmpegError as error:
+            damage.add(f"the end cannot be decoded ({error.strerror})")
+            return
+        for frame in left:
+            yield times.of(frame), frame
+
+
+class _Times:
+    """Tells when a frame is due: by its presentation time, or by its decoding time where those go
+    back more often, or where it is missing.
+
+    Source: FFmpeg's `guess_correct_pts` in libavcodec/decode.c.
+    """
+
+    def __init__(self, next_s: Fraction, stream: AnyStream) -> None:
+        rate = stream.average_rate if isinstance(stream, VideoStream) else None
+        self._next_s, self._period_s = next_s, 1 / (rate or _RATE)
+        self._base_s = stream.time_base
+        self._last_s: Fraction | None = None
+        self._last: list[int | None] = [None, None]
+        self._n_back = [0, 0]
+
+    def of(self, frame: AnyFrame) -> Fraction:
+        """Seconds on the file's axis; never earlier than the frame before."""
+        times = (frame.pts, frame.dts)
+        for which, time in enumerate(times):
+            if time is not None:
+                last = self._last[which]
+                self._n_back[which] += last is not None and time <= last
+                self._last[which] = time
+        time = times[0]
+        if time is None or (times[1] is not None and self._n_back[0] > self._n_back[1]):
+            time = times[1]
+        time_s = self._next_s
+        if time is not None and self._base_s:  # a frame from the decoder's end has none itself
+            time_s = time * self._base_s
+        if self._last_s is not None:
+            time_s = max(time_s, self._last_s)
+        self._last_s = time_s
+        if isinstance(frame, av.AudioFrame):
+            self._period_s = Fraction(frame.samples, frame.sample_rate or 1)
+        self._next_s = time_s + self._period_s
+        return time_s
+
+
+def _usable_frames(
+    file: Source, track: Track, next_s: Fraction, damage: Damage, threads: str = "SLICE"
+) -> Iterator[tuple[Fraction, AnyFrame]]:
+    """Frames that nothing is missing of. A smeared picture is better than none where nothing else
+    has come for a while."""
+    shown_s: Fraction | None = None
+    for time_s, frame in _frames(file, track, next_s, damage, threads):
+        if isinstance(frame, av.AudioFrame):
+            if frame.is_corrupt or frame.sample_rate < 1:
+                damage.add("a frame is damaged")
+            elif frame.samples:
+                yield time_s, frame
+            continue
+        try:
+            check_size(frame.width, frame.height)
+        except MediaError as error:
+            damage.add(f"a frame {error.problem}")
+            continue
+        if frame.is_corrupt:
+            damage.add("a frame is damaged")
+            shown_s = time_s if shown_s is None else shown_s
+            if time_s - shown_s < _MAX_BLIND_S:
+                continue
+        shown_s = time_s
+        yield time_s, frame
+
+
+def _shown_size(file: Source, frame: av.VideoFrame) -> tuple[int, int]:
+    try:
+        pixels = upright_rgb(frame)
+    except (av.FFmpegError, ValueError) as error:
+        problem = f"has pictures that cannot be shown ({frame.format.name}: {error})"
+        raise _wrong(file, problem, "convert it with ffmpeg to yuv420p") from None
+    return pixels.shape[1], pixels.shape[0]
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What all packets say."""
+
+    starts_s: dict[Track, Fraction]
+    """When each track begins, as well as its packets tell: the first ones may have no times."""
+    n_packets: dict[Track, int]
+    end_s: Fraction
+    frames_per_s: Fraction
+    n_damaged: int
+
+
+def _survey(file: Source, container: InputContainer, streams: dict[Track, AnyStream]) -> _Survey:
+    """Read every packet, which costs no decoding, to see that the file is all there."""
+    damage = Damage("")
+    tracks = {stream.index: track for track, stream in streams.items()}
+    n_packets: dict[Track, int] = dict.fromkeys(streams, 0)
+    n_untimed: dict[Track, int] = dict.fromkeys(streams, 0)
+    spans: dict[Track, tuple[Fraction, Fraction]] = {}
+    last_is_damaged = False
+    for packet in _packets(container, streams.values(), damage):
+        track = tracks[packet.stream_index]
+        n_packets[track] += not packet.is_discard
+        last_is_damaged = packet.is_corrupt
+        if packet.is_corrupt:
+            damage.add("a packet is not whole")
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is None or not packet.time_base:
+            n_untimed[track] += track not in spans
+            continue
+        begin_s = time * packet.time_base
+        end_s = begin_s + (packet.duration or 0) * packet.time_base
+        first_s, last_s = spans.get(track, (begin_s, end_s))
+        spans[track] = min(begin_s, first_s), max(end_s, last_s)
+    end_s = max((end for _, end in spans.values()), default=Fraction(0))
+    ends_inside = last_is_damaged and container.format.name not in _FORMATS_OF_THE_AIR
+    begin_s = min((begin for begin, _ in spans.values()), default=Fraction(0))
+    stated_s = Fraction(container.duration or 0, _US_PER_S)
+    if container.format.name != _MATROSKA or stated_s < begin_s:
+        stated_s += begin_s  # Matroska's mostly counts from time 0
+    lacks_end = container.format.name in _FORMATS_WITH_LENGTH and stated_s - end_s > _MISSING_END_S
+    # FLAC's header tells its length and not its bytes. Elsewhere the bytes decide: a file may also
+    # lack what its recorder has announced, or be damaged where it ends.
+    if ends_inside or lacks_bytes(file) or (lacks_end and container.format.name == "flac"):
+        problem = f"is cut short after {float(end_s):.2f} of {float(max(stated_s, end_s)):.2f} s"
+        raise _wrong(file, problem, _COPY_AGAIN)
+    if lacks_end:
+        damage.add(f"ends after {float(end_s):.2f} of {float(stated_s):.2f} s")
+    if damage.n:
+        log.warning("source=%s event=damaged n=%d problem=%s", _name(file), damage.n, damage.last)
+    rate = _rate(streams.get("video"), n_packets.get("video", 0), spans.get("video"))
+    starts_s = {track: spans[track][0] if track in spans else Fraction(0) for track in streams}
+    untimed_s = n_untimed.get("video", 0) / rate
+    if "video" in spans:  # the first ones may have no times
+        starts_s["video"] -= untimed_s
+    return _Survey(starts_s, n_packets, max(end_s, untimed_s), rate, damage.n)
+
+
+def _rate(
+    film: AnyStream | None, n_packets: int, span: tuple[Fraction, Fraction] | None
+) -> Fraction:
+    """Frames a second: as stated, if about so many were found. H.264 in AVI may state fields."""
+    if not isinstance(film, VideoStream):
+        return _RATE
+    stated = [rate for rate in (film.average_rate, film.guessed_rate) if rate]
+    if span is None or span[1] <= span[0]:
+        return stated[0] if stated else _RATE
+    found = n_packets / (span[1] - span[0])
+    return next((rate for rate in stated if abs(rate - found) < _MAX_RATE_ERROR * rate), found)
+
+
+def _check_size(file: Source, width: int, height: int) -> None:
+    try:
+        check_size(width, height)
+    except MediaError as error:
+        raise _wrong(file, error.problem, error.remedy) from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,21 +551,11 @@ class _Block:
     time_s: Fraction  # of the first sample, on the file's own axis
 
 
-def _unbroken_blocks(path: Path) -> Iterator[_Block]:
+def _unbroken_blocks(file: Source, first_s: Fraction, damage: Damage) -> Iterator[_Block]:
     """The sound as it is stored, with silence in its holes, so that it keeps the pace."""
-    end_s: Fraction | None = None
-    kind = (0, 0)
-    for block in _sound_blocks(path):
+    end_s = first_s
+    for block in _sound_blocks(file, first_s, damage):
         n_samples, n_channels = block.samples.shape
-        if end_s is None:
-            end_s, kind = block.time_s, (block.rate_hz, n_channels)
-        if (block.rate_hz, n_channels) != kind:
-            raise MediaError(
-                path,
-                f"changes from {kind[0]} Hz x {kind[1]} to {block.rate_hz} Hz x {n_channels} "
-                f"channels after {float(end_s):.2f} s",
-                "convert it to one format with ffmpeg",
-            )
         if block.time_s - end_s > _HOLE_S:
             hole = round((block.time_s - end_s) * block.rate_hz)
             for start in range(0, hole, block.rate_hz):  # by the second: a hole may be hours
@@ -263,18 +567,11 @@ def _unbroken_blocks(path: Path) -> Iterator[_Block]:
         end_s += Fraction(n_samples, block.rate_hz)
 
 
-def _sound_blocks(path: Path) -> Iterator[_Block]:
+def _sound_blocks(file: Source, first_s: Fraction, damage: Damage) -> Iterator[_Block]:
     """The sound as it is stored. The rate is each frame's own: AAC may double its header's."""
-    time_s = Fraction(0)
-    with _opened(path) as container:
-        try:
-            for frame in container.decode(container.streams.audio[0]):
-                time_s = _time_s(frame, time_s)
-                block = _Block(float_samples(frame), frame.sample_rate, time_s)
-                time_s += Fraction(len(block.samples), block.rate_hz)
-                yield block
-        except av.FFmpegError as error:
-            raise _broken(path, time_s, error) from None
+    for time_s, frame in _usable_frames(file, "sound", first_s, damage):
+        if isinstance(frame, av.AudioFrame):
+            yield _Block(float_samples(frame), frame.sample_rate, time_s)
 
 
 def float_samples(frame: av.AudioFrame) -> Float32:
@@ -283,16 +580,3 @@ def float_samples(frame: av.AudioFrame) -> Float32:
     stored = stored.T if frame.format.is_planar else stored.reshape(-1, frame.layout.nb_channels)
     zero, full_scale = _PCM_SCALES.get(stored.dtype.name, (0, 1))
     return (stored.astype(np.float32) - np.float32(zero)) / np.float32(full_scale)
-
-
-def _time_s(frame: av.VideoFrame | av.AudioFrame, otherwise_s: Fraction) -> Fraction:
-    """Presentation time on the file's own axis; raw streams have none."""
-    if frame.pts is None or frame.time_base is None:
-        return otherwise_s
-    return frame.pts * frame.time_base
-
-
-def _broken(path: Path, time_s: Fraction, error: av.FFmpegError) -> MediaError:
-    return MediaError(
-        path, f"cannot be decoded after {float(time_s):.2f} s ({error.strerror})", _COPY_AGAIN
-    )

@@ -18,6 +18,7 @@ import numpy as np
 from edge.clock import NS_PER_MS, NS_PER_S, Clock
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.senses import media
+from edge.senses.damage import Damage
 from edge.types import AudioChunk, Float32, Frame
 
 CHUNK_SAMPLES = 1600
@@ -32,11 +33,7 @@ class Recording:
     """A file that has been found playable."""
 
     path: Path
-    duration_ns: int
-    """From the first frame or sample to the end of the last."""
-    tracks: frozenset[media.Track]
-    zero_s: Fraction
-    """When its first frame or sample is due, on the file's own time axis."""
+    contents: media.Contents
 
     @classmethod
     def open(cls, path: Path, need: Collection[media.Track] = ()) -> Recording:
@@ -50,8 +47,18 @@ class Recording:
                 or is a sound file without usable sound.
         """
         contents = media.check(path, need)
-        duration_ns = round((contents.end_s - contents.zero_s) * NS_PER_S)
-        return cls(path, duration_ns, contents.tracks, contents.zero_s)
+        media.refuse_silence(contents)
+        return cls(path, contents)
+
+    @property
+    def tracks(self) -> frozenset[media.Track]:
+        """What can be played of it."""
+        return self.contents.tracks
+
+    @property
+    def duration_ns(self) -> int:
+        """From the first frame or sample to the end of the last."""
+        return round((self.contents.end_s - self.contents.zero_s) * NS_PER_S)
 
     def video(self, clock: Clock, start_ns: int, fps: float) -> RecordedVideo | None:
         """Its pictures as a source, None where it has none.
@@ -67,35 +74,32 @@ class Recording:
             raise ValueError(f"fps is {fps}; it must be above 0")
         if "video" not in self.tracks:
             return None
-        return RecordedVideo(self.path, clock, start_ns, self.zero_s, fps)
+        return RecordedVideo(self, clock, start_ns, fps)
 
     def sound(self, clock: Clock, start_ns: int) -> RecordedSound | None:
         """Its sound as a source, None where it has none; arguments as for `video`."""
         if "sound" not in self.tracks:
             return None
-        return RecordedSound(self.path, clock, start_ns, self.zero_s)
+        return RecordedSound(self, clock, start_ns)
 
 
 class RecordedVideo:
     """The frames of a file: a `FrameSource`. Made by `Recording.video`."""
 
-    def __init__(
-        self, path: Path, clock: Clock, start_ns: int, zero_s: Fraction, fps: float
-    ) -> None:
-        self._path, self._clock, self._start_ns, self._zero_s = path, clock, start_ns, zero_s
-        self._fps = fps
+    def __init__(self, recording: Recording, clock: Clock, start_ns: int, fps: float) -> None:
+        self._recording, self._clock, self._start_ns, self._fps = recording, clock, start_ns, fps
         self._closed = threading.Event()
+        self.damage = Damage(recording.path.name)
+        """What is left out of it."""
 
     def frames(self) -> Iterator[Frame]:
         """Frames at their capture times, upright, at most `fps` a second: the first at or after
-        each 1/fps instant. Frame ids count all frames of the file.
-
-        Raises:
-            MediaError: while iterating, when the file cannot be decoded any further.
+        each 1/fps instant. Frame ids count all whole frames of the file.
         """
         next_instant = 0
-        for frame_id, (time_s, frame) in enumerate(media.video_frames(self._path)):
-            since_zero_ns = round((time_s - self._zero_s) * NS_PER_S)
+        name, contents = self._recording.path.name, self._recording.contents
+        for frame_id, (time_s, frame) in enumerate(media.video_frames(contents, self.damage)):
+            since_zero_ns = round((time_s - contents.zero_s) * NS_PER_S)
             instant = (since_zero_ns + _GRAIN_NS) * self._fps / NS_PER_S
             taken = instant >= next_instant
             # Converted before the wait, to be ready on time. Frames that are not taken are waited
@@ -107,7 +111,7 @@ class RecordedVideo:
                 return
             if pixels is not None:
                 next_instant = int(instant) + 1
-                yield Frame(pixels, capture_ns, frame_id, self._path.name)
+                yield Frame(pixels, capture_ns, frame_id, name)
 
     def close(self) -> None:
         """Let the iterator end at the file's next frame."""
@@ -117,22 +121,21 @@ class RecordedVideo:
 class RecordedSound:
     """The sound of a file as 16 kHz mono: an `AudioSource`. Made by `Recording.sound`."""
 
-    def __init__(self, path: Path, clock: Clock, start_ns: int, zero_s: Fraction) -> None:
-        self._path, self._clock, self._start_ns, self._zero_s = path, clock, start_ns, zero_s
+    def __init__(self, recording: Recording, clock: Clock, start_ns: int) -> None:
+        self._recording, self._clock, self._start_ns = recording, clock, start_ns
         self._closed = threading.Event()
+        self.damage = Damage(recording.path.name)
+        """What is left out of it."""
 
     def chunks(self) -> Iterator[AudioChunk]:
-        """Chunks of `CHUNK_SAMPLES`, the last one shorter, each when its end has been heard.
-
-        Raises:
-            MediaError: while iterating, when the file cannot be decoded any further.
-        """
-        for time_s, samples in _chunked(media.mono_blocks(self._path)):
-            capture_ns = self._start_ns + round((time_s - self._zero_s) * NS_PER_S)
+        """Chunks of `CHUNK_SAMPLES`, the last one shorter, each when its end has been heard."""
+        contents = self._recording.contents
+        for time_s, samples in _chunked(media.mono_blocks(contents, self.damage)):
+            capture_ns = self._start_ns + round((time_s - contents.zero_s) * NS_PER_S)
             self._clock.sleep_until(capture_ns + len(samples) * _NS_PER_SAMPLE)
             if self._closed.is_set():
                 return
-            yield AudioChunk(samples, capture_ns, self._path.name)
+            yield AudioChunk(samples, capture_ns, self._recording.path.name)
 
     def close(self) -> None:
         """Let the iterator end at the file's next chunk."""
@@ -150,13 +153,17 @@ class Repeated:
         self._recording, self._clock, self._start_ns, self._fps = recording, clock, start_ns, fps
         self._source: RecordedVideo | RecordedSound | None = None
         self._closed = threading.Event()
+        self.damage = Damage(recording.path.name)
+        """What is left out of it, all rounds together."""
 
     def frames(self) -> Iterator[Frame]:
         """As `RecordedVideo.frames`, without end."""
         n_before, frame_id = 0, -1
         for start_ns in self._starts():
             self._source = video = self._recording.video(self._clock, start_ns, self._fps)
-            for frame in video.frames() if video else ():
+            assert video is not None
+            video.damage = self.damage
+            for frame in video.frames():
                 frame_id = n_before + frame.frame_id
                 yield replace(frame, frame_id=frame_id)
             n_before = frame_id + 1
@@ -165,7 +172,9 @@ class Repeated:
         """As `RecordedSound.chunks`, without end."""
         for start_ns in self._starts():
             self._source = sound = self._recording.sound(self._clock, start_ns)
-            yield from sound.chunks() if sound else ()
+            assert sound is not None
+            sound.damage = self.damage
+            yield from sound.chunks()
 
     def _starts(self) -> Iterator[int]:
         start_ns = self._start_ns

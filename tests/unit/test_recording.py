@@ -20,7 +20,6 @@ from make_media import (
 from numpy.typing import NDArray
 
 from edge.clock import VirtualClock
-from edge.senses import media
 from edge.senses.recording import RecordedSound, RecordedVideo, Recording, Repeated
 from edge.types import AudioChunk, Float32, Frame
 
@@ -234,10 +233,8 @@ def test_any_codec_is_decoded(tmp_path: Path, name: str, codec: str, sample_form
 
 
 def test_8_bit_sound_has_its_zero_at_128(tmp_path: Path) -> None:
-    """It is refused on its own, not as the track of a film."""
     path = write_wav(tmp_path / "a.wav", np.array([0, 64, 128, 192, 255], np.uint8))
-    sound = np.concatenate([block for _, block in media.mono_blocks(path)])
-    assert sound.tolist() == [-1, -0.5, 0, 0.5, 127 / 128]
+    assert whole(played_chunks(path)).tolist() == [-1, -0.5, 0, 0.5, 127 / 128]
 
 
 def test_holes_are_filled_with_silence(tmp_path: Path) -> None:
