@@ -107,6 +107,7 @@ def make_app(
         realtime.change(config)
 
     app[CHANGE] = change
+    app.on_shutdown.append(realtime.close)
     app.add_routes(
         [
             web.get("/v1/models", api.models),

@@ -11,7 +11,7 @@ from edge.serve.chat import ChatBody
 from edge.serve.fields import table
 from edge.serve.playback import PlaybackAppend
 from edge.serve.pointing import Box, Point
-from edge.serve.protocol import ClientEvent, EdgeAnswer
+from edge.serve.protocol import ClientEvent, EdgeAnswer, ItemCreate, ResponseSettings, Session
 from edge.serve.report import AnswerReport
 from edge.serve.server_events import ServerEvent
 from edge.serve.trigger_events import ClientTriggerEvent, ServerTriggerEvent
@@ -45,7 +45,12 @@ def policy_page() -> str:
     return "\n".join([f"# What becomes of every field\n\n{_POLICY}\n", *tables])
 
 
-REQUESTS: dict[str, type] = {"POST /v1/chat/completions": ChatBody}
+REQUESTS: dict[str, type] = {
+    "POST /v1/chat/completions": ChatBody,
+    "/v1/realtime: `session` of session.update": Session,
+    "/v1/realtime: `response` of response.create": ResponseSettings,
+    "/v1/realtime: conversation.item.create": ItemCreate,
+}
 _POLICY = """\
 Written by scripts/write_schemas.py from the types of edge/serve.
 
@@ -54,6 +59,10 @@ Written by scripts/write_schemas.py from the types of edge/serve.
   the log once.
 - **refused**: it would change the answer and is not done here. HTTP 400 names it, unless its value
   asks for nothing.
+
+On /v1/realtime every refused field of `session.update` is an `error` of its own, and the others are
+changed; an answer in another form than text is told in the same way, and is text. What is ignored
+is in the log alone. Names of the beta are read as those that the fields have since.
 
 `null` asks for nothing anywhere. A field that is not in a table is ignored and named as well; only
 within `edge` it is refused. `[]` stands for every place of a list, `<...>` for a part's `type`."""
