@@ -66,6 +66,9 @@ class TextFormat(_Part, frozen=True, kw_only=True, tag="text"):
 class JsonObjectFormat(_Part, frozen=True, kw_only=True, tag="json_object"):
     """Any JSON object."""
 
+    schema: Json | None = None
+    """That it follows, as llama.cpp's clients say it."""
+
 
 class JsonSchemaFormat(_Part, frozen=True, kw_only=True, tag="json_schema"):
     """JSON that a schema allows."""

@@ -130,7 +130,8 @@ def grammar_of(
 
 def _grammar(wanted: ResponseFormat | None, abstention: str | None) -> str:
     if isinstance(wanted, JsonObjectFormat):
-        return grammar_of_schema({"type": "object"}, abstention)
+        schema = {"type": "object"} if wanted.schema is None else wanted.schema
+        return grammar_of_schema(schema, abstention)
     if isinstance(wanted, JsonSchemaFormat):
         return grammar_of_schema(wanted.json_schema.schema, abstention)
     if isinstance(wanted, RegexFormat):
