@@ -24,7 +24,7 @@ from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve.access import Roles, require
-from edge.serve.chat import ChatRequest, check_model, parse_request
+from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, Said, answer_of, health_of
 from edge.serve.door import Door, drop
 from edge.serve.fields import told
@@ -46,6 +46,7 @@ from edge.serve.replies import (
     open_stream,
     send,
 )
+from edge.serve.request import check_model
 from edge.serve.room import Room
 from edge.serve.tcp import read_token
 from edge.serve.watching import Watching

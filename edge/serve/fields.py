@@ -135,13 +135,15 @@ def _unheard(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
             place = f"{path}.{name}".lstrip(".")
             if name == struct.tag_field or item is None:
                 continue
+            empty = item in ("", [], {})
             if name not in known:
-                if not struct.forbid_unknown_fields:
+                if not struct.forbid_unknown_fields and not empty:
                     yield _collapsed(place)
                 continue
             marks = _marks(known[name])
             if marks.get("policy") == "ignored":
-                yield _collapsed(place)
+                if not empty:
+                    yield _collapsed(place)
             elif marks.get("policy") == "refused":
                 _refuse_unless(item, marks["neutral"], place, _why(known[name]))
             else:

@@ -16,9 +16,10 @@ from serve.traffic import validator
 from edge.config import Answer, Config, for_model
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
+from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, stages_of
 from edge.serve.report import report_of
+from edge.serve.request import ModelNotFoundError
 from edge.session.turn import Message, TextDelta
 from edge.types import Stages
 
