@@ -19,7 +19,7 @@ from edge.serve.fields import ignored, read, told_of, unless
 from edge.serve.messages import ChatMessage, to_messages
 from edge.serve.protocol import ResponseFormat
 from edge.serve.request import MAX_CHOICES, Effort, StreamOptions, Wanted, check_model, question_of
-from edge.serve.wishes import ChatFunction, ChatTool, NamedTool, ToolChoice
+from edge.serve.wishes import ChatFunction, ChatTool, ToolChoice, named_tool
 from edge.session.turn import Question
 
 
@@ -141,5 +141,5 @@ def _tools(request: ChatBody) -> tuple[list[ChatTool], ToolChoice]:
         return request.tools or [], request.tool_choice
     choice = request.function_call
     if isinstance(choice, _FunctionName):
-        choice = msgspec.convert({"type": "function", "function": {"name": choice.name}}, NamedTool)
+        return [ChatTool(function) for function in request.functions], named_tool(choice.name)
     return [ChatTool(function) for function in request.functions], choice

@@ -174,6 +174,8 @@ def usage_of(done: Done) -> Json:
         "prompt_tokens": done.n_prompt_tokens,
         "completion_tokens": done.n_completion_tokens,
         "total_tokens": done.n_prompt_tokens + done.n_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": done.timeline.n_context_tokens},
+        "completion_tokens_details": {"reasoning_tokens": done.n_reasoning_tokens},
     }
 
 

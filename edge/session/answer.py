@@ -58,6 +58,7 @@ class Answering:
         self.turn, self._prompt, self._clock = turn, prompt, clock
         self._freshness_of = freshness_of
         self._n_choices_done = self._n_tokens_before = 0  # of several answers
+        self._n_reasoning = 0
         self._behind_prompt: tuple[Any, Float32] | None = None  # a snapshot and the logits there
         self._prompt_ids: list[int] = []
         self._begin_choice()
@@ -233,6 +234,7 @@ class Answering:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
         token = self._choose(engine)
         self._said.append(token)
+        self._n_reasoning += self._speech.is_thinking
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
             return self._finish("stop")
@@ -341,6 +343,7 @@ class Answering:
             ),
             confidence=self._certainty.value,
             consistency=consistency,
+            n_reasoning_tokens=self._n_reasoning,
         )
 
 

@@ -221,6 +221,8 @@ class Done:
     answer's tokens were, see `edge.session.confidence`; None without tokens."""
     consistency: Consistency | None = None
     """None: it was not asked for, or there was no time or no room for it."""
+    n_reasoning_tokens: int = 0
+    """Of the completion's: its thinking."""
 
 
 @dataclass(frozen=True, slots=True)

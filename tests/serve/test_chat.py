@@ -194,6 +194,8 @@ def test_a_completion():
         "prompt_tokens": 330,
         "completion_tokens": 5,
         "total_tokens": 335,
+        "prompt_tokens_details": {"cached_tokens": 321},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
