@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -377,8 +377,11 @@ class Client:
                 yield ItemDeleted(item_id=item_id)
         elif reply.conversation_id is not None:
             for item in reply.output:
-                before = self._conversation.last_id
-                for item_id in self._conversation.add(entry_of(item, item.id or "")):
+                before, entry = self._conversation.last_id, entry_of(item, item.id or "")
+                if item is reply.output[0]:
+                    thought = replace(entry.message, reasoning=reply.reasoning)
+                    entry = replace(entry, message=thought)
+                for item_id in self._conversation.add(entry):
                     yield ItemDeleted(item_id=item_id)
                 yield ItemAdded(item=item, previous_item_id=before)
                 yield ItemDone(item=item, previous_item_id=before)

@@ -35,7 +35,7 @@ from edge.serve.wishes import (
     recalled,
     remembered,
 )
-from edge.session.turn import Message, Question
+from edge.session.turn import Message, Question, ThinkingBudget
 
 MAX_STOP_CHARACTERS = 256
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -64,12 +64,19 @@ class StreamOptions(msgspec.Struct, frozen=True):
     ] = None
 
 
+Budget = Annotated[int, Meta(ge=-1)]
+"""Tokens; -1 is no bound."""
+GRACE_TOKENS = 1024
+"""What NVIDIA gives a thought to come to the end of its line."""
+
+
 class TemplateSettings(msgspec.Struct, frozen=True):
     """What the model's chat template is told."""
 
     enable_thinking: bool | None = None
+    reasoning_budget: Budget | None = None
     truncate_history_thinking: Annotated[
-        Any, unless(True, why="Past thinking is not part of the prompt.")
+        Any, unless(True, why="The thinking that led to a past answer is not part of the prompt.")
     ] = None
 
 
@@ -135,6 +142,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(gt=0.0, le=2.0)] | None,
         told_of("Of the request's text and the answer's; what was perceived is no text."),
     ] = None
+    reasoning_budget: Annotated[
+        Budget | None, told_of("NVIDIA's: then the thinking ends with its line.")
+    ] = None
+    thinking_token_budget: Annotated[Budget | None, told_of("Then the thinking ends.")] = None
     include_reasoning: Annotated[bool | None, told_of("false hides the thinking.")] = None
     chat_template_kwargs: TemplateSettings | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -243,6 +254,7 @@ def question_of(
         sampling=_sampling(request, config, thinking_sampling if thinking else Sampling()),
         max_tokens=limit,
         thinking=thinking,
+        thinking_budget=_thinking_budget(request),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         remember=remembered(edge, config) and n_choices == 1,
         recall_s=recalled(edge),
@@ -275,6 +287,20 @@ def _thinks(request: Wanted, effort: str | None, config: Config) -> bool:
     template = request.chat_template_kwargs or TemplateSettings()
     by_effort = None if effort is None else effort != "none"
     return bool(_first(template.enable_thinking, by_effort, config.answer.thinking))
+
+
+def _thinking_budget(request: Wanted) -> ThinkingBudget | None:
+    """NVIDIA's budget ends a thought at the end of a line, vLLM's at once."""
+    template = request.chat_template_kwargs or TemplateSettings()
+    at_once, at_line = request.thinking_token_budget, request.reasoning_budget
+    at_line = template.reasoning_budget if at_line is None else at_line
+    if at_line is None or at_line < 0:
+        given = at_line if at_once is None else at_once
+        return None if given is None else ThinkingBudget(given)
+    if at_once is None or at_once < 0:
+        # A budget of 0 is the wish not to think.
+        return ThinkingBudget(at_line, GRACE_TOKENS if at_line else 0)
+    return ThinkingBudget(min(at_line, at_once), max(0, at_once - at_line))
 
 
 def _sampling(request: Wanted, config: Config, own: Sampling) -> Sampling:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -124,7 +123,7 @@ class ResponseEvents:
         self.output.append(item)
 
     def _call(self, call: ToolCall) -> Iterator[Json]:
-        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        arguments, status = call.written, "completed" if call.is_whole else "incomplete"
         item: Json = {
             "type": "function_call",
             "id": new_id("fc"),
@@ -138,7 +137,7 @@ class ResponseEvents:
         kind = "response.function_call_arguments"
         yield self._event(f"{kind}.delta", **place, delta=arguments)
         yield self._event(f"{kind}.done", **place, name=call.name, arguments=arguments)
-        yield from self._put({**item, "arguments": arguments, "status": "completed"})
+        yield from self._put({**item, "arguments": arguments, "status": status})
 
     def _event(self, kind: str, **fields: Any) -> Json:
         self._n_sent += 1

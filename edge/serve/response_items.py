@@ -53,12 +53,18 @@ class FunctionOutputItem(msgspec.Struct, frozen=True, kw_only=True, tag="functio
     caller: Annotated[Any, ignored("The model is the only caller.")] = None
 
 
+class ReasoningText(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning_text"):
+    """A piece of it."""
+
+    text: str
+
+
 class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning"):
-    """What the model thought before."""
+    """What the model thought before; what is kept of it is the template's affair."""
 
     id: str | None = None
-    summary: Annotated[Any, ignored("Past thinking is not part of the prompt.")] = None
-    content: Annotated[Any, ignored("Past thinking is not part of the prompt.")] = None
+    content: list[ReasoningText] | None = None
+    summary: Annotated[Any, ignored("The thinking itself is told.")] = None
     encrypted_content: Annotated[Any, ignored("Nothing is encrypted here.")] = None
     status: Annotated[Any, ignored("An item is what it says.")] = None
 

@@ -35,6 +35,7 @@ from edge.serve.response_items import (
     ItemReference,
     KeptOf,
     MessageItem,
+    ReasoningItem,
 )
 from edge.serve.wishes import ChatFunction, ChatTool, ToolName, allowed_tools, named_tool
 from edge.serve.wishes import ToolChoice as ChatToolChoice
@@ -100,7 +101,7 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     summary: Annotated[Any, ignored("The thinking itself is told.")] = None
     generate_summary: Annotated[Any, ignored("The thinking itself is told.")] = None
-    context: Annotated[Any, ignored("Past thinking is not part of the prompt.")] = None
+    context: Annotated[Any, ignored("The template says what is kept of past thinking.")] = None
 
 
 class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +248,8 @@ def _messages(item: InputItem, place: str) -> Iterator[Message]:
         yield Message("assistant", "", calls=(call,))
     elif isinstance(item, FunctionOutputItem):
         yield _said("tool", item.output, f"{place}.output")
+    elif isinstance(item, ReasoningItem) and item.content:
+        yield Message("assistant", "", reasoning="\n".join(one.text for one in item.content))
     elif isinstance(item, MessageItem):
         yield _said(item.role, item.content, f"{place}.content")
 

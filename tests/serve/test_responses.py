@@ -205,7 +205,13 @@ def test_a_whole_conversation():
                 {"type": "input_text", "text": "What?"},
             ],
         },
-        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+            "encrypted_content": "x",
+        },
         {
             "type": "message",
             "role": "assistant",
@@ -229,7 +235,7 @@ def test_a_whole_conversation():
     assert [message.content for message in question.messages[:2]] == ["In French.", "Be brief."]
     assert (question.messages[2].content, len(question.messages[2].media)) == ("What?", 1)
     calls = (ToolCall("drive", {"fast": True}),)
-    assert question.messages[3] == Message("assistant", "I drive.", (), calls)
+    assert question.messages[3] == Message("assistant", "I drive.", (), calls, "Hm.")
     assert question.messages[4] == Message("tool", "done")
     function = {name: TOOL[name] for name in ("name", "description", "parameters", "strict")}
     assert question.tools == ({"type": "function", "function": function},)
@@ -339,6 +345,22 @@ def calling(turn):
         DONE,
     ):
         turn.deliver(event)
+
+
+def test_a_call_that_was_cut_is_incomplete_and_can_be_sent_back(path):
+    def play(turn):
+        turn.deliver(ToolCall("drive", {"fast": True}, is_whole=False))
+        turn.deliver(replace(DONE, finish_reason="length"))
+
+    session = ScriptedSession(play)
+    with served(path, session), http(path) as client:
+        first = client.post("/v1/responses", json={"input": "Go.", "tools": [TOOL]}).json()
+        (item,) = first["output"]
+        body = {"input": "Well?", "previous_response_id": first["id"]}
+        assert client.post("/v1/responses", json=body).status_code == 200
+    assert (first["status"], item["status"]) == ("incomplete", "incomplete")
+    assert item["arguments"] == '{"fast": true'
+    assert session.questions[1].messages[1].calls == (ToolCall("drive", {"fast": True}),)
 
 
 def test_events_of_calls(path):
