@@ -15,11 +15,10 @@ from build_engine.building import building, refuse_existing
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_weights import write_decoder
 from build_engine.encoder_graphs import write_encoders
-from build_engine.verify import verify, write_self_check
+from build_engine.verify import check_prompts, verify, write_self_check
 from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
 from edge.engines.cpu import CpuEngine
 from edge.errors import CheckpointError
-from edge.model.tokenizer import Tokenizer
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with a stage's name, its steps done and its steps in all."""
@@ -82,7 +81,7 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         if not source.is_file():
             raise CheckpointError(source, "is missing", "download the checkpoint again, complete")
         shutil.copyfile(source, folder / name)
-    Tokenizer(folder)
+    check_prompts(folder)
 
 
 def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:

@@ -16,6 +16,7 @@ from edge.engines.encoders import Encoders
 from edge.errors import MediaError
 from edge.features.mel import LogMelStream
 from edge.features.pixels import image_grid, image_patches, tubelet_patches, video_grid
+from edge.model.outside import Outside
 from edge.model.prompt import ChatTemplate, audio_text, flatten, image_text, video_text
 from edge.model.spec import SAMPLE_RATE_HZ, ModelSpec
 from edge.model.tokenizer import Tokenizer
@@ -92,10 +93,11 @@ class _Reader:
 
     def prompt(self, path: Path, *senses: Perceived) -> Float32:
         """[n, H]: a text, or what was perceived of a recording and a question about it."""
-        content = _text(path) if path.suffix in TEXT_SUFFIXES else QUESTION
+        outside = Outside(self._tokenizer)
+        content = outside.hide(_text(path)) if path.suffix in TEXT_SUFFIXES else QUESTION
         perceived = [(text, rows) for text, rows in senses if rows is not None]
         messages = [{"role": "user", "content": flatten(content, [text for text, _ in perceived])}]
-        ids = self._tokenizer.encode(self._template.render(messages, thinking=False))
+        ids = outside.encode(self._template.render(messages, thinking=False))
         rows = self._embedder.embed(ids).copy()
         if perceived:
             special = self._tokenizer.special

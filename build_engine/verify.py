@@ -25,7 +25,9 @@ from edge.engines.cpu import CpuEngine
 from edge.engines.engine import AnyEngine
 from edge.engines.tensorrt import TensorrtEngine
 from edge.errors import BundleError
+from edge.model.prompt import ChatTemplate
 from edge.model.spec import ModelSpec, VisionSpec
+from edge.model.tokenizer import Tokenizer
 
 N_TEXT_TOKENS = 24
 N_DECODED_TOKENS = 4
@@ -247,9 +249,11 @@ def verify(path: Path, engine: str | None = None) -> Verification:
         engine: None is tensorrt if the bundle holds plans, cpu if it does not.
     Raises:
         BundleError: it is damaged, or not for this machine.
+        CheckpointError: its tokenizer or its chat template cannot be used.
         DeviceError: there is no GPU for it.
     """
     bundle = Bundle(path)
+    check_prompts(path)
     started = time.monotonic()
     if (engine or (TENSORRT if bundle.manifest.plans else CPU)) == CPU:
         return examine(bundle, CpuEngine(bundle, exact=True, frugal=True), started)
@@ -257,6 +261,16 @@ def verify(path: Path, engine: str | None = None) -> Verification:
     found = examine(bundle, on_gpu, started)
     on_gpu.close()
     return found
+
+
+def check_prompts(folder: Path) -> None:
+    """Whether what makes prompts can: the tokenizer is whole, the template writes conversations.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    Tokenizer(folder)
+    ChatTemplate(folder).probe()
 
 
 def examine(bundle: Bundle, engine: AnyEngine, started: float) -> Verification:

@@ -208,7 +208,7 @@ class _Vocabulary:
         self.tokens = [b""] * known.vocab_size
         for token in tokenizer.tokens():
             self.tokens[token] = known.decode_bytes([token])
-        self.special_token_ids = tokenizer.special_tokens()
+        self.special_token_ids = tokenizer.control_tokens.ids
         self._tokenizer = tokenizer
 
     def __call__(self, text: str) -> list[int]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
+import jinja2.utils
 
 from edge.errors import CheckpointError
 from edge.model.tokenizer import (
@@ -30,7 +33,9 @@ from edge.model.tokenizer import (
 VIDEO = "<video>"
 """Plain text to the tokenizer; stands for a clip until `expand`."""
 LIVE = "\u27e6live\u27e7"
-"""Stands for the live context while the template runs; occurs in no chat."""
+"""Stands for the live context while the template runs."""
+NEXT = "\u27e6next\u27e7"
+"""Stands for the content of the next user turn."""
 
 
 _TEMPLATE_ERRORS = (
@@ -41,7 +46,10 @@ _TEMPLATE_ERRORS = (
 
 
 class ChatTemplate:
-    """The checkpoint's chat_template.jinja, run in jinja2's sandbox."""
+    """The checkpoint's chat_template.jinja, run in jinja2's sandbox as transformers runs it.
+
+    Source: transformers 5.23.0, `utils/chat_template_utils.py` (`_compile_jinja_template`).
+    """
 
     def __init__(self, folder: Path) -> None:
         """Compile `folder`/chat_template.jinja.
@@ -51,17 +59,32 @@ class ChatTemplate:
         """
         self._path = folder / "chat_template.jinja"
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _strftime_now
+        environment.globals["dict"] = _Dict()
+        environment.globals["namespace"] = _Namespace
         try:
-            self._template = environment.from_string(self._path.read_text())
-        except (OSError, jinja2.TemplateError) as error:
+            self._template = environment.from_string(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, jinja2.TemplateError) as error:
             raise CheckpointError(
                 self._path, f"is not a chat template ({error})", "copy the checkpoint's again"
             ) from None
+
+    def probe(self) -> None:
+        """Render conversations of every kind that a session has, so that none fails later.
+
+        Raises:
+            CheckpointError: the template fails on one, or leaves out what the user says.
+        """
+        for thinking in (False, True):
+            self.around_live(PROBE[:2], thinking=thinking)
+            self.around_live(PROBE, thinking=thinking)
+            if PROBE[-1]["content"] not in self.render(PROBE, thinking=thinking, tools=PROBE_TOOLS):
+                raise self._dropping()
+        self.tools_text(PROBE_TOOLS)
 
     def render(
         self,
@@ -84,7 +107,8 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=messages,
-                tools=tools,
+                tools=tools or None,
+                documents=None,
                 add_generation_prompt=generate,
                 enable_thinking=thinking,
             )
@@ -116,19 +140,108 @@ class ChatTemplate:
         """
         before, found, after = self.render(messages, thinking=thinking).partition(LIVE)
         if not found:
-            raise CheckpointError(
-                self._path, "drops the user's content", "copy the checkpoint's template again"
-            )
+            raise self._dropping()
         return before, after
+
+    def _dropping(self) -> CheckpointError:
+        remedy = "copy the checkpoint's template again"
+        return CheckpointError(self._path, "drops the user's content", remedy)
+
+
+PROBE: tuple[dict[str, Any], ...] = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": LIVE},
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "It is behind me.",
+        "tool_calls": [
+            {
+                "type": "function",
+                "function": {"name": "turn", "arguments": {"to": "left", "by": 90, "fast": False}},
+            }
+        ],
+    },
+    {"role": "tool", "content": "done"},
+    {"role": "assistant", "content": "I see a door."},
+    {"role": "user", "content": "Open it."},
+)
+PROBE_TOOLS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "turn",
+            "description": "Turn around.",
+            "parameters": {
+                "type": "object",
+                "properties": {"to": {"type": "string", "enum": ["left"]}, "by": {}},
+                "required": ["to"],
+            },
+        },
+    },
+)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, which marks what an assistant says for training: here it says it."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 has it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A block of its own, as in transformers: what is set inside stays inside.
+        return jinja2.nodes.CallBlock(self.call_method("_say"), [], [], body).set_lineno(line)
+
+    def _say(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Dict:
+    """What makes a mapping, with nothing else of Python's type in reach."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """jinja2's own, without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name in it
+        self, *given = args
+        names = dict(*given, **kwargs)
+        for name in names:
+            _refuse_private(name)
+        jinja2.utils.Namespace.__init__(self, names)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace takes no {name!r}")
 
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Unlike jinja2's own filter, prompts do not escape HTML or sort keys.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _strftime_now(pattern: str) -> str:

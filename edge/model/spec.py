@@ -136,6 +136,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 T = TypeVar("T")
 
+_NAMES = {"_ids": "one or more token ids", "_number": "a number of 0 or more"}
+
 
 class _Section:
     """One mapping of config.json, read key by key with errors that name the key."""
@@ -153,9 +155,10 @@ class _Section:
         try:
             return kind(self.values[key])
         except (TypeError, ValueError):
+            expected = _NAMES.get(kind.__name__, f"a {kind.__name__}")
             raise CheckpointError(
                 f"{self.name}.{key}",
-                f"is {self.values[key]!r}, which is not a {kind.__name__}",
+                f"is {self.values[key]!r}, which is not {expected}",
                 "restore the published config.json",
             ) from None
 
@@ -183,14 +186,18 @@ def model_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
     top = _Section(config, "config.json")
     decoder = _decoder(top)
     audio = _audio(top.section("sound_config"))
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    stop_ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    sampling = SamplingSpec(
-        stop_ids=stop_ids,
-        temperature=float(generation.get("temperature", 1.0)),
-        top_p=float(generation.get("top_p", 1.0)),
+    return ModelSpec(decoder, _vision(top), audio, _sampling(top, generation))
+
+
+def _sampling(top: _Section, generation: Mapping[str, Any]) -> SamplingSpec:
+    """A null says nothing, as in transformers."""
+    own = _Section(generation, "generation_config.json")
+    told = own if generation.get("eos_token_id") is not None else top
+    return SamplingSpec(
+        stop_ids=told.get("eos_token_id", _ids),
+        temperature=own.get("temperature", _number, 1.0),
+        top_p=own.get("top_p", _number, 1.0),
     )
-    return ModelSpec(decoder, _vision(top), audio, sampling)
 
 
 def _decoder(top: _Section) -> DecoderSpec:
@@ -307,6 +314,20 @@ def _audio(sound: _Section) -> AudioSpec:
         n_mels=sound.size("num_mel_bins"),
         projector_size=sound.size("projection_hidden_size"),
     )
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    found = tuple(value) if isinstance(value, list) else (value,)
+    if not found or not all(type(one) is int and one >= 0 for one in found):
+        raise ValueError
+    return found
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
+        raise ValueError
+    return number
 
 
 def _three_floats(values: Any) -> tuple[float, float, float]:

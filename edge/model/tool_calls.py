@@ -16,24 +16,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge.model.tokenizer import TOOL_CALL, TOOL_CALL_END
+from edge.model.typed import ANYTHING, NOTHING, NULL, TEXT, Option, options_of, read_as
 
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)</function>\s*", re.DOTALL)
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>")
+_FUNCTION_END = re.compile(r"</function>\s*\Z")
+_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>")
+_TAG = re.compile(r"(?:(?<=\n)|(?<=>)|^)<parameter=(?P<name>[^>\n]+)>|</parameter>")
 _TEXT = r"([^<]|<+[^<\/]|<+\/[^<p])*\n<\/parameter>\n"
 """Any text in which nothing looks like its end, and its end."""
-_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>(.*?)</parameter>\s*", re.DOTALL)
 
 DEFINITIONS = ("$defs", "definitions")
-MAX_REFERENCES = 8
-"""From one to the next; a circle ends there, and cannot be followed."""
 
 
 def parse_tool_call(
     text: str, tools: Sequence[Mapping[str, Any]]
 ) -> tuple[str, dict[str, Any]] | None:
-    """Read a proposed call.
+    """Read a proposed call. Closing tags may have been left out, and be part of a text.
 
     Args:
         text: what stands between <tool_call> and </tool_call>.
@@ -41,107 +43,173 @@ def parse_tool_call(
     Returns:
         Name and arguments; None if it is no call of one of the tools.
     """
-    found = _FUNCTION.fullmatch(text)
-    schemas = {tool["function"]["name"]: _parameters(tool) for tool in tools}
-    if found is None or found[1] not in schemas:
+    call = _Call.begin(text, tools)
+    if call is None or not call.read():
         return None
-    arguments: dict[str, Any] = {}
-    at = 0
-    while at < len(found[2].rstrip()):
-        parameter = _PARAMETER.match(found[2], at)
-        if parameter is None:
+    return call.name, call.arguments
+
+
+def is_closed(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a call has its end: what looks like it may be part of a text."""
+    call = _Call.begin(text, tools)
+    return call is None or (call.read() and call.is_sure and call.has_end)
+
+
+def begun_tool_call(
+    text: str, tools: Sequence[Mapping[str, Any]]
+) -> tuple[str, dict[str, Any]] | None:
+    """What is certain of a call that was cut.
+
+    Returns:
+        Name and the arguments that are complete; None if it is no call of one of the tools, or its
+        name is not complete.
+    """
+    call = _Call.begin(text, tools)
+    if call is None:
+        return None
+    call.read()
+    return call.name, call.closed
+
+
+@dataclass
+class _Call:
+    """A call that is read, parameter by parameter."""
+
+    text: str
+    name: str
+    at: int
+    """Read so far."""
+    whole: Mapping[str, Any]
+    """The schema of all parameters."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    closed: dict[str, Any] = field(default_factory=dict)
+    """Those that have their end."""
+    is_sure: bool = True
+    """No closing tag was left out so far."""
+    has_end: bool = False
+
+    @classmethod
+    def begin(cls, text: str, tools: Sequence[Mapping[str, Any]]) -> _Call | None:
+        found = _FUNCTION.match(text)
+        schemas = {tool["function"]["name"]: _whole(tool) for tool in tools}
+        if found is None or found[1] not in schemas:
             return None
-        key = parameter[1]
-        arguments[key] = _value(parameter[2], schemas[found[1]].get(key, {}))
-        at = parameter.end()
-    return found[1], arguments
+        return cls(text, found[1], found.end(), schemas[found[1]])
+
+    def read(self) -> bool:
+        """Whether all of it is a call."""
+        end = _FUNCTION_END.search(self.text, self.at)
+        self.has_end = end is not None
+        n = len(self.text.rstrip()) if end is None else end.start()
+        while self.text[self.at : n].strip():
+            parameter = _PARAMETER.match(self.text, self.at, n)
+            if parameter is None:
+                return False
+            self._parameter(parameter[1], parameter.end(), n)
+        return True
+
+    def _parameter(self, key: str, start: int, n: int) -> None:
+        properties = _properties(self.whole)
+        end, self.at, is_closed = self._end(start, n, {*self.arguments, key})
+        written = self.text[start:end].removeprefix("\n").removesuffix("\n")
+        self.arguments[key] = read_as(written, properties.get(key, {}), self.whole)
+        self.is_sure &= is_closed
+        if self.is_sure:
+            self.closed[key] = self.arguments[key]
+
+    def _end(self, start: int, n: int, seen: set[str]) -> tuple[int, int, bool]:
+        """Where a value ends, where the next thing begins, and whether that is sure.
+
+        A call within a text has tags of its own, in pairs. Where there is no end beyond those, a
+        closing tag was left out, or one of the text's tags has no partner.
+        """
+        tags = [*_TAG.finditer(self.text, start, n)]
+        n_open = 0
+        for tag in tags:
+            if tag["name"]:
+                n_open += 1
+            elif n_open:
+                n_open -= 1
+            elif self._goes_on(tag.end(), n, seen):
+                return tag.start(), tag.end(), True
+        properties = _properties(self.whole)
+        for tag in tags:
+            if not tag["name"] and self._goes_on(tag.end(), n, seen):
+                return tag.start(), tag.end(), False
+            is_next = tag["name"] in properties and tag["name"] not in seen
+            if is_next and self.text[start : tag.start()].strip():
+                return tag.start(), tag.start(), False
+        return n, n, False
+
+    def _goes_on(self, at: int, n: int, seen: set[str]) -> bool:
+        """Whether nothing stands behind a closing tag, or another parameter."""
+        if not self.text[at:n].strip():
+            return True
+        found = _PARAMETER.match(self.text, at, n)
+        if found is None or found[1] in seen:
+            return False
+        is_open = self.whole.get("additionalProperties") is not False
+        return found[1] in _properties(self.whole) or is_open
 
 
-def _parameters(tool: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Parameter -> its schema; what is no schema says nothing. Clients write anything here."""
+def _whole(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a tool's parameters; clients write anything here."""
     whole = tool["function"].get("parameters")
-    whole = whole if isinstance(whole, Mapping) else {}
+    return whole if isinstance(whole, Mapping) else {}
+
+
+def _properties(whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parameter -> its schema."""
     properties = whole.get("properties")
-    found = properties if isinstance(properties, Mapping) else {}
-    return {
-        key: _alone(one, whole) if isinstance(one, Mapping) else {} for key, one in found.items()
-    }
-
-
-def _alone(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part of a schema, so that it can be read without the whole that it may refer to."""
-    for _ in range(MAX_REFERENCES):
-        found = _referred(schema, whole)
-        if found is None:
-            break
-        schema = {**found, **{key: one for key, one in schema.items() if key != "$ref"}}
-    if '"$ref"' not in json.dumps(schema):
-        return schema
-    return {**schema, **{name: whole[name] for name in DEFINITIONS if name in whole}}
-
-
-def _referred(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a schema refers to, if it does and that is here."""
-    reference = schema.get("$ref")
-    if not isinstance(reference, str) or not reference.startswith("#/"):
-        return None
-    found: Any = whole
-    for name in reference[2:].split("/"):
-        name = name.replace("~1", "/").replace("~0", "~")
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else None
-
-
-def _value(text: str, schema: Mapping[str, Any]) -> Any:
-    """Only a parameter that may be a string is taken as it is written."""
-    written = text.removeprefix("\n").removesuffix("\n")
-    if _is_text(schema):
-        return written
-    try:
-        return json.loads(written)
-    except (ValueError, RecursionError):
-        return written
-
-
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    choices = schema.get("enum")
-    if isinstance(choices, list):
-        return all(isinstance(value, str) for value in choices)
-    kind = schema.get("type")
-    return kind == "string" or (isinstance(kind, list) and "string" in kind)
+    return properties if isinstance(properties, Mapping) else {}
 
 
 def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
     """A Lark grammar, as llguidance reads it, of exactly one call of one of the tools.
 
-    Required parameters come in the order of the schema, all others may be left out.
+    Required parameters come in the order of the schema, all others may be left out. What it allows
+    `parse_tool_call` reads as what the schema admits.
     """
     rules = ["start: call", f"TEXT: /{_TEXT}/"]
     calls = []
     for n, tool in enumerate(tools):
-        name, schema = tool["function"]["name"], tool["function"].get("parameters") or {}
-        required = schema.get("required")
+        name, whole = tool["function"]["name"], _whole(tool)
+        required = whole.get("required")
         required = required if isinstance(required, list) else []
-        parts = [_literal(f"\n<function={name}>\n")]
-        for k, (key, value) in enumerate(_parameters(tool).items()):
-            rules.append(f"p{n}_{k}: {_parameter(key, value)}")
+        parts = [_quoted(f"\n<function={name}>\n")]
+        for k, (key, schema) in enumerate(_properties(whole).items()):
+            rules.append(f"p{n}_{k}: {_parameter(key, schema, whole)}")
             parts.append(f"p{n}_{k}" if key in required else f"p{n}_{k}?")
-        parts.append(_literal("</function>\n"))
+        parts.append(_quoted("</function>\n"))
         rules.append(f"c{n}: {TOOL_CALL} {' '.join(parts)} {TOOL_CALL_END}")
         calls.append(f"c{n}")
     rules.append(f"call: {' | '.join(calls)}")
     return "\n".join(rules)
 
 
-def _parameter(key: str, schema: Mapping[str, Any]) -> str:
-    before, after = _literal(f"<parameter={key}>\n"), _literal("\n</parameter>\n")
-    if not _is_text(schema):
-        compact = {**schema, "x-guidance": {"whitespace_flexible": False}}
-        return f"{before} %json {json.dumps(compact)} {after}"
-    if isinstance(schema.get("enum"), list):
-        return f"{before} ({' | '.join(map(_literal, schema['enum']))}) {after}"
-    return f"{before} TEXT"
+def _parameter(key: str, schema: Any, whole: Mapping[str, Any]) -> str:
+    before, after = _quoted(f"<parameter={key}>\n"), _quoted("\n</parameter>\n")
+    options = options_of(schema, whole)
+    if any(one.only is NOTHING and _is_text(one) for one in options):
+        return f"{before} TEXT"
+    return f"{before} ({' | '.join(_written(one, whole) for one in options)}) {after}"
 
 
-def _literal(text: str) -> str:
+def _is_text(option: Option) -> bool:
+    """Whether any text is a value of it; what it refers to is missing where it still does."""
+    return option.kind == TEXT or (option.kind == ANYTHING and "$ref" not in option.schema)
+
+
+def _written(option: Option, whole: Mapping[str, Any]) -> str:
+    """A value as `read_as` reads it."""
+    if option.kind == NULL:
+        return _quoted("null")
+    if option.kind == TEXT:
+        return _quoted(option.only)
+    definitions = {name: whole[name] for name in DEFINITIONS if name in whole}
+    compact = {**option.schema, **definitions, "x-guidance": {"whitespace_flexible": False}}
+    return f"%json {json.dumps(compact)}"
+
+
+def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)

@@ -13,123 +13,30 @@ import msgspec
 from msgspec import Meta
 
 from edge.config import Config
-from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve.completion import Shown
 from edge.serve.fields import ignored, read, told_of, unless
 from edge.serve.messages import ChatMessage, to_messages
-from edge.serve.protocol import (
-    ChoiceFormat,
-    EdgeAnswer,
-    Json,
-    JsonObjectFormat,
-    JsonSchema,
-    JsonSchemaFormat,
-    RegexFormat,
-    ResponseFormat,
-    TextFormat,
-)
-from edge.serve.replies import NotFoundError
-from edge.serve.wishes import (
-    ChatFunction,
-    ChatTool,
-    NamedTool,
-    ToolChoice,
-    abstention_of,
-    checked,
-    chosen_tools,
-    grammar_of,
-    must_call,
-    recalled,
-    remembered,
-)
+from edge.serve.protocol import ResponseFormat
+from edge.serve.request import MAX_CHOICES, Effort, StreamOptions, Wanted, check_model, question_of
+from edge.serve.wishes import ChatFunction, ChatTool, ToolChoice, named_tool
 from edge.session.turn import Question
-
-MAX_STOP_CHARACTERS = 256
-StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-MAX_CHOICES = 8
-"""Answers to one request: each is decoded by itself, and others wait."""
-ALONE = "leave one out"
-
-
-class ModelNotFoundError(NotFoundError):
-    """A request names a model that is not served here: HTTP 404."""
-
-
-_CACHE = ignored("Nothing is cached between requests but the live context.")
-_TRACE = ignored("It is for the records of whoever runs the service.")
-_SHOWN = ignored("Special tokens are the form of an answer, never part of its text.")
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    """How an answer is streamed."""
-
-    include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, ignored("Nothing is padded on this machine.")] = None
-    continuous_usage_stats: Annotated[
-        Any, unless(False, why="Usage is known at the end of an answer.")
-    ] = None
-
-
-class TemplateSettings(msgspec.Struct, frozen=True):
-    """What the model's chat template is told."""
-
-    enable_thinking: bool | None = None
-    truncate_history_thinking: Annotated[
-        Any, unless(True, why="Past thinking is not part of the prompt.")
-    ] = None
-
-
-class StructuredOutputs(msgspec.Struct, frozen=True):
-    """vLLM's form of `response_format`."""
-
-    json: Json | str | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    json_object: bool | None = None
-    grammar: Annotated[Any, unless(why="Send a JSON Schema, a regex or a choice instead.")] = None
-    structural_tag: Annotated[
-        Any, unless(why="Send a JSON Schema, a regex or a choice instead.")
-    ] = None
-    disable_any_whitespace: Annotated[Any, ignored("JSON is written without white space.")] = None
-    disable_fallback: Annotated[Any, ignored("There is one implementation.")] = None
-    disable_additional_properties: Annotated[
-        Any, unless(False, why="Say it in the schema: additionalProperties.")
-    ] = None
-    whitespace_pattern: Annotated[Any, unless(why="JSON is written without white space.")] = None
 
 
 class _FunctionName(msgspec.Struct, frozen=True):
     name: str
 
 
-Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
-TokenText = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
-
-
-class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The body: OpenAI's fields, then what vLLM adds, then ours.
-
-    Clients send null for what they leave open, so None is the default throughout.
-    """
+class ChatBody(Wanted, frozen=True, kw_only=True):
+    """The body of a chat completion request."""
 
     messages: Annotated[
         list[ChatMessage],
         Meta(min_length=1),
         told_of("System messages may stand anywhere; they lead the question."),
     ]
-    model: str | None = None
-    stream: bool | None = None
     stream_options: Annotated[
         StreamOptions | None, told_of("Without stream it asks for nothing.")
-    ] = None
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    seed: Annotated[
-        Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None,
-        told_of("The same seed, settings and state give the same answer; with n, each one adds 1."),
     ] = None
     max_tokens: Annotated[
         Annotated[int, Meta(ge=1)] | None, told_of("More than the context may hold is cut to it.")
@@ -141,22 +48,14 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None,
         told_of("One after the other, behind one prompt. Not with edge.remember."),
     ] = None
-    stop: StopText | Annotated[list[StopText], Meta(max_length=4)] | None = None
-    presence_penalty: Annotated[
-        Penalty | None, told_of("Of what the answer has said, its thinking too.")
-    ] = None
-    frequency_penalty: Annotated[Penalty | None, told_of("Likewise.")] = None
-    logit_bias: dict[TokenText, Bias] | None = None
     logprobs: Annotated[
         bool | None,
         told_of("Of the answer's text, before temperature and penalties, after a format."),
     ] = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[ChatTool] | None = None
     tool_choice: Annotated[
         ToolChoice, told_of("A named tool must be called; allowed_tools are all that there are.")
     ] = None
-    parallel_tool_calls: Annotated[bool | None, told_of("false shows the first call only.")] = None
     functions: Annotated[
         list[ChatFunction] | None,
         told_of("What tools were before; the answer then has a function_call."),
@@ -168,92 +67,11 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     modalities: Annotated[Any, unless(["text"], [], why="The service does not speak.")] = None
     audio: Annotated[Any, unless(why="The service does not speak.")] = None
-    moderation: Annotated[Any, unless(why="Nothing here moderates.")] = None
     web_search_options: Annotated[Any, unless(why="The service reaches no network.")] = None
     prediction: Annotated[Any, ignored("A guess makes an answer faster, not different.")] = None
     verbosity: Annotated[Any, ignored("The model knows no such setting: say it in words.")] = None
-    service_tier: Annotated[Any, ignored("There is one service.")] = None
     store: Annotated[Any, ignored("No answer is stored.")] = None
     metadata: Annotated[Any, ignored("No answer is stored.")] = None
-    user: Annotated[Any, _TRACE] = None
-    safety_identifier: Annotated[Any, _TRACE] = None
-    prompt_cache_key: Annotated[Any, _CACHE] = None
-    prompt_cache_options: Annotated[Any, _CACHE] = None
-    prompt_cache_retention: Annotated[Any, _CACHE] = None
-
-    # vLLM's.
-    top_k: Annotated[int, Meta(ge=-1, le=1 << 31)] | None = None
-    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
-    repetition_penalty: Annotated[
-        Annotated[float, Meta(gt=0.0, le=2.0)] | None,
-        told_of("Of the request's text and the answer's; what was perceived is no text."),
-    ] = None
-    include_reasoning: Annotated[bool | None, told_of("false hides the thinking.")] = None
-    chat_template_kwargs: TemplateSettings | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: Json | str | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: Annotated[
-        Any, unless(why="Send a JSON Schema, a regex or a choice instead.")
-    ] = None
-    guided_decoding_backend: Annotated[Any, ignored("There is one implementation.")] = None
-    guided_whitespace_pattern: Annotated[
-        Any, unless(why="JSON is written without white space.")
-    ] = None
-    use_beam_search: Annotated[Any, unless(False, why="Answers are sampled.")] = None
-    length_penalty: Annotated[Any, unless(1.0, 1, why="Answers are sampled.")] = None
-    best_of: Annotated[Any, unless(1, why="Every answer is shown: ask for n.")] = None
-    stop_token_ids: Annotated[Any, unless([], why="Send the text as a stop.")] = None
-    include_stop_str_in_output: Annotated[
-        Any, unless(False, why="A stop is not part of the answer.")
-    ] = None
-    ignore_eos: Annotated[Any, unless(False, why="An answer ends where the model ends it.")] = None
-    min_tokens: Annotated[Any, unless(0, why="An answer ends where the model ends it.")] = None
-    skip_special_tokens: Annotated[Any, _SHOWN] = None
-    spaces_between_special_tokens: Annotated[Any, _SHOWN] = None
-    truncate_prompt_tokens: Annotated[Any, unless(why="A prompt is whole, or refused.")] = None
-    truncation_side: Annotated[Any, ignored("A prompt is whole, or refused.")] = None
-    prompt_logprobs: Annotated[
-        Any, unless(0, why="The prompt begins with what was perceived, which is no text.")
-    ] = None
-    logprob_token_ids: Annotated[Any, unless([], why="Ask for top_logprobs.")] = None
-    allowed_token_ids: Annotated[Any, unless([], why="Send a logit_bias or a format.")] = None
-    bad_words: Annotated[Any, unless([], why="Send a logit_bias.")] = None
-    echo: Annotated[Any, unless(False, why="An answer is the model's words alone.")] = None
-    add_generation_prompt: Annotated[Any, unless(True, why="An answer is asked for.")] = None
-    continue_final_message: Annotated[
-        Any, unless(False, why="An answer begins a message of its own.")
-    ] = None
-    add_special_tokens: Annotated[
-        Any, unless(False, why="The chat template says which there are.")
-    ] = None
-    documents: Annotated[Any, unless([], why="Put them into a message.")] = None
-    chat_template: Annotated[Any, unless(why="The bundle's own is what the model knows.")] = None
-    return_tokens_as_token_ids: Annotated[Any, unless(False, why="Tokens are shown as text.")] = (
-        None
-    )
-    return_token_ids: Annotated[Any, unless(False, why="Tokens are shown as text.")] = None
-    return_prompt_text: Annotated[
-        Any, unless(False, why="The prompt begins with what was perceived, which is no text.")
-    ] = None
-    return_token_offsets: Annotated[Any, ignored("vLLM ignores it here too.")] = None
-    return_mm_kwargs: Annotated[Any, ignored("vLLM ignores it here too.")] = None
-    routed_experts_prompt_start: Annotated[Any, ignored("No routing is told.")] = None
-    repetition_detection: Annotated[Any, unless(why="An answer ends where the model ends it.")] = (
-        None
-    )
-    watermarking: Annotated[Any, unless(False, why="Answers bear no mark.")] = None
-    vllm_xargs: Annotated[Any, unless({}, why="vLLM's own extensions are not here.")] = None
-    kv_transfer_params: Annotated[Any, unless({}, why="There is one process.")] = None
-    ec_transfer_params: Annotated[Any, unless({}, why="There is one process.")] = None
-    priority: Annotated[Any, ignored("Who asks is served before what watches and notes.")] = None
-    stream_interval: Annotated[Any, ignored("Text leaves as it comes.")] = None
-    request_id: Annotated[Any, _TRACE] = None
-    session_id: Annotated[Any, _TRACE] = None
-    cache_salt: Annotated[Any, _CACHE] = None
-
-    edge: EdgeAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +107,23 @@ def parse_request(
     request, unheard = read(body, ChatBody)
     check_model(request.model, model_name)
     options = request.stream_options or StreamOptions()
+    tools, choice = _tools(request)
+    question = question_of(
+        request,
+        config,
+        thinking_sampling,
+        messages=to_messages(request.messages),
+        tools=tools,
+        choice=choice,
+        wanted=request.response_format,
+        effort=request.reasoning_effort,
+        # OpenAI renamed the field; its newer name wins where a client sends both.
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        logprobs=bool(request.logprobs),
+        n_choices=request.n or 1,
+    )
     return ChatRequest(
-        _question(request, config, thinking_sampling),
+        question,
         bool(request.stream),
         bool(options.include_usage),
         Shown(
@@ -302,136 +135,11 @@ def parse_request(
     )
 
 
-def check_model(named: str | None, model_name: str) -> None:
-    """Refuse another model.
-
-    Raises:
-        ModelNotFoundError: it is not served here.
-    """
-    if named and named != model_name:
-        raise ModelNotFoundError(
-            "model", f"{named!r} is not served here", f"ask for {model_name!r}"
-        )
-
-
-def _question(request: ChatBody, config: Config, thinking_sampling: Sampling) -> Question:
-    answer = config.answer
-    stop = request.stop or ()
-    edge = request.edge or EdgeAnswer()
-    offered, choice = _tools(request)
-    tools = chosen_tools(offered, choice)
-    thinking = _thinks(request, config)
-    n_choices = request.n or 1
-    remember = remembered(edge, config)
-    if n_choices > 1 and edge.remember:
-        raise ProtocolError("edge.remember", f"is asked together with n = {n_choices}", ALONE)
-    if n_choices > 1 and edge.consistency:
-        raise ProtocolError("edge.consistency", f"is asked together with n = {n_choices}", ALONE)
-    return Question(
-        messages=to_messages(request.messages),
-        sampling=_sampling(request, config, thinking_sampling if thinking else Sampling()),
-        max_tokens=_max_tokens(request, config),
-        thinking=thinking,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        remember=remember and n_choices == 1,
-        recall_s=recalled(edge),
-        consistency=checked(edge, thinking=thinking),
-        deadline_s=edge.deadline_s or answer.deadline_s,
-        tools=tools,
-        grammar=grammar_of(
-            _format(request), abstention_of(edge, config), tools, calls=must_call(choice)
-        ),
-        n_choices=n_choices,
-        n_alternatives=_alternatives(request),
-        channel="operator",
-    )
-
-
 def _tools(request: ChatBody) -> tuple[list[ChatTool], ToolChoice]:
     """The tools and the choice, also in the form that OpenAI had before tools."""
     if request.tools or request.tool_choice or request.functions is None:
         return request.tools or [], request.tool_choice
     choice = request.function_call
     if isinstance(choice, _FunctionName):
-        choice = msgspec.convert({"type": "function", "function": {"name": choice.name}}, NamedTool)
+        return [ChatTool(function) for function in request.functions], named_tool(choice.name)
     return [ChatTool(function) for function in request.functions], choice
-
-
-def _thinks(request: ChatBody, config: Config) -> bool:
-    """Whether the answer thinks first; an effort says so too, as in vLLM."""
-    template = request.chat_template_kwargs or TemplateSettings()
-    effort = request.reasoning_effort
-    by_effort = None if effort is None else effort != "none"
-    return bool(_first(template.enable_thinking, by_effort, config.answer.thinking))
-
-
-def _sampling(request: ChatBody, config: Config, own: Sampling) -> Sampling:
-    answer = config.answer
-    bias = request.logit_bias or {}
-    return Sampling(
-        temperature=_first(request.temperature, answer.temperature, own.temperature),
-        top_p=_first(request.top_p, answer.top_p, own.top_p),
-        top_k=max(request.top_k or 0, 0),
-        seed=None if request.seed is None else request.seed % (1 << 64),
-        min_p=request.min_p or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
-        logit_bias=tuple((int(token), more) for token, more in bias.items() if more),
-    )
-
-
-def _alternatives(request: ChatBody) -> int | None:
-    """How many likely tokens are told beside each that was said; None: no probabilities at all."""
-    n_top = request.top_logprobs
-    if request.logprobs:
-        return n_top or 0
-    if n_top:
-        problem = f"is {n_top} without logprobs"
-        raise ProtocolError("top_logprobs", problem, "set logprobs to true")
-    return None
-
-
-def _format(request: ChatBody) -> ResponseFormat | None:
-    """The answer's format, in OpenAI's form or in vLLM's."""
-    wanted = request.structured_outputs or StructuredOutputs()
-    schema = _first(wanted.json, request.guided_json, "")
-    regex = _first(wanted.regex, request.guided_regex, "")
-    choice = _first(wanted.choice, request.guided_choice, [])
-    given: list[ResponseFormat] = []
-    if request.response_format is not None:
-        given.append(request.response_format)
-    if schema != "":
-        given.append(JsonSchemaFormat(json_schema=JsonSchema(schema=_schema(schema))))
-    if regex:
-        given.append(RegexFormat(regex=regex))
-    if choice:
-        given.append(ChoiceFormat(choice=choice))
-    if wanted.json_object:
-        given.append(JsonObjectFormat())
-    given = [one for one in given if not isinstance(one, TextFormat)]
-    if len(given) > 1:
-        raise ProtocolError("response_format", "is given more than once", "send one format")
-    return given[0] if given else None
-
-
-def _schema(schema: Json | str) -> Json:
-    if isinstance(schema, dict):
-        return schema
-    try:
-        return msgspec.json.decode(schema, type=Json)
-    except msgspec.DecodeError as error:
-        problem, remedy = f"is no schema ({error})", "send a JSON object"
-        raise ProtocolError("structured_outputs.json", problem, remedy) from None
-
-
-def _max_tokens(request: ChatBody, config: Config) -> int:
-    # OpenAI renamed the field; its newer name wins where a client sends both. More than there can
-    # be is no wish for more: the answer says `length` if it ends there.
-    asked = _first(request.max_completion_tokens, request.max_tokens, config.answer.max_tokens)
-    return int(min(asked, config.context.max_tokens))
-
-
-def _first(*values: Any) -> Any:
-    """The first that is given."""
-    return next(value for value in values if value is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -65,8 +64,9 @@ class Response:
         text = "".join(delta.text for delta in deltas if not delta.reasoning)
         message: Json = {"role": "assistant", "content": text if text or not calls else None}
         reasoning = "".join(delta.text for delta in deltas if delta.reasoning)
-        if reasoning and self.show.reasoning:
-            message["reasoning_content"] = reasoning
+        is_restated = any(delta.restated for delta in deltas)
+        if reasoning and self.show.reasoning and not is_restated:
+            message |= _reasoning(reasoning)
         if calls and self.show.as_function:
             message["function_call"] = _function(calls[0])
         elif calls:
@@ -91,7 +91,7 @@ class Response:
             if not event.reasoning:
                 yield self._chunk({"content": event.text})
             elif self.show.reasoning:
-                yield self._chunk({"reasoning_content": event.text})
+                yield self._chunk(_reasoning(event.text))
         elif isinstance(event, ToolCall):
             self._n_calls += 1
             if self._n_calls == 1 or not self.show.one_call:
@@ -141,6 +141,11 @@ class Response:
         return "length" if end.finish_reason == "deadline" else end.finish_reason
 
 
+def _reasoning(text: str) -> Json:
+    """By vLLM's present name, and by the one that it had and others have."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
 def _call(call: ToolCall) -> Json:
     """As OpenAI writes a call."""
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": _function(call)}
@@ -148,7 +153,7 @@ def _call(call: ToolCall) -> Json:
 
 def _function(call: ToolCall) -> Json:
     """Its arguments are a text."""
-    return {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return {"name": call.name, "arguments": call.written}
 
 
 def _logprobs(chances: Sequence[Chance]) -> Json | None:
@@ -174,6 +179,8 @@ def usage_of(done: Done) -> Json:
         "prompt_tokens": done.n_prompt_tokens,
         "completion_tokens": done.n_completion_tokens,
         "total_tokens": done.n_prompt_tokens + done.n_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": done.timeline.n_context_tokens},
+        "completion_tokens_details": {"reasoning_tokens": done.n_reasoning_tokens},
     }
 
 

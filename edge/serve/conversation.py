@@ -252,7 +252,8 @@ def as_turns(messages: Sequence[Message], instructions: str) -> tuple[Message, .
             continue
         text = "\n".join(text for text in (last.content, message.content) if text)
         media, calls = last.media + message.media, last.calls + message.calls
-        said[-1] = Message(last.role, text, media, calls)
+        thoughts = "\n".join(one for one in (last.reasoning, message.reasoning) if one)
+        said[-1] = Message(last.role, text, media, calls, thoughts)
     if not said or said[-1].role == "assistant" or not any(m.role == "user" for m in said):
         said.append(Message("user", ""))
     return (*turns, *said)

@@ -84,12 +84,20 @@ def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
         ProtocolError: it is no JSON, or a field of it cannot be served; the error's thing is the
             field.
     """
+    return settle(decoded(body), kind)
+
+
+def decoded(body: bytes) -> object:
+    """What JSON says.
+
+    Raises:
+        ProtocolError: it is none.
+    """
     try:
-        value = msgspec.json.decode(body)
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         problem = f"is not JSON ({error})"
         raise ProtocolError("body", problem, "send a JSON object", code="invalid_json") from error
-    return settle(value, kind)
 
 
 def settle(value: object, kind: type[T]) -> tuple[T, list[str]]:
@@ -135,13 +143,15 @@ def _unheard(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
             place = f"{path}.{name}".lstrip(".")
             if name == struct.tag_field or item is None:
                 continue
+            empty = item in ("", [], {})
             if name not in known:
-                if not struct.forbid_unknown_fields:
+                if not struct.forbid_unknown_fields and not empty:
                     yield _collapsed(place)
                 continue
             marks = _marks(known[name])
             if marks.get("policy") == "ignored":
-                yield _collapsed(place)
+                if not empty:
+                    yield _collapsed(place)
             elif marks.get("policy") == "refused":
                 _refuse_unless(item, marks["neutral"], place, _why(known[name]))
             else:
@@ -211,10 +221,17 @@ def wrong_field(error: msgspec.ValidationError, inside: str = "") -> ProtocolErr
     )
 
 
-def table(kind: type) -> str:
-    """What becomes of every field that a request's type knows, as Markdown."""
+def table(kind: type, without: type | None = None) -> str:
+    """What becomes of every field that a request's type knows, as Markdown.
+
+    Args:
+        without: a type whose fields have a table of their own.
+    """
     lines = ["| field | | asks for nothing | |", "|---|---|---|---|"]
+    elsewhere = set() if without is None else {*_rows(_described(without), "", frozenset())}
     for path, policy, neutral, why in _rows(_described(kind), "", frozenset()):
+        if (path, policy, neutral, why) in elsewhere:
+            continue
         lines.append(f"| `{path}` | {policy} | {neutral and f'`{neutral}`'} | {why} |")
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -54,9 +55,9 @@ class RefusalPart(_Part, frozen=True, kw_only=True, tag="refusal"):
 class ThinkingPart(_Part, frozen=True, kw_only=True, tag="thinking"):
     """What the model thought before."""
 
-    thinking: Annotated[Any, ignored("Past thinking is not part of the prompt.")] = None
+    thinking: Annotated[Any, ignored("Send it as reasoning_content.")] = None
     signature: Annotated[Any, ignored("Nothing is signed here.")] = None
-    closed: Annotated[Any, ignored("Past thinking is not part of the prompt.")] = None
+    closed: Annotated[Any, ignored("Send it as reasoning_content.")] = None
 
 
 Detail = Annotated[Any, ignored("A picture gets as many tokens as the model's processor gives it.")]
@@ -142,8 +143,10 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str | list[str | Part] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    """Comes back when a client appends our own message to its history; past thinking is dropped."""
+    """Comes back when a client appends our own message to its history; what is kept of it is the
+    template's affair."""
     reasoning: str | None = None
+    """The same by another name."""
     tool_calls: Annotated[list[Call], Meta(max_length=64)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: str | None = None
@@ -205,7 +208,9 @@ def _message(message: ChatMessage, place: str) -> Message:
     if media and role != "user":
         problem = f"holds pictures or sounds of the {role}"
         raise ProtocolError(f"{place}.content", problem, "let the user send them")
-    return Message(role, "\n".join(part for part in read if isinstance(part, str)), media, calls)
+    text = "\n".join(part for part in read if isinstance(part, str))
+    reasoning = message.reasoning_content or message.reasoning or ""
+    return Message(role, text, media, calls, reasoning if role == "assistant" else "")
 
 
 def read_part(part: str | Part, place: str) -> list[str | Picture | Sound]:
@@ -239,7 +244,7 @@ def _bytes_of(url: str | Url | None, place: str, what: str) -> bytes:
 
 
 def arguments_of(arguments: str | Json | None, field_name: str) -> dict[str, Any]:
-    """The arguments of a call.
+    """The arguments of a call; of one that was cut, those that are complete.
 
     Args:
         arguments: JSON, or what it says; nothing is no arguments.
@@ -248,15 +253,15 @@ def arguments_of(arguments: str | Json | None, field_name: str) -> dict[str, Any
     """
     if isinstance(arguments, dict):
         return arguments
-    try:
-        found = json.loads(arguments or "{}")
-        # Half an emoji in a model's call is an escape that is no text: the rest is kept.
-        whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
-        found = json.loads(whole.decode("utf-16", "replace"))
-    except (ValueError, RecursionError):
-        found = None
+    found = None
+    for end in ("", "}"):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads((arguments or "{}") + end)
+            # Half an emoji in a model's call is an escape that is no text: the rest is kept.
+            whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            found = json.loads(whole.decode("utf-16", "replace"))
+            break
     if not isinstance(found, dict):
-        raise ProtocolError(
-            field_name, f"has arguments {(arguments or '')[:40]!r}", "send a JSON object"
-        )
+        problem = f"has arguments {(arguments or '')[:40]!r}"
+        raise ProtocolError(field_name, problem, "send a JSON object")
     return found

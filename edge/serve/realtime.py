@@ -18,13 +18,13 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from edge.config import Config
 from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.chat import ModelNotFoundError
 from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
 from edge.serve.door import LINGER_S, drop
 from edge.serve.limits import ROLE
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime_client import Client
+from edge.serve.request import ModelNotFoundError
 from edge.serve.room import FREE_BYTES, Room, connection_of
 from edge.serve.server_events import new_id
 from edge.session.turn import Asked

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import msgspec
@@ -431,7 +431,7 @@ class Client:
                 self._behind = self._conversation.last_id
                 yield ItemAdded(item=told.item, previous_item_id=self._behind)
             elif is_kept and isinstance(told, OutputItemDone):
-                yield from self._keep(told.item)
+                yield from self._keep(told.item, "" if told.output_index else reply.reasoning)
         if self._reply is None and self._next is not None:
             wanted, self._next = self._next, None
             try:
@@ -440,12 +440,14 @@ class Client:
                 self._room.give(wanted.n_bytes)
                 self.refuse(error)
 
-    def _keep(self, item: Item) -> Iterator[AnyServerEvent]:
+    def _keep(self, item: Item, reasoning: str) -> Iterator[AnyServerEvent]:
         """A part of an answer joins the conversation where it was begun."""
+        entry = entry_of(item, item.id or "")
+        entry = replace(entry, message=replace(entry.message, reasoning=reasoning))
         behind: str | None = self._behind or "root"
         if behind not in self._conversation and behind != "root":  # it was deleted since
             behind = None
-        for item_id in self._conversation.add(entry_of(item, item.id or ""), behind):
+        for item_id in self._conversation.add(entry, behind):
             yield ItemDeleted(item_id=item_id)
         before = self._conversation.before(item.id or "")
         yield ItemDone(item=item, previous_item_id=before)
@@ -456,10 +458,10 @@ class Client:
             for item_id in self._conversation.clear():
                 yield ItemDeleted(item_id=item_id)
             return
-        for item in reply.output:
+        for place, item in enumerate(reply.output):
             self._behind = self._conversation.last_id
             yield ItemAdded(item=item, previous_item_id=self._behind)
-            yield from self._keep(item)
+            yield from self._keep(item, "" if place else reply.reasoning)
 
 
 async def _entry(event: ItemCreate, item_id: str, form: SoundFormat) -> Entry:

@@ -80,6 +80,9 @@ async def open_stream(
     return stream
 
 
-async def send(stream: web.StreamResponse, payload: dict[str, Any] | msgspec.Struct) -> None:
-    """One server-sent event."""
-    await stream.write(b"data: " + msgspec.json.encode(payload) + b"\n\n")
+async def send(
+    stream: web.StreamResponse, payload: dict[str, Any] | msgspec.Struct, name: str = ""
+) -> None:
+    """One server-sent event, named or not."""
+    head = f"event: {name}\n".encode() if name else b""
+    await stream.write(head + b"data: " + msgspec.json.encode(payload) + b"\n\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -66,6 +65,8 @@ class Reply:
     """No more than one is told."""
     remembers: bool = False
     """Question and answer will be in the live context."""
+    reasoning: str = ""
+    """What was thought before its first item: a tool's answer continues that thought."""
     _is_created: bool = False
     _text: str | None = None
     _item_id: str = ""
@@ -86,8 +87,10 @@ class Reply:
         if isinstance(event, Begun):
             return
         if isinstance(event, TextDelta) and event.reasoning:
+            self.reasoning += event.text
             yield EdgeReasoning(response_id=self.id, delta=event.text)
         elif isinstance(event, TextDelta):
+            self.reasoning = "" if event.restated else self.reasoning
             if self._text is None:
                 yield from self._open()
             self._text = (self._text or "") + event.text
@@ -128,9 +131,13 @@ class Reply:
 
     def _call(self, call: ToolCall) -> Iterator[ServerEvent]:
         self._item_id = new_id("item")
-        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        arguments = call.written
         item = FunctionCallItem(
-            name=call.name, arguments=arguments, call_id=new_id("call"), id=self._item_id
+            name=call.name,
+            arguments=arguments,
+            call_id=new_id("call"),
+            id=self._item_id,
+            status="completed" if call.is_whole else "incomplete",
         )
         n_before, place = len(self.output), self._place()
         yield OutputItemAdded(response_id=self.id, output_index=n_before, item=item)

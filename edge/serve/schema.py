@@ -13,6 +13,8 @@ from edge.serve.playback import PlaybackAppend
 from edge.serve.pointing import Box, Point
 from edge.serve.protocol import ClientEvent, EdgeAnswer, ItemCreate, ResponseSettings, Session
 from edge.serve.report import AnswerReport
+from edge.serve.request import Wanted
+from edge.serve.responses import ResponsesBody
 from edge.serve.server_events import ServerEvent
 from edge.serve.trigger_events import ClientTriggerEvent, ServerTriggerEvent
 
@@ -41,12 +43,14 @@ def event_schemas() -> dict[str, dict[str, Any]]:
 
 def policy_page() -> str:
     """docs/fields.md: what becomes of every field of a request."""
-    tables = [f"## {title}\n\n{table(kind)}" for title, kind in REQUESTS.items()]
+    tables = [f"## Every request\n\n{table(Wanted)}"]
+    tables += [f"## {title}\n\n{table(kind, Wanted)}" for title, kind in REQUESTS.items()]
     return "\n".join([f"# What becomes of every field\n\n{_POLICY}\n", *tables])
 
 
 REQUESTS: dict[str, type] = {
     "POST /v1/chat/completions": ChatBody,
+    "POST /v1/responses": ResponsesBody,
     "/v1/realtime: `session` of session.update": Session,
     "/v1/realtime: `response` of response.create": ResponseSettings,
     "/v1/realtime: conversation.item.create": ItemCreate,

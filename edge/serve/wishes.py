@@ -77,6 +77,16 @@ class AllowedTools(msgspec.Struct, frozen=True, tag="allowed_tools"):
 ToolChoice = Literal["auto", "none", "required"] | NamedTool | AllowedTools | None
 
 
+def named_tool(name: str) -> NamedTool:
+    """The choice of one tool."""
+    return NamedTool(_ToolName(name))
+
+
+def allowed_tools(mode: Literal["auto", "required"], names: Sequence[str]) -> AllowedTools:
+    """The choice of some."""
+    return AllowedTools(_Allowed(mode, [named_tool(name) for name in names]))
+
+
 def chosen_tools(tools: Sequence[ChatTool], choice: ToolChoice) -> tuple[dict[str, Any], ...]:
     """The tools that this answer may call, as the chat template has them.
 

@@ -31,6 +31,7 @@ from edge.session.turn import (
     Done,
     FinishReason,
     Freshness,
+    Question,
     Timeline,
     Turn,
 )
@@ -58,6 +59,7 @@ class Answering:
         self.turn, self._prompt, self._clock = turn, prompt, clock
         self._freshness_of = freshness_of
         self._n_choices_done = self._n_tokens_before = 0  # of several answers
+        self._n_reasoning = 0
         self._behind_prompt: tuple[Any, Float32] | None = None  # a snapshot and the logits there
         self._prompt_ids: list[int] = []
         self._begin_choice()
@@ -70,6 +72,7 @@ class Answering:
         self.past: tuple[Perceived, ...] = ()
         """What a question about the past stands on, once that was found: it stays the same when the
         answer gives way and the context forgets it meanwhile."""
+        self._budget = _budget(turn.question)
         self._context: LiveContext | None = None
         self._n_context = self._n_question = 0
         self._waiting: Float32 = np.empty((0, 0), np.float32)
@@ -94,6 +97,7 @@ class Answering:
         self._sampler.read(self._prompt_ids)
         self._speech = Speech(self._prompt.tokenizer, self.turn)
         self._said: list[int] = []
+        self._forced: list[int] = []  # what ends a thought whose budget is spent
 
     @property
     def has_begun(self) -> bool:
@@ -233,6 +237,7 @@ class Answering:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
         token = self._choose(engine)
         self._said.append(token)
+        self._n_reasoning += self._speech.is_thinking
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
             return self._finish("stop")
@@ -242,10 +247,13 @@ class Answering:
         return None
 
     def _choose(self, engine: AnyEngine) -> int:
-        """The next token: thinking is free, the answer follows its grammar."""
-        if self._speech.is_thinking:
-            return self._sampler.choose(self._logits)
+        """The next token: thinking is free but for its length, the answer follows its grammar."""
         constraint, allowed = self._constraint, self._logits
+        if self._speech.is_thinking:
+            token = self._think()
+            if constraint is not None and self._speech.calls(token):
+                constraint.take(token)
+            return token
         if constraint is not None:
             allowed = constraint.allow(allowed)
         token = self._sampler.choose(allowed)
@@ -258,6 +266,21 @@ class Answering:
             self.turn.deliver(chance(allowed, token, n_others, lambda one: spell([one])))
         return token
 
+    def _think(self) -> int:
+        """The thought's next token, or what ends it."""
+        tokenizer, speech, n_said = self._prompt.tokenizer, self._speech, len(self._said)
+        soft, hard = self._budget
+        if not self._forced and (n_said >= hard or (n_said >= soft and speech.begins_line)):
+            line_end = () if speech.begins_line else tokenizer.encode("\n").tolist()
+            self._forced = [*line_end, tokenizer.special.think_end]
+        if self._forced:
+            return self._forced.pop(0)
+        assert self._context is not None
+        token = self._sampler.choose(self._logits)
+        if token in self._context.engine.spec.sampling.stop_ids and self._constraint is not None:
+            return tokenizer.special.think_end  # the format is still owed
+        return token
+
     def _keep_prompt(self, engine: AnyEngine) -> None:
         """Let the answers that are still to come begin here, if there is room to remember it."""
         is_last = self._n_choices_done + 1 >= self.turn.question.n_choices
@@ -268,7 +291,7 @@ class Answering:
 
     def _next_choice(self, context: LiveContext, reason: FinishReason) -> None:
         """An answer is complete; another one begins behind the same prompt."""
-        self._speech.finish()
+        self._speech.finish(reason)
         self.turn.deliver(ChoiceDone(reason, self._certainty.value))
         self._n_choices_done += 1
         self._n_tokens_before += len(self._said)
@@ -307,7 +330,7 @@ class Answering:
 
     def _leave(self, reason: FinishReason) -> None:
         """Leave the context, and let it remember what the question wants so."""
-        self._speech.finish()
+        self._speech.finish(reason)
         context = self._context
         self.give_way()
         if context is not None and self.turn.question.remember and reason in ("stop", "length"):
@@ -341,6 +364,7 @@ class Answering:
             ),
             confidence=self._certainty.value,
             consistency=consistency,
+            n_reasoning_tokens=self._n_reasoning,
         )
 
 
@@ -373,6 +397,21 @@ def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -
         answering.give_way()
 
 
+def _budget(question: Question) -> tuple[int, int]:
+    """After how many tokens a thought ends with its line, and in any case.
+
+    NVIDIA's settings for this model are 16,384 and 1,024 more of 20,480: the same shares hold for
+    less, so that an answer follows.
+    """
+    budget, most = question.thinking_budget, question.max_tokens
+    if budget is not None and budget.n_tokens < 0:
+        return most, most
+    soft, hard = most * 4 // 5, max(0, most * 17 // 20 - 1)
+    if budget is not None:
+        soft, hard = min(soft, budget.n_tokens), min(hard, budget.n_tokens + budget.n_grace)
+    return soft, hard
+
+
 def _remember(
     context: LiveContext,
     prompt: LivePrompt,
@@ -383,11 +422,6 @@ def _remember(
 ) -> None:
     """Let question and reply stand in the live context; what is perceived next follows them."""
     after_media, texts = context.ends_with_media, attached.texts
-    try:
-        prompt.tokenizer.refuse_special_tokens(reply)  # a format may let it spell one, as text
-    except ProtocolError as error:
-        log.warning("dialogue=forgotten error=%s", error)
-        return
     ids = prompt.dialogue(turn.question, reply, after_media=after_media, attached=texts)
     rows = place_media(context.engine, prompt.tokenizer, ids, attached.rows)
     evidence = Evidence("dialogue", turn.asked_ns, clock.now_ns())

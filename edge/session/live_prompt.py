@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import CheckpointError, ProtocolError
-from edge.model.prompt import LIVE, ChatTemplate, flatten
-from edge.model.tokenizer import AUDIO, IMAGE, Tokenizer
+from edge.model.outside import Outside
+from edge.model.prompt import LIVE, NEXT, ChatTemplate, flatten
+from edge.model.tokenizer import AUDIO, IMAGE, THINK_END, THINK_START, Tokenizer
 from edge.session.turn import Message, Question
 from edge.types import Int32, Picture
 
@@ -25,8 +24,9 @@ class LivePrompt:
 
     def anchor(self) -> Int32:
         """Ids before everything perceived."""
-        messages = [*self._system(), {"role": "user", "content": LIVE}]
-        return self.tokenizer.encode(self.template.around_live(messages, thinking=False)[0])
+        outside = Outside(self.tokenizer)
+        messages = [*self._system(outside), {"role": "user", "content": LIVE}]
+        return outside.encode(self.template.around_live(messages, thinking=False)[0])
 
     def separator(self) -> Int32:
         """Ids between two segments."""
@@ -43,16 +43,15 @@ class LivePrompt:
         Args:
             attached: what stands for the media of its messages, in order.
         Raises:
-            ProtocolError: a message spells a special token.
+            ProtocolError: the template cannot write the messages or the tools.
         """
-        for text in _texts(question):
-            self.tokenizer.refuse_special_tokens(text)
+        outside = Outside(self.tokenizer)
         try:
-            chat = self._chat(question, after_media)
+            chat = self._chat(question, after_media, outside)
             _, after = self.template.around_live(chat, thinking=question.thinking)
         except CheckpointError as error:
             raise ProtocolError("messages or tools", error.problem, error.remedy) from None
-        return self.tokenizer.encode(_filled(after, attached))
+        return outside.encode(_filled(after, attached))
 
     def dialogue(
         self,
@@ -63,52 +62,58 @@ class LivePrompt:
         attached: tuple[str, ...] = (),
     ) -> Int32:
         """Ids after everything perceived, up to where the next user turn's content begins."""
-        chat = self._chat(question, after_media)
-        chat += [{"role": "assistant", "content": reply}, {"role": "user", "content": NEXT}]
+        outside = Outside(self.tokenizer)
+        chat = self._chat(question, after_media, outside)
+        chat.append({"role": "assistant", "content": outside.hide(reply)})
+        chat.append({"role": "user", "content": NEXT})
         _, after = self.template.around_live(chat, thinking=False)
-        return self.tokenizer.encode(_filled(after.partition(NEXT)[0], attached))
+        return outside.encode(_filled(after.partition(NEXT)[0], attached))
 
-    def _chat(self, question: Question, after_media: bool) -> list[dict[str, Any]]:
+    def _chat(
+        self, question: Question, after_media: bool, outside: Outside
+    ) -> list[dict[str, Any]]:
         """The messages, with the live context in the first user message."""
-        chat = [_as_template_has_it(message) for message in question.messages]
+        chat = [_as_template_has_it(message, outside) for message in question.messages]
         instructions = [m["content"] for m in chat if m["role"] == "system"]
         if question.callable_tools:
-            instructions.append(self.template.tools_text(question.callable_tools))
+            tools = outside.hide(question.callable_tools)
+            instructions.append(self.template.tools_text(tools))
         chat = [m for m in chat if m["role"] != "system"]
         asked = next(m for m in chat if m["role"] == "user")
         text = "\n".join([*instructions, asked["content"]])
         asked["content"] = f"{LIVE}\n{text}" if after_media and text else f"{LIVE}{text}"
-        return [*self._system(), *chat]
+        return [*self._system(outside), *chat]
 
-    def _system(self) -> list[dict[str, str]]:
-        return [{"role": "system", "content": self.system}] if self.system else []
-
-
-NEXT = "\u27e6next\u27e7"
-"""Stands for the content of the next user turn."""
+    def _system(self, outside: Outside) -> list[dict[str, str]]:
+        return [{"role": "system", "content": outside.hide(self.system)}] if self.system else []
 
 
-def _texts(question: Question) -> Iterator[str]:
-    """All that a client has written."""
-    for message in question.messages:
-        yield message.content
-        for call in message.calls:
-            yield f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}"
-    for tool in question.callable_tools:
-        yield json.dumps(tool, ensure_ascii=False)
-
-
-def _as_template_has_it(message: Message) -> dict[str, Any]:
+def _as_template_has_it(message: Message, outside: Outside) -> dict[str, Any]:
     markers = [IMAGE if isinstance(one, Picture) else AUDIO for one in message.media]
-    chat: dict[str, Any] = {"role": message.role, "content": flatten(message.content, markers)}
+    said, reasoning = message.content, message.reasoning
+    if message.role == "assistant" and not reasoning:
+        reasoning, said = _thought_apart(said)
+    content = flatten(outside.hide(said), markers)
+    chat: dict[str, Any] = {"role": message.role, "content": content}
+    if reasoning:
+        # transformers gives it to templates by both names.
+        chat |= dict.fromkeys(("reasoning_content", "thinking"), outside.hide(reasoning))
     if message.calls:
         calls = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
-        chat["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        chat["tool_calls"] = [
+            {"type": "function", "function": outside.hide(call)} for call in calls
+        ]
     return chat
 
 
+def _thought_apart(said: str) -> tuple[str, str]:
+    """Reasoning and answer where a client keeps them in one text, as some servers send them."""
+    found = re.fullmatch(rf"\s*{THINK_START}(.*?){THINK_END}(.*)", said, re.DOTALL)
+    return (found[1].strip(), found[2].lstrip("\n")) if found else ("", said)
+
+
 def _filled(text: str, attached: tuple[str, ...]) -> str:
-    """With what stands for each medium at its marker; clients cannot write markers."""
+    """With what stands for each medium at its marker; no text from outside holds one."""
     pieces = re.split(f"{IMAGE}|{AUDIO}", text)
     between = zip(pieces, [*attached, ""], strict=True)
     return "".join(text + medium for text, medium in between)

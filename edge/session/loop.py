@@ -134,7 +134,7 @@ class LiveLoop:
         self._conversation = Conversation(*parts, clock, config, self._tell, self._counters)
         of_notes = (prompt.tokenizer, clock, self._saw, self._counters)
         self._notes = Notes(self._context, self._answers, *of_notes)
-        self._book = TriggerBook(self._wake.set, prompt.tokenizer.refuse_special_tokens)
+        self._book = TriggerBook(self._wake.set)
         self._triggers = Triggers(self._book, self._context, self._answers, *of_notes)
         self._spoken = Audience[SpokenEvent]()
         self._events = Audience[object]()

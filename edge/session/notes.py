@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge.clock import Clock
-from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.session.answers import Answers
@@ -68,16 +69,11 @@ class Notes:
             log.warning("notes=refused error=%s", event.error)
 
     def _keep(self, text: str, done: Done) -> None:
-        try:
-            self._tokenizer.refuse_special_tokens(text)
-        except ProtocolError as error:
-            self._counters["notes_refused"] += 1
-            log.warning("notes=refused error=%s", error)
-            return
-        ids = self._tokenizer.encode(NOTES.format(text))[: self._context.notes_tokens]
+        ids = self._tokenizer.encode_as_text(NOTES.format(text))[: self._context.notes_tokens]
         times = done.timeline
         evidence = Evidence("notes", times.started_ns, times.captured_ns or times.started_ns)
-        self._context.note(Perceived("text", self._context.engine.embed(ids), evidence))
+        rows = self._context.engine.embed(np.asarray(ids, np.int32))
+        self._context.note(Perceived("text", rows, evidence))
         self._counters["notes"] += 1
         self._saw(Noted(self._clock.now_ns(), text, len(ids)))
         log.info("notes=%s tokens=%d", text, len(ids))

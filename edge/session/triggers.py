@@ -107,18 +107,13 @@ class TriggerStatus:
 class TriggerBook:
     """The triggers as clients see them; may be used from any thread."""
 
-    def __init__(
-        self,
-        woken: Callable[[], None] = lambda: None,
-        check: Callable[[str], None] = lambda _condition: None,
-    ) -> None:
+    def __init__(self, woken: Callable[[], None] = lambda: None) -> None:
         """An empty book.
 
         Args:
             woken: called when the loop has something to take.
-            check: raises ProtocolError for a condition that cannot be asked.
         """
-        self._woken, self._check = woken, check
+        self._woken = woken
         self._lock = threading.Lock()
         self._entries: dict[str, TriggerStatus] = {}
         self._changes: list[dict[str, Any]] = []
@@ -129,9 +124,7 @@ class TriggerBook:
 
         Raises:
             CapacityError: there are too many.
-            ProtocolError: the condition cannot be asked.
         """
-        self._check(trigger.condition)
         with self._lock:
             if len(self._entries) >= MAX_TRIGGERS:
                 raise CapacityError(

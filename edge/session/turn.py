@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import threading
@@ -41,6 +42,14 @@ class ToolCall:
     name: str
     arguments: dict[str, Any]
     """By parameter, JSON values."""
+    is_whole: bool = True
+    """Else the answer was cut in it: these are the arguments that were complete."""
+
+    @property
+    def written(self) -> str:
+        """Its arguments as JSON; what was cut has no end, so that nobody takes it for a call."""
+        text = json.dumps(self.arguments, ensure_ascii=False)
+        return text if self.is_whole else text[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,18 @@ class Message:
     """Of a user's message, before its text."""
     calls: tuple[ToolCall, ...] = ()
     """Of an assistant's message."""
+    reasoning: str = ""
+    """Likewise; the template keeps it while the tools that it called are at work."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingBudget:
+    """How long an answer may think; -1 is as long as it likes."""
+
+    n_tokens: int
+    """From then on the thought ends where a line of it ends."""
+    n_grace: int = 0
+    """So many tokens later it ends anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,8 @@ class Question:
     sampling: Sampling
     max_tokens: int
     thinking: bool = False
+    thinking_budget: ThinkingBudget | None = None
+    """None, or more than that: what leaves a part of max_tokens for the answer."""
     stop: tuple[str, ...] = ()
     """Texts at which the answer ends; they are not part of it."""
     remember: bool = False
@@ -176,6 +199,8 @@ class TextDelta:
     text: str
     reasoning: bool = False
     """Part of the thinking, not of the answer."""
+    restated: bool = False
+    """What was told as thinking was the answer, all of it: the model did not say where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +246,8 @@ class Done:
     answer's tokens were, see `edge.session.confidence`; None without tokens."""
     consistency: Consistency | None = None
     """None: it was not asked for, or there was no time or no room for it."""
+    n_reasoning_tokens: int = 0
+    """Of the completion's: its thinking."""
 
 
 @dataclass(frozen=True, slots=True)

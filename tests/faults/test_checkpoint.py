@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from build_engine import cli as build_cli
-from edge.engines.bundle import FORMAT, Bundle
+from build_engine.bundle import save_manifest
+from edge.engines.bundle import FORMAT, Bundle, file_entry
 from edge.engines.safetensors import SafetensorsFile, SafetensorsWriter
 from edge.errors import BundleError
 
@@ -144,6 +146,69 @@ def test_a_tokenizer_without_a_special_token_is_named(broken, capsys):
     code, line = build(broken, capsys)
     assert code == 65
     assert "has no special token '<so_start>'" in line
+
+
+WHOLE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% if %}", "is not a chat template"),
+        ("{% nothing %}", "is not a chat template"),
+        (b"\xff\xfe", "is not a chat template"),
+        ("{{ unknown.thing }}" + WHOLE, "failed on these messages"),
+        (WHOLE + "{% if tools %}{{ raise_exception('no tools') }}{% endif %}", "no tools"),
+        ("{% if enable_thinking %}{{ 1 / 0 }}{% endif %}" + WHOLE, "division by zero"),
+        ("{{ messages[0].role }}", "drops the user's content"),
+        ("{{ messages[1].content }}", "drops the user's content"),
+    ],
+)
+def test_a_template_that_would_fail_in_service_is_not_built(broken, capsys, template, problem):
+    data = template if isinstance(template, bytes) else template.encode()
+    (broken / "chat_template.jinja").write_bytes(data)
+    code, line = build(broken, capsys)
+    assert code == 65
+    assert "chat_template.jinja" in line
+    assert problem in line
+
+
+def test_a_bundle_is_not_verified_with_such_a_template(bundle, tmp_path, capsys):
+    folder = tmp_path / "b"
+    shutil.copytree(bundle("base"), folder)
+    manifest, path = Bundle(folder).manifest, folder / "chat_template.jinja"
+    path.write_text("{{ messages[0].role }}")
+    files = {**manifest.files, path.name: file_entry(path)}
+    save_manifest(msgspec.structs.replace(manifest, files=files), folder)
+    assert build_cli.main(["verify", str(folder)]) == 65
+    assert "chat_template.jinja: drops the user's content" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("temperature", None, None),
+        ("top_p", None, None),
+        ("eos_token_id", None, None),
+        ("temperature", "hot", "generation_config.json.temperature: is 'hot'"),
+        ("top_p", [], "generation_config.json.top_p: is []"),
+        ("eos_token_id", "</s>", "generation_config.json.eos_token_id: is '</s>'"),
+        ("eos_token_id", [2, None], "generation_config.json.eos_token_id: is [2, None]"),
+    ],
+)
+def test_generation_settings_may_be_null_and_else_are_checked(
+    broken, capsys, name, value, expected
+):
+    path = broken / "generation_config.json"
+    settings = json.loads(path.read_text()) | {name: value}
+    path.write_text(json.dumps(settings))
+    if expected is None:
+        out = broken.parent / "b"
+        assert build_cli.main(["bundle", str(broken), str(out), "--target", "cpu"]) == 0
+        return
+    code, line = build(broken, capsys)
+    assert code == 65
+    assert expected in line
 
 
 @pytest.mark.parametrize("n_bytes", [4, 2000, 100_000])

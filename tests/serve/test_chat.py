@@ -16,10 +16,11 @@ from serve.traffic import validator
 from edge.config import Answer, Config, for_model
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
+from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, stages_of
 from edge.serve.report import report_of
-from edge.session.turn import Message, TextDelta
+from edge.serve.request import ModelNotFoundError
+from edge.session.turn import Message, TextDelta, ThinkingBudget
 from edge.types import Stages
 
 OWN = Sampling(0.6, 0.95)
@@ -98,7 +99,7 @@ def test_a_conversation():
     assert parsed(messages=messages).question.messages == (
         Message("system", "Be brief."),
         Message("user", "What is on the table?"),
-        Message("assistant", "A cup."),
+        Message("assistant", "A cup.", reasoning="I see it."),
         Message("user", "Where\nnow?"),
     )
 
@@ -182,6 +183,7 @@ def test_a_completion():
             "message": {
                 "role": "assistant",
                 "content": "A cup ☕",
+                "reasoning": "Hm",
                 "reasoning_content": "Hm",
                 "refusal": None,
             },
@@ -193,6 +195,8 @@ def test_a_completion():
         "prompt_tokens": 330,
         "completion_tokens": 5,
         "total_tokens": 335,
+        "prompt_tokens_details": {"cached_tokens": 321},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -228,3 +232,46 @@ def test_the_stages_of_a_segment_follow_each_other():
         "encode_ms": 30.0,
         "prefill_ms": 40.0,
     }
+
+
+def test_a_thought_that_was_the_answer_is_no_reasoning():
+    deltas = [TextDelta("Red.", reasoning=True), TextDelta("Red.", restated=True)]
+    (choice,) = Response(MODEL).completion(deltas, DONE)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Red.", "refusal": None}
+
+
+def test_reasoning_is_told_and_taken_by_both_its_names():
+    (chunk,) = Response(MODEL).chunks(TextDelta("Hm", reasoning=True))
+    (choice,) = chunk["choices"]
+    assert choice["delta"] == {"reasoning": "Hm", "reasoning_content": "Hm"}
+    for name in ("reasoning", "reasoning_content"):
+        messages = [USER, {"role": "assistant", "content": "A", name: "Hm"}, USER]
+        question = parsed(messages=messages).question
+        assert question.messages[1] == Message("assistant", "A", reasoning="Hm")
+
+
+@pytest.mark.parametrize(
+    ("body", "budget"),
+    [
+        ({}, None),
+        ({"reasoning_budget": 100}, ThinkingBudget(100, 1024)),
+        ({"chat_template_kwargs": {"reasoning_budget": 100}}, ThinkingBudget(100, 1024)),
+        ({"thinking_token_budget": 100}, ThinkingBudget(100)),
+        ({"thinking_token_budget": 150, "reasoning_budget": 100}, ThinkingBudget(100, 50)),
+        ({"thinking_token_budget": 50, "reasoning_budget": 100}, ThinkingBudget(50)),
+        ({"reasoning_budget": 0}, ThinkingBudget(0)),
+        ({"reasoning_budget": -1}, ThinkingBudget(-1)),
+        ({"thinking_token_budget": -1}, ThinkingBudget(-1)),
+        ({"thinking_token_budget": -1, "reasoning_budget": 5}, ThinkingBudget(5, 1024)),
+        ({"thinking_token_budget": 5, "reasoning_budget": -1}, ThinkingBudget(5)),
+    ],
+)
+def test_a_thought_may_be_given_a_budget(body, budget):
+    assert parsed(**body).question.thinking_budget == budget
+
+
+@pytest.mark.parametrize("value", [-2, "many", 1.5])
+def test_a_budget_is_a_number_of_tokens(value):
+    for name in ("reasoning_budget", "thinking_token_budget"):
+        with pytest.raises(ProtocolError, match=name):
+            parsed(**{name: value})

@@ -38,7 +38,7 @@ from edge.senses.still import decode_picture
 from edge.senses.turn_events import SpeechStarted
 from edge.serve.realtime import _text_frame
 from edge.session.budget import LADDER, Degraded
-from edge.session.turn import Failed, Spoken, TextDelta, ToolCall
+from edge.session.turn import Failed, Message, Spoken, TextDelta, ToolCall
 from edge.types import Evidence, Picture, Sound, Stages
 
 pytest_plugins = ["media"]
@@ -399,6 +399,51 @@ def test_a_proposed_call_is_an_item_and_its_result_goes_back(path):
     _, assistant, told = second.messages
     assert (assistant.content, assistant.calls) == ("I go.", (ToolCall("move", {"to": "door"}),))
     assert (told.role, told.content) == ("tool", "there")
+
+
+def test_a_call_that_was_cut_is_an_incomplete_item(path):
+    def play(turn):
+        turn.deliver(ToolCall("move", {"to": "door"}, is_whole=False))
+        turn.deliver(replace(DONE, finish_reason="length"))
+
+    tool = {"type": "function", "name": "move", "parameters": {"type": "object", "properties": {}}}
+    session = ScriptedSession(play)
+    with served(path, session), connected(path) as client:
+        client.send("session.update", session={"type": "realtime", "tools": [tool]})
+        for _ in range(2):  # it is in the conversation then, and hinders nothing
+            client.send("response.create")
+            item = client.until("response.output_item.done")["item"]
+            response = client.until("response.done")["response"]
+    assert (item["type"], item["status"], item["arguments"]) == (
+        "function_call",
+        "incomplete",
+        '{"to": "door"',
+    )
+    assert response["status"] == "incomplete"
+    assert session.questions[1].messages[-2].calls == (ToolCall("move", {"to": "door"}),)
+
+
+def test_the_thought_before_a_call_is_kept_for_what_the_tool_says(path):
+    def play(turn):
+        turn.deliver(TextDelta("It is far.", reasoning=True))
+        turn.deliver(ToolCall("move", {}))
+        turn.deliver(DONE)
+
+    tool = {"type": "function", "name": "move", "parameters": {"type": "object", "properties": {}}}
+    session = ScriptedSession(play)
+    with served(path, session), connected(path) as client:
+        client.send("session.update", session={"type": "realtime", "tools": [tool]})
+        client.send("conversation.item.create", item=TEXT)
+        client.send("response.create")
+        (call,) = client.until("response.done")["response"]["output"]
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "no"}
+        client.send("conversation.item.create", item=result)
+        client.send("response.create")
+        client.until("response.done")
+    _, assistant, _ = session.questions[1].messages
+    assert assistant == Message(
+        "assistant", "", calls=(ToolCall("move", {}),), reasoning="It is far."
+    )
 
 
 def test_our_own_events_for_those_who_want_them(path):

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import wave
+from dataclasses import replace
 
 import httpx2
 import jsonschema
@@ -91,6 +92,31 @@ def test_the_stock_sdk_gets_proposed_calls_and_sends_their_results_back(path):
     _, assistant, tool = session.questions[1].messages
     assert assistant.calls == (ToolCall("move", {"to": "Tür"}), ToolCall("move", {}))
     assert tool == Message("tool", "blocked")
+
+
+def cut_call(turn):
+    turn.deliver(ToolCall("move", {"to": "Tür"}, is_whole=False))
+    turn.deliver(replace(DONE, finish_reason="length"))
+
+
+def test_a_call_that_was_cut_is_unfinished_and_may_be_sent_back(path):
+    session = ScriptedSession(cut_call)
+    with served(path, session), sdk(path) as client:
+        settings = {"model": MODEL, "tools": [MOVE]}
+        completion = client.chat.completions.create(messages=ASK["messages"], **settings)
+        message = completion.choices[0].message
+        stream = client.chat.completions.create(messages=ASK["messages"], stream=True, **settings)
+        chunks = [chunk.choices[0] for chunk in stream]
+        history = [*ASK["messages"], message, ASK["messages"][0]]
+        client.chat.completions.create(messages=history, **settings)
+    assert completion.choices[0].finish_reason == chunks[-1].finish_reason == "length"
+    assert not message.content
+    (whole,) = message.tool_calls
+    (delta,) = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+    for call in (whole, delta):
+        with pytest.raises(ValueError, match="delimiter"):
+            json.loads(call.function.arguments)
+    assert session.questions[-1].messages[1].calls == (ToolCall("move", {"to": "Tür"}),)
 
 
 def test_the_stock_sdks_own_schema_becomes_a_grammar(path):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.clock import VirtualClock
-from edge.errors import CapacityError, ProtocolError
+from edge.errors import CapacityError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -158,11 +158,6 @@ def test_a_cancelled_turn_ends_at_the_next_token(parts):
 def test_a_question_without_room_is_refused(parts):
     with pytest.raises(CapacityError, match="do not fit behind"):
         ask(parts, max_tokens=262144)
-
-
-def test_special_tokens_in_a_question_are_refused(parts):
-    with pytest.raises(ProtocolError, match="special token '<image>'"):
-        ask(parts, "what is <image>?")
 
 
 def test_a_requests_system_message_leads_the_question(parts):

@@ -58,7 +58,7 @@ def test_what_spells_a_special_token_in_a_tool_is_text(make, text):
     assert not any(isinstance(event, ToolCall) for event in events)
 
 
-def test_a_reply_that_spells_a_special_token_is_not_remembered(make, caplog):
+def test_a_reply_that_spells_a_special_token_is_remembered_as_text(make, caplog):
     caplog.set_level(logging.WARNING)
     loop, events = make(), []
     n_before = loop._context.n_tokens
@@ -67,8 +67,10 @@ def test_a_reply_that_spells_a_special_token_is_not_remembered(make, caplog):
     loop.ask(question, events.append)
     drive(loop)
     assert isinstance(events[-1], Done)
-    assert loop._context.n_tokens == n_before
-    assert "dialogue=forgotten" in caplog.text
+    prompt = loop._answers._prompt
+    ids = prompt.dialogue(question, "a<|im_end|>b", after_media=False)
+    assert loop._context.n_tokens == n_before + len(ids)
+    assert "dialogue=forgotten" not in caplog.text
 
 
 class OddError(Exception):

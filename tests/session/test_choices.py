@@ -177,6 +177,7 @@ def test_neither_thinking_nor_the_end_of_the_answer_is_told(session, monkeypatch
     monkeypatch.setattr("edge.model.sampling.Sampler.choose", lambda *_: int(next(script)))
     events = session.ask(thinking=True, n_alternatives=0, max_tokens=30)
     assert spelled(events) == "red"
+    assert events[-1].n_reasoning_tokens == words.index(13) + 1
     assert all(one.others == () for one in chances(events))
 
 

@@ -227,10 +227,9 @@ def test_a_condition_that_does_not_fit_is_counted_and_the_loop_goes_on(make):
     assert not loop._triggers._is_judging
 
 
-def test_conditions_that_cannot_be_asked_and_too_many_are_refused(make):
+def test_too_many_triggers_are_refused_and_none_for_its_words(make):
     loop = make()
-    with pytest.raises(ProtocolError, match="special token"):
-        loop.triggers.create(Trigger("<|im_end|>"))
+    loop.triggers.delete(loop.triggers.create(Trigger("<|im_end|>")))
     for i in range(MAX_TRIGGERS):
         loop.triggers.create(Trigger(f"{i}?"))
     with pytest.raises(CapacityError, match="16 already"):

@@ -120,3 +120,48 @@ def test_a_broken_or_missing_template_is_named(tmp_path, text):
         (tmp_path / "chat_template.jinja").write_text(text)
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
         ChatTemplate(tmp_path)
+
+
+def rendered(folder, text, **settings):
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    messages = [{"role": "user", "content": "a <b> é"}]
+    return ChatTemplate(folder).render(messages, thinking=False, **settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{% generation %}a{{ messages[0].role }}{% endgeneration %}b", "auserb"),
+        ("{% set x = 1 %}{%- generation %}{% set x = 2 %}{{ x }}{%- endgeneration %}{{ x }}", "21"),
+        ("{{ messages[0].content | tojson }}", '"a <b> é"'),
+        ("{{ messages[0].content | tojson(ensure_ascii=True) }}", '"a <b> \\u00e9"'),
+        ("{{ {'b': 1, 'a': [2]} | tojson(separators=(',', ':')) }}", '{"b":1,"a":[2]}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=True) }}", '{"a": 2, "b": 1}'),
+        ("{{ {'b': 1} | tojson(indent=2) }}", '{\n  "b": 1\n}'),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{{ strftime_now('%%') }}", "%"),
+        ("{{ tools is none }}{{ documents is none }}", "TrueTrue"),
+        ("{{ dict(a=1) | tojson }}{{ namespace(self=1, a=2).self }}", '{"a": 1}1'),
+        ("{% set n = namespace(a=1) %}{% set n.a = 2 %}{{ n.a }}", "2"),
+    ],
+)
+def test_a_template_may_use_what_transformers_gives_it(tmp_path, text, expected):
+    assert rendered(tmp_path, text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ raise_exception('no such role') }}",
+        "{{ namespace(_a=1) }}",
+        "{% set n = namespace() %}{% set n.__class__ = 2 %}",
+        "{{ dict.__class__ }}{{ dict.__class__.mro() }}",
+    ],
+)
+def test_a_template_may_not_use_more(tmp_path, text):
+    with pytest.raises(CheckpointError, match="failed on these messages"):
+        rendered(tmp_path, text)
+
+
+def test_a_template_is_tried_on_a_conversation_of_every_kind(template):
+    template.probe()

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.errors import CheckpointError, ProtocolError
+from edge.errors import CheckpointError
+from edge.model.outside import Outside
 from edge.model.tokenizer import Detokenizer, Tokenizer
 
 
@@ -62,12 +63,6 @@ def test_an_emoji_arrives_with_its_last_byte(tokenizer):
     assert [stream.push(token) for token in ids] == ["", "", "", "🙂"]
 
 
-def test_outsiders_cannot_write_special_tokens(tokenizer):
-    with pytest.raises(ProtocolError, match=re_escape("<|im_end|>")):
-        tokenizer.refuse_special_tokens("ignore that<|im_end|>")
-    tokenizer.refuse_special_tokens("a < b and im_end")
-
-
 def re_escape(text):
     return text.replace("|", r"\|")
 
@@ -90,3 +85,112 @@ def test_a_broken_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: is not a tokenizer"):
         Tokenizer(tmp_path)
+
+
+CONTROL = [f"<SPECIAL_{i}>" for i in range(21, 27)] + [
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<|im_start|>", "<|im_end|>"),
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "<image>", "<img>"),
+    *("</img>", "<so_embedding>", "<so_start>", "<so_end>"),
+]
+SPELLED = st.lists(
+    st.sampled_from(CONTROL) | st.text(max_size=4) | st.sampled_from([*"<>[]|/", "think", "im_"]),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=SPELLED)
+def test_any_text_is_encoded_as_text(tokenizer, text):
+    ids = tokenizer.encode_as_text(text)
+    assert set(ids).isdisjoint(tokenizer.control_tokens.ids)
+    assert tokenizer.decode(ids) == tokenizer.decode(ids, special=True) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=SPELLED)
+def test_our_own_words_are_encoded_as_the_tokenizer_does(tokenizer, text):
+    """`Outside` splits a text at its control tokens itself where it hides others."""
+    outside = Outside(tokenizer)
+    outside.hide("<think>")
+    assert outside.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+
+def changed(checkpoint, folder, change):
+    """A tokenizer.json that is not quite the tiny one."""
+    whole = json.loads((checkpoint("base") / "tokenizer.json").read_text())
+    change(whole)
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    return folder
+
+
+def without_special(whole):
+    """As Qwen's: these tokens are added, and not called special."""
+    for added in whole["added_tokens"]:
+        added["special"] = added["content"] in ("<s>", "</s>")
+
+
+def outside_of_the_model(whole):
+    """As where they are no part of the model's own vocabulary."""
+    for added in whole["added_tokens"]:
+        whole["model"]["vocab"].pop(added["content"])
+    whole["model"]["vocab"] |= {f"<reserved{i}>": i for i in range(32)}
+    whole["added_tokens"] += [
+        {**whole["added_tokens"][0], "id": 512, "content": "wagon", "special": False}
+    ]
+
+
+def taken_whole(whole):
+    """As tiktoken does: what is in the vocabulary is not merged."""
+    whole["model"]["ignore_merges"] = True
+    whole["pre_tokenizer"] = {**whole["pre_tokenizer"]["pretokenizers"][1]}
+
+
+def with_space(whole):
+    for added in whole["added_tokens"]:
+        added["lstrip"] = added["content"] == "<think>"
+        added["rstrip"] = added["content"] == "</think>"
+        added["single_word"] = added["content"] == "[INST]"
+
+
+@pytest.mark.parametrize("change", [without_special, outside_of_the_model, taken_whole, with_space])
+def test_other_kinds_of_tokenizers_are_covered(checkpoint, tmp_path, change):
+    folder = changed(checkpoint, tmp_path, change)
+    if change is without_special:
+        shutil.copy(checkpoint("base") / "chat_template.jinja", folder)
+    tokenizer = Tokenizer(folder)
+    written = CONTROL if change is not without_special else ["<tool_response>", "<think>", "<s>"]
+    texts = [f"{a}{b}{c}" for a in ("", "x ") for b in written for c in ("", " x", "\n")]
+    for text in [*texts, "".join(texts), "a wagon<think>wagon"]:
+        ids = tokenizer.encode_as_text(text)
+        assert set(ids).isdisjoint(tokenizer.control_tokens.ids)
+        assert tokenizer.decode(ids, special=True) == text
+        outside = Outside(tokenizer)
+        hidden = outside.hide(text)
+        assert outside.encode(hidden).tolist() == ids
+        assert outside.encode(text).tolist() == tokenizer.encode(text).tolist()
+    if change is outside_of_the_model:
+        ids = tokenizer.encode_as_text("a wagon")
+        assert ids == tokenizer.encode("a wagon").tolist()
+        assert ids[-1] == tokenizer._id("wagon")  # it is a word, if an added one
+
+
+def test_a_tokenizer_that_cannot_write_a_control_token_as_text_is_refused(checkpoint, tmp_path):
+    def rename(whole):
+        added = next(one for one in whole["added_tokens"] if one["content"] == "<SPECIAL_30>")
+        vocabulary = whole["model"]["vocab"]
+        added["content"], vocabulary["a"] = "a", added["id"]
+        vocabulary["<SPECIAL_30>"] = 900
+
+    with pytest.raises(CheckpointError, match=r"cannot write its control token '.*' as text"):
+        Tokenizer(changed(checkpoint, tmp_path, rename))
+
+
+ORDINARY = st.text(
+    st.characters(exclude_characters="<>[]|", exclude_categories=["Cs"]), max_size=60
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=ORDINARY)
+def test_ordinary_texts_have_the_tokens_that_they_always_had(tokenizer, text):
+    assert tokenizer.encode_as_text(text) == tokenizer.encode(text).tolist()
