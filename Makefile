@@ -14,13 +14,14 @@ test test-oracle test-sanitize test-latest fuzz coverage: export OPENBLAS_NUM_TH
 
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
-        test-gpu test-bytes coverage mutants planted fuzz-media
+        test-gpu test-bytes test-clients coverage mutants planted fuzz-media
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         set up, build the small model's bundle, watch a session, ask five questions"
 	@echo "make test         set up and run the tests that need no torch"
 	@echo "make test-bytes   what compiled plans and the GPU's decode kernels move, whole (minutes)"
+	@echo "make test-clients   stock clients, unmodified, against a running service (installs them)"
 	@echo "make test-oracle  the same model in transformers, compared number by number (installs torch)"
 	@echo "make test-sanitize  the kernels' tests with AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make test-aarch64   the kernels' tests on NEON, in an emulator"
@@ -106,6 +107,20 @@ test: $(VENV)/.dev
 
 test-bytes: $(VENV)/.dev
 	EDGE_TEST_BYTES=all $(BIN)/python -m pytest -o timeout=3600 tests/device/test_bytes.py
+
+# They have an environment of their own: what they want of other packages is not what we lock.
+$(VENV)/.clients: locks/clients.txt tests/clients/js/package-lock.json $(VENV)/.demo
+	@echo "make: installs stock clients into $(VENV)/clients (some minutes)"
+	@$(PYTHON) -m venv --clear $(VENV)/clients
+	@$(VENV)/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --require-hashes --only-binary :all: -r locks/clients.txt
+	@sh scripts/install_js_clients.sh $(VENV)/clients_js tests/clients/js
+	@touch $@
+
+test-clients: $(VENV)/.clients
+	EDGE_PYTHON="$(abspath $(BIN)/python)" EDGE_CLIENTS_JS="$(abspath $(VENV)/clients_js)" \
+	    $(VENV)/clients/bin/python -m pytest -c tests/clients/pytest.ini --rootdir tests/clients \
+	    --confcutdir tests/clients tests/clients
 
 test-oracle: $(VENV)/.oracle
 	$(BIN)/python -m pytest tests/oracle

@@ -81,7 +81,17 @@ class SocketError(EdgeError):
 
 
 class ProtocolError(EdgeError):
-    """A client sent a request that cannot be served as it stands."""
+    """A client sent a request that cannot be served as it stands.
+
+    Args:
+        code: what OpenAI's clients tell kinds of wrong requests apart by.
+    """
+
+    def __init__(
+        self, thing: object, problem: str, remedy: str, code: str | None = "invalid_value"
+    ) -> None:
+        super().__init__(thing, problem, remedy)
+        self.code = code
 
 
 class AccessError(EdgeError):

@@ -46,6 +46,14 @@ for extra in tools runtime top mcp microphone device build quantize stubs plugin
         --output-file "$new/$extra.txt"
 done
 
+# Stock clients have an environment of their own, by their own wishes alone, of one Python.
+# docopt has no wheel, and nothing that the tests call asks for it.
+echo "lock: clients" >&2
+[ ! -e locks/clients.txt ] || cp locks/clients.txt "$new/clients.txt"
+"$uv" pip compile --quiet --no-config --python-version 3.11 --no-header --no-annotate \
+    --generate-hashes --no-emit-package docopt "$@" tests/clients/requirements.in \
+    --output-file "$new/clients.txt"
+
 # Torch's builds for the CPU of an x86-64 are not on PyPI but on PyTorch's own index
 # (download.pytorch.org/whl/cpu); the hash is known for the Python that the tests have used.
 grep '^torch==' "$new/all.txt" | sed "s/$/ and platform_machine != 'x86_64'/" >"$new/torch.in"

@@ -31,7 +31,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tomllib
 from covered_tests import CACHE, ROOT, SOURCES, TESTS, Covered, record_what_changed, sha256
 from mutation_operators import Module
 from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Write docs/schema/: the JSON Schema of what goes over the socket, generated from the types.
+"""Write docs/schema/ and docs/fields.md: what goes over the socket, generated from the types.
 
 python scripts/write_schemas.py
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edge.serve.schema import event_schemas
+from edge.serve.schema import event_schemas, policy_page
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs/schema"
+POLICY = FOLDER.parent / "fields.md"
 
 
 def schema_text(schema: object) -> str:
@@ -22,6 +23,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, schema in event_schemas().items():
         (FOLDER / f"{name}.json").write_text(schema_text(schema))
+    POLICY.write_text(policy_page())
 
 
 if __name__ == "__main__":

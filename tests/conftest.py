@@ -18,6 +18,9 @@ from build_engine.bundle import build_bundle
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 
+collect_ignore = ["clients"]
+"""`make test-clients` runs them in an environment of their own."""
+
 EXAMPLES = Path(__file__).resolve().parents[1] / ".cache" / "fuzz" / "examples"
 """What random examples found; `--hypothesis-profile fuzz` tries these first."""
 

@@ -33,15 +33,71 @@ _OPEN = json.dumps("[[edge.frame]]")
 def grammar_of_schema(schema: Mapping[str, Any], abstention: str | None = None) -> str:
     """JSON that a schema allows, without white space; the abstention is a JSON string.
 
-    Where the schema has a string of FRAME_FORMAT, `fill_frames` says which ones there are.
+    Where the schema has a string of FRAME_FORMAT, `fill_frames` says which ones there are. An
+    object whose schema leaves open what else it may have has nothing else: see `_closed`.
 
     Raises:
         ProtocolError: the schema cannot be followed.
     """
-    lark = f"start: answer\nanswer: %json {json.dumps({**_opened(schema), **_COMPACT})}"
+    lark = f"start: answer\nanswer: %json {json.dumps({**_opened(_closed(schema)), **_COMPACT})}"
     if abstention is not None:
         lark += f" | {_literal(json.dumps(abstention, ensure_ascii=False))}"
     return grammar_of_lark("json_schema", lark)
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema without properties that it allows and does not name.
+
+    A model that may make up properties often never ends with it, and whoever wrote a schema's
+    properties meant them. xgrammar's strict mode, which vLLM uses, does the same. Schemas that put
+    an object together from parts stay as they are: a part does not name the others' properties.
+    """
+    return schema if _is_composed(schema) else _closed_object(schema)
+
+
+_PARTS = ("allOf", "not", "if", "then", "else", "dependentSchemas", "dependencies", "$dynamicRef")
+_ALTERNATIVES = ("anyOf", "oneOf", "$ref")
+_DATA = ("const", "enum", "default", "examples")
+_SAID = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames")
+_NAMED = ("properties", "$defs", "definitions")
+"""Keywords whose keys are names, not keywords."""
+
+
+def _is_composed(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(map(_is_composed, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    if any(word in schema for word in _PARTS):
+        return True
+    if any(word in schema for word in _ALTERNATIVES) and "properties" in schema:
+        return True
+    return any(
+        any(map(_is_composed, value.values()))
+        if name in _NAMED and isinstance(value, Mapping)
+        else name not in _DATA and _is_composed(value)
+        for name, value in schema.items()
+    )
+
+
+def _closed_object(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed_object(value) for value in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = {
+        name: {key: _closed_object(part) for key, part in value.items()}
+        if name in _NAMED and isinstance(value, Mapping)
+        else value
+        if name in _DATA
+        else _closed_object(value)
+        for name, value in schema.items()
+    }
+    named, least = schema.get("properties"), schema.get("required") or ()
+    is_open = isinstance(named, Mapping) and not any(word in schema for word in _SAID)
+    if is_open and named and set(least) <= named.keys() and "minProperties" not in schema:
+        closed["additionalProperties"] = False
+    return closed
 
 
 def _opened(schema: Any) -> Any:

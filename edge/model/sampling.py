@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.model.penalties import Penalties, likely
 from edge.types import Float32
 
 Indices: TypeAlias = NDArray[np.signedinteger[Any]]
@@ -31,6 +32,16 @@ class Sampling:
     """The top_k likeliest tokens; 0 is all."""
     seed: int | None = None
     """Same seed, state and question: same answer. None draws one."""
+    min_p: float = 0.0
+    """Only tokens that are at least so many times as likely as the likeliest; 0..1."""
+    presence_penalty: float = 0.0
+    """What the logit of a token loses that was said; -2..2."""
+    frequency_penalty: float = 0.0
+    """What it loses for each time that it was said; -2..2."""
+    repetition_penalty: float = 1.0
+    """Above 0: what a positive logit of a token that was read or said is divided by."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """What the logits of tokens gain; -100..100."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 2.0:
@@ -39,6 +50,20 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}, outside 0..1")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}, below 0")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p is {self.min_p}, outside 0..1")
+        if not self.repetition_penalty > 0.0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}, not above 0")
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether logits depend on what was said, or on the request."""
+        return bool(
+            self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+            or self.logit_bias
+        )
 
 
 COLDEST = 1e-30
@@ -57,8 +82,37 @@ class Sampler:
         self._sampling = sampling
         self._rng = np.random.default_rng(sampling.seed)
         self._temperature = max(sampling.temperature, COLDEST)
+        self._penalties: Penalties | None = None
+        if sampling.penalizes:
+            self._penalties = Penalties(
+                presence=sampling.presence_penalty,
+                frequency=sampling.frequency_penalty,
+                repetition=sampling.repetition_penalty,
+                bias=sampling.logit_bias,
+            )
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """The prompt has these tokens: a repetition penalty counts them too."""
+        if self._penalties is not None:
+            self._penalties.read(tokens)
 
     def choose(self, logits: Float32) -> int:
+        """The next token, which the answer goes on with.
+
+        Args:
+            logits: shape (vocabulary,), float32.
+        """
+        penalties, settings = self._penalties, self._sampling
+        if penalties is not None:
+            logits = penalties.apply(logits)
+        if settings.min_p and settings.temperature:
+            logits = likely(logits, settings.min_p, self._temperature)
+        token = self._chosen(logits)
+        if penalties is not None:
+            penalties.take(token)
+        return token
+
+    def _chosen(self, logits: Float32) -> int:
         """The next token.
 
         As if all were sorted, the likeliest first, and one of them drawn; but the vocabulary is

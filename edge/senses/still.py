@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import io
+import re
 import struct
 import threading
 import zlib
@@ -44,21 +45,24 @@ def from_base64(field: str, text: str) -> bytes:
         ProtocolError: it is not base64; the error's thing is `field`.
     """
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # some encoders break lines
     except (binascii.Error, ValueError) as error:
         raise ProtocolError(field, f"is not base64 ({error})", "encode the bytes again") from None
 
 
-def from_data_url(field: str, url: str) -> bytes:
+def from_data_url(field: str, url: str, what: str = "picture") -> bytes:
     """What a data: URL holds. Others would be fetched, and nothing here goes to the network.
 
+    Args:
+        what: it should hold, for the error.
     Raises:
         ProtocolError: it is no such URL.
     """
-    head, found, text = url.partition(";base64,")
-    if not found or not head.startswith("data:"):
-        problem = f"is {url[:40]!r}, not data:image/jpeg;base64,..."
-        raise ProtocolError(field, problem, "send the picture itself")
+    head, found, text = url.partition(",")
+    if not found or not re.fullmatch(r"data:[^,]*;base64", head, re.IGNORECASE):
+        problem = f"is {url[:40]!r}, not data:...;base64,...: the service fetches nothing"
+        remedy = f"send the {what} itself"
+        raise ProtocolError(field, problem, remedy)
     return from_base64(field, text)
 
 

@@ -14,8 +14,9 @@ import logging
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Literal
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -24,10 +25,12 @@ from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
-from edge.serve.access import Roles, require
+from edge.serve import responses
+from edge.serve.access import Roles, peer_of, require
 from edge.serve.chat import ChatRequest, parse_request
-from edge.serve.completion import Response, answer_of, health_of
+from edge.serve.completion import Response, Said, answer_of, health_of
 from edge.serve.door import Door, drop
+from edge.serve.fields import told
 from edge.serve.limits import (
     MAX_BODY_BYTES,
     MAX_READING_BYTES,
@@ -39,6 +42,7 @@ from edge.serve.limits import (
 )
 from edge.serve.metrics import CONTENT_TYPE, Metrics
 from edge.serve.outbox import Outbox, first_text_hurried
+from edge.serve.protocol import Json
 from edge.serve.realtime import Realtime
 from edge.serve.replies import (
     error_body,
@@ -46,12 +50,17 @@ from edge.serve.replies import (
     open_stream,
     send,
 )
+from edge.serve.request import check_model
+from edge.serve.response_events import ResponseEvents
+from edge.serve.response_items import Kept, KeptResponses
 from edge.serve.room import Room
 from edge.serve.tcp import read_token
 from edge.serve.watching import Watching
-from edge.session.turn import AnswerEvent, Asked, Done, Failed, TextDelta, ToolCall
+from edge.session.turn import AnswerEvent, Asked, Done, Failed, Question
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHANGE: web.AppKey[Callable[[Config], None]] = web.AppKey("change")
 """An application's function that lets it go on with other settings."""
@@ -108,13 +117,18 @@ def make_app(
         realtime.change(config)
 
     app[CHANGE] = change
+    app.on_shutdown.append(realtime.close)
     app.add_routes(
         [
             web.get("/v1/models", api.models),
+            web.get("/v1/models/{name:.+}", api.model),
             web.get("/healthz", api.health),
             web.get("/readyz", api.readiness),
             web.get("/metrics", api.metrics),
             web.post("/v1/chat/completions", api.chat),
+            web.post("/v1/responses", api.respond),
+            web.get("/v1/responses/{id}", api.response),
+            web.delete("/v1/responses/{id}", api.forget),
             web.post("/v1/edge/turns", api.turns),
             web.get("/v1/realtime", realtime.connect),
             *Watching(session, config, metrics).routes(),
@@ -170,19 +184,28 @@ class _Api:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
         self._created_s = int(time.time())
+        self._kept = KeptResponses()
 
     def change(self, config: Config) -> None:
         """Take what a request leaves open from other settings."""
         self._config = config
 
     async def models(self, _: web.Request) -> web.Response:
-        model = {
+        return json_reply({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """One model, by its name: the served one."""
+        check_model(request.match_info["name"], self._model_name)
+        return json_reply(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        return {
             "id": self._model_name,
             "object": "model",
             "created": self._created_s,
             "owned_by": "edge",
+            "max_model_len": self._session.status().max_context_tokens,
         }
-        return json_reply({"object": "list", "data": [model]})
 
     async def health(self, _: web.Request) -> web.Response:
         """200 as long as anybody can answer at all."""
@@ -218,37 +241,83 @@ class _Api:
         return json_reply({"mode": self._session.status().mode})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        """A chat completion."""
+        asked = await self._read(request, parse_request)
+        response = Response(self._model_name, asked.show)
+        with self._turn(request, asked.question) as events:
+            if asked.stream:
+                return await _stream(request, asked, events, response)
+            return await _answer(events, response, told(asked.unheard))
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        """A response."""
+        kept = self._kept.of(_client(request))
+        asked = await self._read(request, partial(responses.parse_request, kept=kept))
+        response = ResponseEvents(asked, self._model_name)
+        with self._turn(request, asked.question) as events:
+            if asked.body.stream:
+                reply, whole = await _stream_response(request, response, events)
+            else:
+                whole = await _whole_response(response, events)
+                reply = json_reply(whole, headers=told(asked.unheard))
+        if asked.body.store is not False and whole["status"] in ("completed", "incomplete"):
+            n_bytes = asked.n_bytes + len(msgspec.json.encode(response.output))
+            kept.keep(Kept(whole, response.kept_items(), n_bytes))
+        return reply
+
+    async def response(self, request: web.Request) -> web.Response:
+        """A response that is kept for this client."""
+        kept = self._kept.of(_client(request))
+        return json_reply(kept.response(request.match_info["id"]).response)
+
+    async def forget(self, request: web.Request) -> web.Response:
+        """It is kept no longer."""
+        response_id = request.match_info["id"]
+        self._kept.of(_client(request)).forget(response_id)
+        return json_reply({"id": response_id, "object": "response", "deleted": True})
+
+    async def _read(
+        self, request: web.Request, parse: Callable[[bytes, str, Config, Sampling], T]
+    ) -> T:
+        """What a request asks."""
         body = await request.read()
         parts = (body, self._model_name, self._config, self._thinking_sampling)
-        # Pictures and sounds take their time to decode; others are served meanwhile.
-        is_large = len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None
         try:
-            asked = (
-                await asyncio.to_thread(parse_request, *parts)
-                if is_large
-                else parse_request(*parts)
-            )
+            # Pictures and sounds take their time to decode; others are served meanwhile.
+            if len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None:
+                return await asyncio.to_thread(parse, *parts)
+            return parse(*parts)
         except EdgeError:
             raise
         except Exception as error:
             raise TurnError.of(error) from error
+
+    @contextlib.contextmanager
+    def _turn(self, request: web.Request, question: Question) -> Iterator[Outbox[AnswerEvent]]:
+        """Ask; what comes of it."""
         events: Outbox[AnswerEvent] = Outbox(
             self._config.socket.max_outbox_events,
             lambda: drop(request.transport, "outbox full", self._metrics),
         )
-        turn = self._session.ask(asked.question, first_text_hurried(events.deliver))
+        turn = self._session.ask(question, first_text_hurried(events.deliver))
         try:
-            if asked.stream:
-                done = await _stream(request, asked, events, Response(self._model_name))
-            else:
-                done = await _answer(events, Response(self._model_name))
+            yield events
         finally:
             # However this ends: the client may have gone. A turn that is done does not mind.
             turn.cancel()
-        return done
 
 
-async def _next(events: Outbox[AnswerEvent]) -> TextDelta | ToolCall | Done:
+def _client(request: web.Request) -> str:
+    """For whom something is kept: a user, or whoever knows the token."""
+    connection = None
+    if request.transport is not None:
+        connection = request.transport.get_extra_info("socket")
+    if connection is not None and connection.family == socket.AF_UNIX:
+        return f"user {peer_of(connection).uid}"
+    return "tcp"
+
+
+async def _next(events: Outbox[AnswerEvent]) -> Said | Done:
     """The turn's next event.
 
     Raises:
@@ -263,11 +332,13 @@ async def _next(events: Outbox[AnswerEvent]) -> TextDelta | ToolCall | Done:
     return event
 
 
-async def _answer(events: Outbox[AnswerEvent], response: Response) -> web.Response:
+async def _answer(
+    events: Outbox[AnswerEvent], response: Response, headers: dict[str, str]
+) -> web.Response:
     said = []
     while not isinstance(event := await _next(events), Done):
         said.append(event)
-    return json_reply(response.completion(said, event))
+    return json_reply(response.completion(said, event), headers=headers)
 
 
 async def _stream(
@@ -278,20 +349,52 @@ async def _stream(
 ) -> web.StreamResponse:
     # The status line waits for the first event: a turn that fails before has its proper status.
     event = await _next(events)
-    stream = await open_stream(request)
+    stream = await open_stream(request, told(asked.unheard))
     await send(stream, response.opening())
-    n_calls = 0
     try:
         while not isinstance(event, Done):
-            await send(stream, response.delta(event, n_calls))
-            n_calls += isinstance(event, ToolCall)
+            for chunk in response.chunks(event):
+                await send(stream, chunk)
             event = await _next(events)
     except EdgeError as error:
         # Too late for a status; no [DONE] follows, so the answer cannot be taken for complete.
         await send(stream, error_body(error))
         return stream
-    await send(stream, response.closing(event, n_calls > 0))
+    for chunk in response.closing(event):
+        await send(stream, chunk)
     if asked.include_usage:
         await send(stream, response.usage(event))
     await stream.write(b"data: [DONE]\n\n")
     return stream
+
+
+async def _whole_response(response: ResponseEvents, events: Outbox[AnswerEvent]) -> Json:
+    """The response, when all of it is there."""
+    while True:
+        event = await _next(events)
+        said = [*response.events(event)]
+        if isinstance(event, Done):
+            whole: Json = said[-1]["response"]
+            return whole
+
+
+async def _stream_response(
+    request: web.Request, response: ResponseEvents, events: Outbox[AnswerEvent]
+) -> tuple[web.StreamResponse, Json]:
+    """The stream, and the response that it has told."""
+    # The status line waits for the first event, as with a chat completion.
+    event = await _next(events)
+    stream = await open_stream(request, told(response.request.unheard))
+    for one in response.opening():
+        await send(stream, one, one["type"])
+    try:
+        while True:
+            for one in response.events(event):
+                await send(stream, one, one["type"])
+            if isinstance(event, Done):
+                break
+            event = await _next(events)
+    except EdgeError as error:
+        for one in response.failed(error):
+            await send(stream, one, one["type"])
+    return stream, one["response"]

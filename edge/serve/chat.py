@@ -13,72 +13,65 @@ import msgspec
 from msgspec import Meta
 
 from edge.config import Config
-from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.messages import ChatMessage, to_messages, wrong_field
-from edge.serve.protocol import EdgeAnswer, ResponseFormat
-from edge.serve.replies import NotFoundError
-from edge.serve.wishes import (
-    ChatTool,
-    NamedTool,
-    abstention_of,
-    checked,
-    chosen_tools,
-    grammar_of,
-    recalled,
-    remembered,
-)
-from edge.session.turn import Question, ThinkingBudget
-
-MAX_STOP_CHARACTERS = 256
-StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+from edge.serve.completion import Shown
+from edge.serve.fields import ignored, read, told_of, unless
+from edge.serve.messages import ChatMessage, to_messages
+from edge.serve.protocol import ResponseFormat
+from edge.serve.request import MAX_CHOICES, Effort, StreamOptions, Wanted, check_model, question_of
+from edge.serve.wishes import ChatFunction, ChatTool, ToolChoice, named_tool
+from edge.session.turn import Question
 
 
-class ModelNotFoundError(NotFoundError):
-    """A request names a model that is not served here: HTTP 404."""
+class _FunctionName(msgspec.Struct, frozen=True):
+    name: str
 
 
-_Budget = Annotated[int, Meta(ge=-1)]
-"""Tokens; -1 is no bound."""
-GRACE_TOKENS = 1024
-"""What NVIDIA gives a thought to come to the end of its line."""
+class ChatBody(Wanted, frozen=True, kw_only=True):
+    """The body of a chat completion request."""
 
-
-class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    include_usage: bool | None = None
-
-
-class _TemplateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    enable_thinking: bool | None = None
-    reasoning_budget: _Budget | None = None
-
-
-class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body. Clients send null for what they leave open, so None is the default throughout."""
-
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1 << 31)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    stop: StopText | Annotated[list[StopText], Meta(max_length=4)] | None = None
+    messages: Annotated[
+        list[ChatMessage],
+        Meta(min_length=1),
+        told_of("System messages may stand anywhere; they lead the question."),
+    ]
+    stream_options: Annotated[
+        StreamOptions | None, told_of("Without stream it asks for nothing.")
+    ] = None
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None, told_of("More than the context may hold is cut to it.")
+    ] = None
+    max_completion_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None, told_of("Likewise; it wins over max_tokens.")
+    ] = None
+    n: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None,
+        told_of("One after the other, behind one prompt. Not with edge.remember."),
+    ] = None
+    logprobs: Annotated[
+        bool | None,
+        told_of("Of the answer's text, before temperature and penalties, after a format."),
+    ] = None
     tools: list[ChatTool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: Annotated[
+        ToolChoice, told_of("A named tool must be called; allowed_tools are all that there are.")
+    ] = None
+    functions: Annotated[
+        list[ChatFunction] | None,
+        told_of("What tools were before; the answer then has a function_call."),
+    ] = None
+    function_call: Literal["auto", "none"] | _FunctionName | None = None
     response_format: ResponseFormat | None = None
-    reasoning_budget: _Budget | None = None
-    thinking_token_budget: _Budget | None = None
-    n: int | None = None
-    user: str | None = None
-    chat_template_kwargs: _TemplateSettings | None = None
-    edge: EdgeAnswer | None = None
-
-
-_DECODER = msgspec.json.Decoder(_Request)
+    reasoning_effort: Annotated[
+        Effort | None, told_of("none turns thinking off, all others turn it on, as in vLLM.")
+    ] = None
+    modalities: Annotated[Any, unless(["text"], [], why="The service does not speak.")] = None
+    audio: Annotated[Any, unless(why="The service does not speak.")] = None
+    web_search_options: Annotated[Any, unless(why="The service reaches no network.")] = None
+    prediction: Annotated[Any, ignored("A guess makes an answer faster, not different.")] = None
+    verbosity: Annotated[Any, ignored("The model knows no such setting: say it in words.")] = None
+    store: Annotated[Any, ignored("No answer is stored.")] = None
+    metadata: Annotated[Any, ignored("No answer is stored.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +81,9 @@ class ChatRequest:
     question: Question
     stream: bool
     include_usage: bool
+    show: Shown
+    unheard: list[str]
+    """Fields of the request that had no effect."""
 
 
 def parse_request(
@@ -108,90 +104,42 @@ def parse_request(
         ModelNotFoundError: the request names another model.
         ProtocolError: the request cannot be served as it stands; the error's thing is the field.
     """
-    try:
-        request = _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise wrong_field(error, _Request.__struct_fields__) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError("body", f"is not JSON ({error})", "send a JSON object") from error
-    if request.model and request.model != model_name:
-        raise ModelNotFoundError(
-            "model", f"{request.model!r} is not served here", f"ask for {model_name!r}"
-        )
-    if request.n not in (None, 1):
-        raise ProtocolError("n", f"is {request.n}", "ask for 1 answer at a time")
-    stream, options = bool(request.stream), request.stream_options
-    if options is not None and not stream:
-        raise ProtocolError("stream_options", "is given without stream", "set stream to true")
-    return ChatRequest(
-        _question(request, config, thinking_sampling),
-        stream,
-        bool(options is not None and options.include_usage),
-    )
-
-
-def _question(request: _Request, config: Config, thinking_sampling: Sampling) -> Question:
-    answer = config.answer
-    stop = request.stop or ()
-    template = request.chat_template_kwargs or _TemplateSettings()
-    thinking = _first(template.enable_thinking, answer.thinking)
-    default = thinking_sampling if thinking else Sampling()
-    edge = request.edge or EdgeAnswer()
-    tools = chosen_tools(request.tools or [], request.tool_choice)
-    return Question(
+    request, unheard = read(body, ChatBody)
+    check_model(request.model, model_name)
+    options = request.stream_options or StreamOptions()
+    tools, choice = _tools(request)
+    question = question_of(
+        request,
+        config,
+        thinking_sampling,
         messages=to_messages(request.messages),
-        sampling=Sampling(
-            temperature=_first(request.temperature, answer.temperature, default.temperature),
-            top_p=_first(request.top_p, answer.top_p, default.top_p),
-            top_k=request.top_k or 0,
-            seed=request.seed,
-        ),
-        max_tokens=_max_tokens(request, config),
-        thinking=thinking,
-        thinking_budget=_thinking_budget(request, template),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        remember=remembered(edge, config),
-        recall_s=recalled(edge),
-        consistency=checked(edge, thinking=thinking),
-        deadline_s=edge.deadline_s or answer.deadline_s,
         tools=tools,
-        grammar=grammar_of(
-            request.response_format,
-            abstention_of(edge, config),
-            tools,
-            calls=request.tool_choice not in (None, "auto", "none"),
+        choice=choice,
+        wanted=request.response_format,
+        effort=request.reasoning_effort,
+        # OpenAI renamed the field; its newer name wins where a client sends both.
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        logprobs=bool(request.logprobs),
+        n_choices=request.n or 1,
+    )
+    return ChatRequest(
+        question,
+        bool(request.stream),
+        bool(options.include_usage),
+        Shown(
+            reasoning=request.include_reasoning is not False,
+            one_call=request.parallel_tool_calls is False or request.functions is not None,
+            as_function=request.functions is not None and not request.tools,
         ),
-        channel="operator",
+        unheard,
     )
 
 
-def _thinking_budget(request: _Request, template: _TemplateSettings) -> ThinkingBudget | None:
-    """NVIDIA's budget ends a thought at the end of a line, vLLM's at once."""
-    at_once, at_line = request.thinking_token_budget, request.reasoning_budget
-    at_line = template.reasoning_budget if at_line is None else at_line
-    if at_line is None or at_line < 0:
-        given = at_line if at_once is None else at_once
-        return None if given is None else ThinkingBudget(given)
-    if at_once is None or at_once < 0:
-        # A budget of 0 is the wish not to think.
-        return ThinkingBudget(at_line, GRACE_TOKENS if at_line else 0)
-    return ThinkingBudget(min(at_line, at_once), max(0, at_once - at_line))
-
-
-def _max_tokens(request: _Request, config: Config) -> int:
-    # OpenAI renamed the field; its newer name wins where a client sends both.
-    for name in ("max_completion_tokens", "max_tokens"):
-        asked: int | None = getattr(request, name)
-        if asked is not None:
-            most = config.context.max_tokens
-            if asked > most:
-                raise ProtocolError(
-                    name, f"is {asked}, above the context's {most}", f"ask for at most {most}"
-                )
-            return asked
-    return config.answer.max_tokens
-
-
-def _first(*values: Any) -> Any:
-    """The first that is given."""
-    return next(value for value in values if value is not None)
+def _tools(request: ChatBody) -> tuple[list[ChatTool], ToolChoice]:
+    """The tools and the choice, also in the form that OpenAI had before tools."""
+    if request.tools or request.tool_choice or request.functions is None:
+        return request.tools or [], request.tool_choice
+    choice = request.function_call
+    if isinstance(choice, _FunctionName):
+        return [ChatTool(function) for function in request.functions], named_tool(choice.name)
+    return [ChatTool(function) for function in request.functions], choice

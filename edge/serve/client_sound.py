@@ -12,20 +12,62 @@ from edge.senses.sound import NS_PER_SAMPLE
 from edge.senses.still import MAX_SOUND_S, check_length, pcm_samples, sound_of
 from edge.senses.turn_events import Cut, Ended, SpeechStarted, TurnEvent
 from edge.senses.turns import TurnDetector
-from edge.serve.protocol import RATE_HZ
+from edge.serve.protocol import RATE_HZ, TELEPHONE_HZ, SoundFormat
 from edge.types import AudioChunk, Float32, Sound
 
 NAME = "client"
+PCM = SoundFormat(rate=RATE_HZ)
+"""If a session says nothing else."""
+
+
+def _mu_law(code: int) -> int:
+    """A sample of 16 bits (ITU-T G.711)."""
+    code ^= 0xFF
+    size = ((((code & 0x0F) << 3) + 0x84) << (code >> 4 & 7)) - 0x84
+    return -size if code & 0x80 else size
+
+
+def _a_law(code: int) -> int:
+    """A sample of 16 bits (ITU-T G.711)."""
+    code ^= 0x55
+    size, segment = (code & 0x0F) << 4, code >> 4 & 7
+    size = (size + 0x108) << (segment - 1) if segment else size + 8
+    return size if code & 0x80 else -size
+
+
+_TABLES = {
+    kind: np.array([decode(code) for code in range(256)], np.float32) / np.float32(1 << 15)
+    for kind, decode in (("audio/pcmu", _mu_law), ("audio/pcma", _a_law))
+}
+
+
+def rate_of(form: SoundFormat) -> int:
+    """In Hz."""
+    return TELEPHONE_HZ if form.type in _TABLES else form.rate or RATE_HZ
+
+
+def samples_of(data: bytes, form: SoundFormat) -> Float32:
+    """Bytes of a session's sound as float32 [n, 1], -1..1.
+
+    Raises:
+        ProtocolError: half a sample is left.
+    """
+    if form.type in _TABLES:
+        samples: Float32 = _TABLES[form.type][np.frombuffer(data, np.uint8)]
+        return samples[:, None]
+    return pcm_samples(data)
 
 
 class ClientSound:
-    """PCM in, 16 kHz inside. Bounded: 30 s may wait to be committed, and so long is a turn.
+    """Sound of the session's format in, 16 kHz inside. Bounded: 30 s may wait to be committed, and
+    so long is a turn.
 
     Times count the sound of this client from 0.
     """
 
     def __init__(self) -> None:
         """Hear nothing yet."""
+        self._format = PCM
         self._resampler = Resampler(RATE_HZ, 1)
         self._n_samples = 0  # since the first, 16 kHz
         self._waiting: list[Float32] = []
@@ -38,14 +80,22 @@ class ClientSound:
             self.clear()
             self._detects = wanted
 
-    def push(self, pcm: bytes) -> list[SpeechStarted | Ended]:
+    def hear(self, form: SoundFormat) -> None:
+        """What comes from now on has this format."""
+        if form != self._format:
+            if not self._detects:
+                self._end_stream()
+            self._format = form
+            self._resampler = Resampler(rate_of(form), 1)
+
+    def push(self, data: bytes) -> list[SpeechStarted | Ended]:
         """Take more sound; what happened in it. Takes about 1 % of the sound's own time.
 
         Raises:
             ProtocolError: half a sample is left.
             MediaError: too much waits to be committed.
         """
-        samples = self._resampler.push(pcm_samples(pcm))
+        samples = self._resampler.push(samples_of(data, self._format))
         if not self._detects:
             check_length(sum(map(len, self._waiting)) + len(samples), SAMPLE_RATE_HZ)
             self._waiting.append(samples)
@@ -84,7 +134,7 @@ class ClientSound:
     def clear(self) -> None:
         """Forget what waits."""
         self._waiting = []
-        self._resampler = Resampler(RATE_HZ, 1)
+        self._resampler = Resampler(rate_of(self._format), 1)
         self._detector = None
 
     @property
@@ -94,7 +144,7 @@ class ClientSound:
 
     def _end_stream(self) -> None:
         rest = self._resampler.flush()
-        self._resampler = Resampler(RATE_HZ, 1)
+        self._resampler = Resampler(rate_of(self._format), 1)
         self._n_samples += len(rest)
         if len(rest):
             self._waiting.append(rest)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from edge.errors import CapacityError, ProtocolError
 from edge.features.resample import resample
-from edge.senses.still import (
-    decode_picture,
-    from_base64,
-    from_data_url,
-    pcm_samples,
-    sound_of,
-)
+from edge.senses.still import decode_picture, from_base64, from_data_url, sound_of
+from edge.serve.client_sound import PCM, rate_of, samples_of
 from edge.serve.messages import arguments_of
 from edge.serve.protocol import (
-    RATE_HZ,
     FunctionCallItem,
     FunctionOutputItem,
     InputAudio,
     InputImage,
     Item,
+    ItemReference,
     MessageItem,
+    OldAudio,
+    OutputAudio,
+    SoundFormat,
 )
 from edge.serve.room import Room
 from edge.session.turn import Message, ToolCall
@@ -53,9 +51,11 @@ class Entry:
         )
 
 
-def entry_of(item: Item, item_id: str) -> Entry:
+def entry_of(item: Item, item_id: str, form: SoundFormat = PCM) -> Entry:
     """Decode an item. Pictures and sounds take their time.
 
+    Args:
+        form: of the item's sounds.
     Raises:
         ProtocolError: it cannot be used.
         MediaError: a picture or a sound cannot be decoded.
@@ -74,8 +74,10 @@ def entry_of(item: Item, item_id: str) -> Entry:
             data = from_data_url(f"{field}.image_url", part.image_url or "")
             media.append(decode_picture(data))
         elif isinstance(part, InputAudio):
-            pcm = pcm_samples(from_base64(f"{field}.audio", part.audio or ""))
-            media.append(sound_of(resample(pcm, RATE_HZ)))
+            samples = samples_of(from_base64(f"{field}.audio", part.audio or ""), form)
+            media.append(sound_of(resample(samples, rate_of(form))))
+        elif isinstance(part, OutputAudio | OldAudio):
+            texts.append(part.transcript or "")
         else:
             texts.append(part.text)
     if media and item.role != "user":
@@ -85,9 +87,16 @@ def entry_of(item: Item, item_id: str) -> Entry:
     return Entry(_without_media(item, item_id), message)
 
 
-def input_of(items: Sequence[Item]) -> list[Entry]:
+def input_of(
+    items: Sequence[Item | ItemReference],
+    form: SoundFormat,
+    known: Mapping[str, Entry],
+) -> list[Entry]:
     """Decode what a response is to be made of.
 
+    Args:
+        form: of the sounds.
+        known: the entries of the conversation that are referred to.
     Raises:
         ProtocolError: an item cannot be used.
         MediaError: a picture or a sound cannot be decoded.
@@ -96,7 +105,10 @@ def input_of(items: Sequence[Item]) -> list[Entry]:
     entries: list[Entry] = []
     n_bytes = 0
     for item in items:
-        entries.append(entry_of(item, item.id or ""))
+        if isinstance(item, ItemReference):
+            entries.append(known[item.id])
+            continue
+        entries.append(entry_of(item, item.id or "", form))
         n_bytes += entries[-1].n_bytes
         _refuse_too_much("response.input", n_bytes)
     return entries
@@ -146,36 +158,59 @@ class ClientConversation:
         """Of the newest item."""
         return next(reversed(self._entries), None)
 
-    def __getitem__(self, item_id: str) -> Item:
-        """An item.
+    def __getitem__(self, item_id: str) -> Entry:
+        """An item's.
 
         Raises:
             ProtocolError: there is no such item.
         """
         if item_id not in self._entries:
             raise ProtocolError(
-                "item_id", f"{item_id!r} is not in the conversation", "name another"
+                "item_id",
+                f"{item_id!r} is not in the conversation",
+                "name another",
+                code="item_not_found",
             )
-        return self._entries[item_id].item
+        return self._entries[item_id]
 
-    def add(self, entry: Entry) -> list[str]:
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._entries
+
+    def before(self, item_id: str) -> str | None:
+        """The id of the item before it; None for the first."""
+        ids = [*self._entries]
+        place = ids.index(item_id)
+        return ids[place - 1] if place else None
+
+    def add(self, entry: Entry, behind: str | None = None) -> list[str]:
         """Put an item behind the others.
+
+        Args:
+            behind: this one; "root": before all.
 
         Returns:
             The ids of those that have made room.
         Raises:
-            ProtocolError: its id is taken.
+            ProtocolError: its id is taken, or there is no such item to be put behind.
             CapacityError: its pictures and sounds are too large together with the others', or
                 with those of other clients.
         """
         item_id = entry.item.id or ""
         if item_id in self._entries:
             raise ProtocolError("item.id", f"{item_id!r} is taken", "choose another, or none")
+        ids = [*self._entries]
+        if behind not in (None, "root", *ids):
+            problem, remedy = f"{behind!r} is not in the conversation", 'name another, or "root"'
+            raise ProtocolError("previous_item_id", problem, remedy, code="item_not_found")
         n_bytes = sum(e.n_bytes for e in self._entries.values())
         _refuse_too_much("conversation", n_bytes + entry.n_bytes)
         self._room.take("conversation", entry.n_bytes)
         self._entries[item_id] = entry
-        oldest = [*self._entries][: max(0, len(self._entries) - MAX_ITEMS)]
+        if behind is not None:
+            for later in ids[0 if behind == "root" else ids.index(behind) + 1 :]:
+                self._entries.move_to_end(later)
+        n_over = max(0, len(self._entries) - MAX_ITEMS)
+        oldest = [one for one in self._entries if one != item_id][:n_over]
         for old_id in oldest:
             self.delete(old_id)
         return oldest

@@ -136,10 +136,29 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
             "body",
             f"is larger than {MAX_BODY_BYTES} bytes",
             "send a shorter conversation, or smaller pictures",
+            code="body_too_large",
         )
         return json_reply(error_body(too_large), error.status)
     except web.HTTPException as error:
-        remedy = "use GET /v1/models, /healthz or /readyz, or POST /v1/chat/completions"
-        refused = ProtocolError(f"{request.method} {request.path}", error.reason, remedy)
+        refused = ProtocolError(
+            "url", f"{request.method} {request.path}: {error.reason}", _known(request)
+        )
+        body = error_body(refused)
+        body["error"] |= {"param": None, "code": _HTTP_CODES.get(error.status)}
         kept = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
-        return json_reply(error_body(refused), error.status, kept)
+        return json_reply(body, error.status, kept)
+
+
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_supported"}
+"""OpenAI's words."""
+
+
+def _known(request: web.Request) -> str:
+    """What to do instead."""
+    routes = request.app.router.routes()
+    known = sorted(
+        f"{route.method} {route.resource.canonical}"
+        for route in routes
+        if route.resource is not None and route.method != "HEAD"
+    )
+    return f"use one of {', '.join(known)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,174 +11,257 @@ import msgspec
 from msgspec import Meta
 
 from edge.errors import ProtocolError
-from edge.senses.still import (
-    decode_picture,
-    decode_sound,
-    from_base64,
-    from_data_url,
-)
+from edge.senses.still import decode_picture, decode_sound, from_base64, from_data_url
+from edge.serve.fields import ignored, unless
 from edge.serve.protocol import Json
 from edge.session.turn import Message, ToolCall
 from edge.types import Picture, Sound
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a request."""
+class _Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a message's content."""
+
+    cache_control: Annotated[Any, ignored("Nothing is cached between requests.")] = None
+    prompt_cache_breakpoint: Annotated[Any, ignored("Nothing is cached between requests.")] = None
+    uuid: Annotated[Any, ignored("vLLM's name of the medium in its cache.")] = None
 
 
-class _Text(_Strict, frozen=True, kw_only=True, tag="text"):
+class TextPart(_Part, frozen=True, kw_only=True, tag="text"):
+    """Text."""
+
     text: str
 
 
-class _Url(_Strict, frozen=True, kw_only=True):
+class InputTextPart(_Part, frozen=True, kw_only=True, tag="input_text"):
+    """Text, as Responses have it."""
+
+    text: str
+
+
+class OutputTextPart(_Part, frozen=True, kw_only=True, tag="output_text"):
+    """What the model has answered, as Responses have it."""
+
+    text: str
+    annotations: Annotated[Any, ignored("The model sees the text alone.")] = None
+    logprobs: Annotated[Any, ignored("The model sees the text alone.")] = None
+
+
+class RefusalPart(_Part, frozen=True, kw_only=True, tag="refusal"):
+    """What the model would not answer."""
+
+    refusal: str
+
+
+class ThinkingPart(_Part, frozen=True, kw_only=True, tag="thinking"):
+    """What the model thought before."""
+
+    thinking: Annotated[Any, ignored("Send it as reasoning_content.")] = None
+    signature: Annotated[Any, ignored("Nothing is signed here.")] = None
+    closed: Annotated[Any, ignored("Send it as reasoning_content.")] = None
+
+
+Detail = Annotated[Any, ignored("A picture gets as many tokens as the model's processor gives it.")]
+
+
+class Url(msgspec.Struct, frozen=True, kw_only=True):
+    """A data: URL."""
+
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Detail = None
 
 
-class _Image(_Strict, frozen=True, kw_only=True, tag="image_url"):
-    image_url: _Url
+class ImagePart(_Part, frozen=True, kw_only=True, tag="image_url"):
+    """A picture."""
+
+    image_url: str | Url
+    detail: Detail = None
 
 
-class _Clip(_Strict, frozen=True, kw_only=True):
+class InputImagePart(_Part, frozen=True, kw_only=True, tag="input_image"):
+    """A picture, as Responses have it."""
+
+    image_url: str | Url | None = None
+    detail: Detail = None
+    file_id: Annotated[Any, unless(why="The service keeps no files.")] = None
+
+
+class Clip(msgspec.Struct, frozen=True, kw_only=True):
+    """A sound."""
+
     data: str
-    format: Literal["wav", "mp3"]
+    """Base64."""
+    format: Annotated[Any, ignored("What the bytes are is read from the bytes.")] = None
 
 
-class _Audio(_Strict, frozen=True, kw_only=True, tag="input_audio"):
-    input_audio: _Clip
+class AudioPart(_Part, frozen=True, kw_only=True, tag="input_audio"):
+    """A sound."""
+
+    input_audio: Clip
 
 
-_Part = _Text | _Image | _Audio
+class AudioUrlPart(_Part, frozen=True, kw_only=True, tag="audio_url"):
+    """A sound, as vLLM has it."""
+
+    audio_url: str | Url
 
 
-class _Function(_Strict, frozen=True, kw_only=True):
+Part = (
+    TextPart
+    | InputTextPart
+    | OutputTextPart
+    | RefusalPart
+    | ThinkingPart
+    | ImagePart
+    | InputImagePart
+    | AudioPart
+    | AudioUrlPart
+)
+
+
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """What was called."""
+
     name: str
-    arguments: str
+    arguments: str | Json | None = None
+    """JSON, or the object itself."""
 
 
-class _Call(_Strict, frozen=True, kw_only=True):
-    id: str
-    function: _Function
-    type: Literal["function"] = "function"
-    index: int | None = None
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model has proposed."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] | None = None
+    index: Annotated[Any, ignored("The order of the calls says the same.")] = None
+    cache_control: Annotated[Any, ignored("Nothing is cached between requests.")] = None
 
 
-class ChatMessage(_Strict, frozen=True, kw_only=True):
-    """One message of a request."""
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a request: what OpenAI's roles have, and what other servers add."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Json] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[str | Part] | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     """Comes back when a client appends our own message to its history; what is kept of it is the
     template's affair."""
     reasoning: str | None = None
     """The same by another name."""
-    tool_calls: Annotated[list[_Call], Meta(max_length=64)] | None = None
+    tool_calls: Annotated[list[Call], Meta(max_length=64)] | None = None
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     """Of a tool's message; the order says which call is meant."""
+    name: Annotated[Any, ignored("The model's prompt knows roles, not names.")] = None
+    annotations: Annotated[Any, ignored("The model sees the text alone.")] = None
+    audio: Annotated[
+        Any, unless(why="The service does not speak, so it has no sound of an earlier answer.")
+    ] = None
+    cache_control: Annotated[Any, ignored("Nothing is cached between requests.")] = None
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """The session's messages, with pictures and sounds decoded.
 
+    System messages may stand anywhere: the live prompt puts them before the question. Without a
+    user's message the question is empty.
+
     Raises:
         ProtocolError: one cannot be used; the error's thing is the field.
         MediaError: a picture or a sound cannot be decoded.
     """
-    said = []
-    for place, message in enumerate(messages):
-        field_name = f"messages[{place}]"
-        if message.role in ("system", "developer") and place > 0:
-            raise ProtocolError(
-                f"{field_name}.role",
-                f"is {message.role!r} after the first message",
-                "send at most one system message, as the first",
-            )
-        said.append(_message(message, field_name))
-    last = messages[-1].role
-    if last not in ("user", "tool"):
-        raise ProtocolError(
-            f"messages[{len(said) - 1}].role",
-            f"is {last!r} in the last message",
-            "end with a user message",
-        )
+    said = [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
     if not any(message.role == "user" for message in said):
-        raise ProtocolError("messages", "have no user message", "send one")
+        said.append(Message("user", ""))
     return tuple(said)
 
 
-def _message(message: ChatMessage, field_name: str) -> Message:
+ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+def _message(message: ChatMessage, place: str) -> Message:
+    role = ROLES[message.role]
     content = message.content
-    calls = tuple(_called(call, field_name) for call in message.tool_calls or ())
-    if content is None and not calls:
-        raise ProtocolError(f"{field_name}.content", "is missing", "send it")
-    parts: list[str | Picture | Sound] = [content] if isinstance(content, str) else []
-    if isinstance(content, list):
-        parts = [_part(part, f"{field_name}.content[{k}]") for k, part in enumerate(content)]
-    media = tuple(part for part in parts if not isinstance(part, str))
-    if media and message.role != "user":
-        problem = f"holds pictures or sounds of the {message.role}"
-        raise ProtocolError(f"{field_name}.content", problem, "let the user send them")
-    role: Literal["system", "user", "assistant", "tool"] = (
-        "system" if message.role in ("system", "developer") else message.role  # type: ignore[assignment]
+    called = [
+        (call.function, f"tool_calls[{k}].function")
+        for k, call in enumerate(message.tool_calls or ())
+    ]
+    if message.function_call is not None:
+        called.append((message.function_call, "function_call"))
+    calls = tuple(
+        ToolCall(one.name, arguments_of(one.arguments, f"{place}.{name}.arguments"))
+        for one, name in called
     )
-    text = "\n".join(part for part in parts if isinstance(part, str))
+    if content is None and role != "assistant":
+        raise ProtocolError(
+            f"{place}.content", "is missing", "send it", code="missing_required_parameter"
+        )
+    parts = [content] if isinstance(content, str) else content or [message.refusal or ""]
+    read = [one for k, part in enumerate(parts) for one in read_part(part, f"{place}.content[{k}]")]
+    media = tuple(part for part in read if not isinstance(part, str))
+    if media and role != "user":
+        problem = f"holds pictures or sounds of the {role}"
+        raise ProtocolError(f"{place}.content", problem, "let the user send them")
+    text = "\n".join(part for part in read if isinstance(part, str))
     reasoning = message.reasoning_content or message.reasoning or ""
     return Message(role, text, media, calls, reasoning if role == "assistant" else "")
 
 
-def _part(part: Json, field_name: str) -> str | Picture | Sound:
-    kind = part.get("type")
-    known = {"text": _Text, "image_url": _Image, "input_audio": _Audio}
-    if isinstance(kind, str) and kind not in known:
-        raise ProtocolError(f"{field_name}.type", f"is {kind!r}", f"send one of {[*known]}")
-    try:
-        read: _Part = msgspec.convert(part, _Part)
-    except msgspec.ValidationError as error:
-        fields = known[kind].__struct_fields__ if isinstance(kind, str) else ("type",)
-        raise wrong_field(error, fields, field_name) from error
-    if isinstance(read, _Text):
-        return read.text
-    if isinstance(read, _Image):
-        return decode_picture(from_data_url(f"{field_name}.image_url.url", read.image_url.url))
-    return decode_sound(from_base64(f"{field_name}.input_audio.data", read.input_audio.data))
+def read_part(part: str | Part, place: str) -> list[str | Picture | Sound]:
+    """What a part of a message says, shows or lets hear.
+
+    Raises:
+        ProtocolError: it cannot be used; the error's thing is the field.
+        MediaError: a picture or a sound cannot be decoded.
+    """
+    if isinstance(part, str):
+        return [part]
+    if isinstance(part, TextPart | InputTextPart | OutputTextPart):
+        return [part.text]
+    if isinstance(part, RefusalPart):
+        return [part.refusal]
+    if isinstance(part, ImagePart | InputImagePart):
+        return [decode_picture(_bytes_of(part.image_url, f"{place}.image_url", "picture"))]
+    if isinstance(part, AudioPart):
+        return [decode_sound(from_base64(f"{place}.input_audio.data", part.input_audio.data))]
+    if isinstance(part, AudioUrlPart):
+        return [decode_sound(_bytes_of(part.audio_url, f"{place}.audio_url", "sound"))]
+    return []
 
 
-def _called(call: _Call, field_name: str) -> ToolCall:
-    return ToolCall(
-        call.function.name, arguments_of(call.function.arguments, f"{field_name}.tool_calls")
-    )
+def _bytes_of(url: str | Url | None, place: str, what: str) -> bytes:
+    if url is None:
+        raise ProtocolError(place, "is missing", "send it", code="missing_required_parameter")
+    if isinstance(url, Url):
+        url, place = url.url, f"{place}.url"
+    return from_data_url(place, url, what)
 
 
-def arguments_of(text: str, field_name: str) -> dict[str, Any]:
+def arguments_of(arguments: str | Json | None, field_name: str) -> dict[str, Any]:
     """The arguments of a call; of one that was cut, those that are complete.
 
+    Args:
+        arguments: JSON, or what it says; nothing is no arguments.
     Raises:
         ProtocolError: they are no JSON object.
     """
-    arguments = None
+    if isinstance(arguments, dict):
+        return arguments
+    found = None
     for end in ("", "}"):
         with contextlib.suppress(ValueError, RecursionError):
-            arguments = json.loads((text or "{}") + end)
+            found = json.loads((arguments or "{}") + end)
+            # Half an emoji in a model's call is an escape that is no text: the rest is kept.
+            whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            found = json.loads(whole.decode("utf-16", "replace"))
             break
-    if not isinstance(arguments, dict):
-        raise ProtocolError(field_name, f"has arguments {text[:40]!r}", "send a JSON object")
-    return arguments
-
-
-def wrong_field(
-    error: msgspec.ValidationError, known: tuple[str, ...], inside: str = ""
-) -> ProtocolError:
-    """msgspec's `problem - at `$.path``, as our error."""
-    problem, _, path = str(error).partition(" - at `$")
-    place = inside + path.removesuffix("`")
-    named = re.fullmatch(r"Object (contains|missing) \w+ field `(.*)`", problem, re.DOTALL)
-    if named:
-        name = f"{place}.{named[2]}".lstrip(".")
-        if named[1] == "missing":
-            return ProtocolError(name, "is missing", "send it")
-        remedy = "leave it out" if path else f"leave it out, known are {', '.join(known)}"
-        return ProtocolError(name, "is not a known field", remedy)
-    return ProtocolError(
-        place.lstrip(".") or "body", problem[0].lower() + problem[1:], "correct the field"
-    )
+    if not isinstance(found, dict):
+        problem = f"has arguments {(arguments or '')[:40]!r}"
+        raise ProtocolError(field_name, problem, "send a JSON object")
+    return found

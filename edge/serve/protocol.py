@@ -1,8 +1,8 @@
 """Events of the WebSocket /v1/realtime: OpenAI's Realtime events, and ours under `edge.`.
 
 Times in ms count sound that the client has sent; times in s are relative to the session's start.
-What OpenAI's events have beyond these fields is accepted and has no effect; within `edge` an
-unknown field is refused. The JSON Schema of all of them is docs/schema/.
+What becomes of each field is said here (`edge.serve.fields`) and listed in docs/fields.md; within
+`edge` an unknown field is refused. The JSON Schema of all of them is docs/schema/.
 """
 
 from __future__ import annotations
@@ -12,18 +12,31 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge.serve.fields import ignored, unless
 from edge.serve.report import AnswerReport
 
 Json = dict[str, Any]
 Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
 Modality = Literal["text", "audio"]
-ToolChoice = Literal["auto", "none", "required"]
 Topic = Literal[
-    "perceived", "degraded", "dropped", "rebased", "noted", "trigger", "speech", "health"
+    "session",
+    "perceived",
+    "degraded",
+    "dropped",
+    "rebased",
+    "noted",
+    "trigger",
+    "speech",
+    "health",
 ]
 """Which of our events a client wants to hear."""
 RATE_HZ = 24_000
-"""Of sound on this socket: PCM, 16 bits, little-endian, mono."""
+"""Of sound on this socket, if the session does not say another: PCM, 16 bits, little-endian, mono.
+"""
+TELEPHONE_HZ = 8_000
+"""Of G.711."""
+_SILENT = "The service does not speak."
+_NO_TRANSCRIPT = "The model answers what it hears; nothing is written down."
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +65,9 @@ class TextFormat(_Part, frozen=True, kw_only=True, tag="text"):
 
 class JsonObjectFormat(_Part, frozen=True, kw_only=True, tag="json_object"):
     """Any JSON object."""
+
+    schema: Json | None = None
+    """That it follows, as llama.cpp's clients say it."""
 
 
 class JsonSchemaFormat(_Part, frozen=True, kw_only=True, tag="json_schema"):
@@ -109,57 +125,107 @@ class FunctionTool(_Part, frozen=True, kw_only=True):
     type: Literal["function"] = "function"
     description: str | None = None
     parameters: Json | None = None
+    strict: Annotated[Any, ignored("Calls that are demanded follow their schema always.")] = None
+
+
+class NamedFunction(_Part, frozen=True, kw_only=True):
+    """The function that must be called: by its name here, or as chat completions say it."""
+
+    type: Literal["function"]
+    name: str | None = None
+    function: Json | None = None
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedFunction
+
+
+class Reasoning(_Part, frozen=True, kw_only=True):
+    """Whether the model thinks before it answers: not for `none` and `minimal`."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
 # Session settings.
 
 
-class PcmFormat(_Part, frozen=True, kw_only=True):
-    """The one format of sound."""
+class SoundFormat(_Part, frozen=True, kw_only=True):
+    """Of the sound that a client sends: PCM of 16 bits, or G.711 with 8 kHz; mono."""
 
-    type: Literal["audio/pcm"] = "audio/pcm"
-    rate: Literal[24_000] = 24_000
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    rate: Annotated[int, Meta(ge=8_000, le=48_000)] | UnsetType = UNSET
+    """Of PCM, in Hz; 24000 if left out."""
+
+
+_FIXED = "A turn ends after 640 ms without speech; session.updated tells all three."
 
 
 class ServerVad(_Part, frozen=True, kw_only=True):
-    """The service says where speech begins and ends. Its three thresholds are fixed."""
+    """The service says where speech begins and ends. Its three thresholds are fixed.
 
-    type: Literal["server_vad"] = "server_vad"
+    `semantic_vad` is served by the same detector, and told so.
+    """
+
+    type: Literal["server_vad", "semantic_vad"] = "server_vad"
     create_response: bool = True
     interrupt_response: bool = True
-    threshold: float | None = None
-    prefix_padding_ms: int | None = None
-    silence_duration_ms: int | None = None
+    threshold: Annotated[Any, ignored(_FIXED)] = None
+    prefix_padding_ms: Annotated[Any, ignored(_FIXED)] = None
+    silence_duration_ms: Annotated[Any, ignored(_FIXED)] = None
+    eagerness: Annotated[Any, ignored(_FIXED)] = UNSET
+    idle_timeout_ms: Annotated[Any, unless(why="The service says nothing unasked.")] = None
 
 
 class AudioInput(_Part, frozen=True, kw_only=True):
     """How sound comes in."""
 
-    format: PcmFormat | UnsetType = UNSET
+    format: SoundFormat | UnsetType = UNSET
     turn_detection: ServerVad | UnsetType | None = UNSET
     """null: turns end with input_audio_buffer.commit."""
+    noise_reduction: Annotated[Any, ignored("The model hears what was sent.")] = UNSET
+    transcription: Annotated[Any, unless(why=_NO_TRANSCRIPT)] = UNSET
 
 
 class Audio(_Part, frozen=True, kw_only=True):
     """Sound of a session."""
 
     input: AudioInput | UnsetType = UNSET
+    output: Annotated[Any, ignored(_SILENT)] = UNSET
+
+
+_TOLD = ignored("The service says it.")
 
 
 class Session(_Part, frozen=True, kw_only=True):
-    """Settings of one client's session; session.update changes those that it has."""
+    """Settings of one client's session; session.update changes those that it has.
+
+    Each by itself: what cannot be had is told, with the field's name, and the others are changed.
+    """
 
     type: Literal["realtime"] = "realtime"
-    object: Literal["realtime.session"] | UnsetType = UNSET
-    id: str | UnsetType = UNSET
+    object: Annotated[str | UnsetType, _TOLD] = UNSET
+    id: Annotated[str | UnsetType, _TOLD] = UNSET
+    expires_at: Annotated[Any, _TOLD] = UNSET
+    client_secret: Annotated[Any, _TOLD] = UNSET
     model: str | UnsetType = UNSET
     output_modalities: Annotated[list[Modality], Meta(min_length=1)] | UnsetType = UNSET
     """["text"]: the service does not speak."""
     instructions: str | UnsetType = UNSET
     tools: list[FunctionTool] | UnsetType = UNSET
     tool_choice: ToolChoice | UnsetType = UNSET
+    parallel_tool_calls: bool | UnsetType = UNSET
+    """false: one call an answer."""
     max_output_tokens: Annotated[int, Meta(ge=1)] | Literal["inf"] | UnsetType = UNSET
+    reasoning: Reasoning | UnsetType = UNSET
     audio: Audio | UnsetType = UNSET
+    include: Annotated[Any, unless([], why=_NO_TRANSCRIPT)] = UNSET
+    prompt: Annotated[Any, unless(why="The service keeps no prompts: send instructions.")] = UNSET
+    tracing: Annotated[Any, ignored("Nothing leaves the machine.")] = UNSET
+    truncation: Annotated[Any, unless("auto", why="The oldest items make room for the newest.")] = (
+        UNSET
+    )
+    speed: Annotated[Any, ignored(_SILENT)] = UNSET
+    voice: Annotated[Any, ignored(_SILENT)] = UNSET
+    output_audio_format: Annotated[Any, ignored(_SILENT)] = UNSET
     edge: EdgeSession | UnsetType = UNSET
 
 
@@ -185,7 +251,9 @@ class InputImage(_Part, frozen=True, kw_only=True, tag="input_image"):
 
     image_url: str | None = None
     """data:image/jpeg;base64,... or another kind of picture; not sent back."""
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Annotated[
+        Any, ignored("A picture gets as many tokens as the model's processor gives it.")
+    ] = None
 
 
 class OutputText(_Part, frozen=True, kw_only=True, tag="output_text"):
@@ -194,7 +262,27 @@ class OutputText(_Part, frozen=True, kw_only=True, tag="output_text"):
     text: str
 
 
-Content = InputText | InputAudio | InputImage | OutputText
+class OutputAudio(_Part, frozen=True, kw_only=True, tag="output_audio"):
+    """What a model has said: the transcript counts."""
+
+    transcript: str | None = None
+    audio: Annotated[Any, ignored("The model sees the transcript.")] = None
+
+
+class OldText(_Part, frozen=True, kw_only=True, tag="text"):
+    """`output_text`, as clients of the beta have it."""
+
+    text: str
+
+
+class OldAudio(_Part, frozen=True, kw_only=True, tag="audio"):
+    """`output_audio`, as clients of the beta have it."""
+
+    transcript: str | None = None
+    audio: Annotated[Any, ignored("The model sees the transcript.")] = None
+
+
+Content = InputText | InputAudio | InputImage | OutputText | OutputAudio | OldText | OldAudio
 ItemStatus = Literal["completed", "incomplete", "in_progress"]
 
 
@@ -233,6 +321,12 @@ class FunctionOutputItem(_Part, frozen=True, kw_only=True, tag="function_call_ou
 Item = MessageItem | FunctionCallItem | FunctionOutputItem
 
 
+class ItemReference(_Part, frozen=True, kw_only=True, tag="item_reference"):
+    """An item of the conversation."""
+
+    id: str
+
+
 # Responses.
 
 
@@ -242,13 +336,20 @@ class ResponseSettings(_Part, frozen=True, kw_only=True):
     instructions: str | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | Literal["inf"] | None = None
     output_modalities: Annotated[list[Modality], Meta(min_length=1)] | None = None
+    """["text"]; another is told, and the answer is text."""
     tools: list[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
-    conversation: Literal["auto", "none"] = "auto"
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    conversation: Literal["auto", "none"] | None = None
     """none: it leaves no item in the conversation."""
-    input: list[Item] | None = None
+    input: list[Item | ItemReference] | None = None
     """Instead of the conversation."""
     metadata: Json | None = None
+    audio: Annotated[Any, ignored(_SILENT)] = None
+    voice: Annotated[Any, ignored(_SILENT)] = None
+    output_audio_format: Annotated[Any, ignored(_SILENT)] = None
+    prompt: Annotated[Any, unless(why="The service keeps no prompts: send instructions.")] = None
     edge: EdgeSession | None = None
 
 
@@ -334,13 +435,21 @@ class ItemCreate(_ClientEvent, frozen=True, kw_only=True, tag="conversation.item
 
     item: Item
     previous_item_id: str | None = None
-    """The last item's, if given."""
+    """Behind this one; "root": before all; left out: behind all."""
 
 
 class ItemDelete(_ClientEvent, frozen=True, kw_only=True, tag="conversation.item.delete"):
     """Forget an item."""
 
     item_id: str
+
+
+class ItemTruncate(_ClientEvent, frozen=True, kw_only=True, tag="conversation.item.truncate"):
+    """Cut what was said aloud: the service says nothing aloud, so nothing can be."""
+
+    item_id: str
+    content_index: int = 0
+    audio_end_ms: int = 0
 
 
 class ItemRetrieve(_ClientEvent, frozen=True, kw_only=True, tag="conversation.item.retrieve"):
@@ -368,6 +477,7 @@ ClientEvent = (
     | AudioClear
     | ItemCreate
     | ItemDelete
+    | ItemTruncate
     | ItemRetrieve
     | ResponseCreate
     | ResponseCancel

@@ -18,18 +18,21 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from edge.config import Config
 from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.chat import ModelNotFoundError
 from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
 from edge.serve.door import LINGER_S, drop
 from edge.serve.limits import ROLE
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime_client import Client
+from edge.serve.request import ModelNotFoundError
 from edge.serve.room import FREE_BYTES, Room, connection_of
+from edge.serve.server_events import new_id
 from edge.session.turn import Asked
 
 MAX_MESSAGE_BYTES = 16 << 20
 PING_S = 20.0
+CLOSE_S = 0.5
+"""All clients together may take to answer that the service ends."""
 
 
 class _Full:
@@ -50,10 +53,21 @@ class Realtime:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
         self._media = Room(MAX_ALL_MEDIA_BYTES, "are held")
+        self._run_id = new_id("run")
+        self._sockets: set[web.WebSocketResponse] = set()
 
     def change(self, config: Config) -> None:
         """Take what the next clients leave open from other settings."""
         self._config = config
+
+    async def close(self, _: web.Application) -> None:
+        """Tell all clients that the service ends: one that comes again meets another run."""
+        closing = [
+            asyncio.create_task(socket.close(code=WSCloseCode.GOING_AWAY, message=b"service ends"))
+            for socket in self._sockets
+        ]
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSE_S)
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Talk with one client until it goes."""
@@ -66,8 +80,10 @@ class Realtime:
             compress=False,
             heartbeat=PING_S,
             autoping=False,  # counted here
+            protocols=("realtime",),
         )
         await socket.prepare(request)
+        self._sockets.add(socket)
 
         outbox: Outbox[object] = Outbox(
             self._config.socket.max_outbox_events,
@@ -81,6 +97,7 @@ class Realtime:
             outbox,
             request[ROLE],
             self._media,
+            self._run_id,
         )
         connection = connection_of(request)
 
@@ -107,6 +124,7 @@ class Realtime:
                                 ProtocolError("message", "is binary", "send JSON as text")
                             )
         finally:
+            self._sockets.discard(socket)
             for task in (writer, looker):
                 task.cancel()
             await asyncio.gather(writer, looker, return_exceptions=True)

@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import msgspec
 
@@ -22,6 +23,7 @@ from edge.errors import EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
 from edge.senses.still import from_base64
 from edge.senses.turn_events import Ended, Played, SpeechStarted
+from edge.serve import fields
 from edge.serve.access import Role, require
 from edge.serve.client_sound import ClientSound
 from edge.serve.completion import health_of
@@ -33,7 +35,6 @@ from edge.serve.conversation import (
     input_of,
     sound_entry,
 )
-from edge.serve.messages import wrong_field
 from edge.serve.outbox import Outbox, first_text_hurried
 from edge.serve.playback import Playback, PlaybackAppend
 from edge.serve.protocol import (
@@ -42,14 +43,19 @@ from edge.serve.protocol import (
     AudioCommit,
     InputAudio,
     InputImage,
+    Item,
     ItemCreate,
     ItemDelete,
+    ItemReference,
     ItemRetrieve,
+    ItemTruncate,
+    Json,
     MessageItem,
     ResponseCancel,
     ResponseCreate,
     ResponseSettings,
     SessionUpdate,
+    SoundFormat,
     Topic,
 )
 from edge.serve.reply import Begun, Reply, error_body
@@ -59,11 +65,14 @@ from edge.serve.server_events import (
     AudioCleared,
     AudioCommitted,
     EdgeHealth,
+    EdgeSessionStarted,
     Error,
     ItemAdded,
     ItemDeleted,
     ItemDone,
     ItemRetrieved,
+    OutputItemAdded,
+    OutputItemDone,
     ResponseDone,
     SessionCreated,
     SessionUpdated,
@@ -72,7 +81,14 @@ from edge.serve.server_events import (
 )
 from edge.serve.server_events import SpeechStarted as SpeechStartedEvent
 from edge.serve.session_events import TOPICS, dropped_events, told_event
-from edge.serve.settings import changed, first_settings, question_of, vad_of
+from edge.serve.settings import (
+    changed,
+    first_settings,
+    format_of,
+    question_of,
+    response_settings,
+    vad_of,
+)
 from edge.serve.trigger_events import (
     EdgeTriggerCreated,
     EdgeTriggerDeleted,
@@ -84,7 +100,8 @@ from edge.session.turn import AnswerEvent, Asked, SpokenEvent
 LOOK_S = 1.0
 """Between two looks at the session for edge.health and edge.dropped."""
 NS_PER_MS = 1_000_000
-_DECODER = msgspec.json.Decoder(AnyClientEvent)
+_KINDS: dict[str, type] = {kind.__struct_config__.tag: kind for kind in get_args(AnyClientEvent)}
+"""A client's events by their type."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,9 +138,10 @@ class Client:
         outbox: Outbox[object],
         role: Role,
         room: Room,
+        run_id: str,
     ) -> None:
         self._session, self._config, self._outbox = session, config, outbox
-        self._role = role
+        self._role, self._run_id = role, run_id
         self._thinking_sampling = thinking_sampling
         self._settings = first_settings(new_id("sess"), model, config)
         self._conversation_id = new_id("conv")
@@ -132,6 +150,8 @@ class Client:
         self._sound.detect_turns(True)
         self._speech_id = new_id("item")
         self._reply: Reply | None = None
+        self._behind: str | None = None
+        """The item before the one that is being answered."""
         self._n_bytes = 0
         """Of the reply's own input, that the room holds."""
         self._next: _Wanted | None = None
@@ -203,47 +223,51 @@ class Client:
 
     async def take(self, message: str) -> None:
         """Do what an event of the client wants."""
+        event_id: str | None = None
         try:
-            event = _DECODER.decode(message)
-        except msgspec.ValidationError as error:
-            self.refuse(wrong_field(error, ("type",)), _event_id(message))
-            return
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            self.refuse(ProtocolError("event", f"is not JSON ({error})", "send a JSON object"))
-            return
-        try:
-            if not isinstance(event, SessionUpdate):  # an observer chooses what it hears of
+            wanted = _object(message)
+            event_id = wanted["event_id"] if isinstance(wanted.get("event_id"), str) else None
+            kind = _KINDS.get(str(wanted.get("type")))
+            if kind is None:
+                problem = f"is {str(wanted.get('type'))[:40]!r}"
+                raise ProtocolError("type", problem, f"send one of {sorted(_KINDS)}")
+            if kind is not SessionUpdate:  # an observer chooses what it hears of
                 require(self._role, "operator", "talking with the model")
-            await self._do(event)
+            await self._do(kind, wanted, event_id)
         except EdgeError as error:
-            self.refuse(error, event.event_id)
+            self.refuse(error, event_id)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's
-            self.refuse(TurnError.of(error), event.event_id)
+            self.refuse(TurnError.of(error), event_id)
 
-    async def _do(self, event: AnyClientEvent) -> None:
+    async def _do(self, kind: type[Any], wanted: Json, event_id: str | None) -> None:
+        if kind is SessionUpdate:
+            self._update(_part(wanted, "session"), event_id)
+            return
+        if kind is ResponseCreate:
+            settings, refused, unheard = response_settings(_part(wanted, "response"))
+            self._tell_of(refused, unheard, event_id)
+            await self._create(settings)
+            return
+        event, unheard = fields.settle(wanted, kind)
+        fields.told(unheard)
         if isinstance(event, AudioAppend):
-            pcm = from_base64("audio", event.audio)
+            data = from_base64("audio", event.audio)
             # Finding speech takes its time; others are served meanwhile.
-            self._found(await asyncio.to_thread(self._sound.push, pcm))
+            self._found(await asyncio.to_thread(self._sound.push, data))
         elif isinstance(event, ItemCreate):
-            item_id = event.item.id or new_id("item")
-            if event.previous_item_id not in (None, self._conversation.last_id):
-                remedy = "leave it out: items come last"
-                raise ProtocolError("previous_item_id", "is not the last item's", remedy)
-            self._add(await _entry(event, item_id))
-        elif isinstance(event, ResponseCreate):
-            await self._create(event.response or ResponseSettings())
+            entry = await _entry(event, event.item.id or new_id("item"), self._format)
+            self._add(entry, event.previous_item_id)
         elif isinstance(event, ResponseCancel):
             self._cancel(event.response_id)
-        elif isinstance(event, SessionUpdate):
-            self._settings = changed(self._settings, event.session, self._config)
-            self._topics = frozenset((self._settings.edge and self._settings.edge.events) or ())
-            self._sound.detect_turns(vad_of(self._settings) is not None)
-            self._say(SessionUpdated(session=self._settings))
         elif isinstance(event, AudioCommit):
             found = await asyncio.to_thread(self._sound.commit)
             if not any(isinstance(one, Ended) for one in found):
-                raise ProtocolError("input_audio_buffer", "holds no speech", "append sound first")
+                raise ProtocolError(
+                    "input_audio_buffer",
+                    "holds no speech",
+                    "append sound first",
+                    code="input_audio_buffer_commit_empty",
+                )
             self._found(found, respond=False)
         elif isinstance(event, AudioClear):
             self._sound.clear()
@@ -251,12 +275,16 @@ class Client:
         elif isinstance(event, ItemDelete):
             self._conversation.delete(event.item_id)
             self._say(ItemDeleted(item_id=event.item_id))
+        elif isinstance(event, ItemTruncate):
+            self._conversation[event.item_id]
+            problem, remedy = "was not said aloud", "delete it, or leave it: all of it was sent"
+            raise ProtocolError("item_id", problem, remedy, code="unsupported_content_type")
         elif isinstance(event, ItemRetrieve):
-            self._say(ItemRetrieved(item=self._conversation[event.item_id]))
+            self._say(ItemRetrieved(item=self._conversation[event.item_id].item))
         elif isinstance(event, PlaybackAppend):
             starts_ns = event.starts_ns(time.monotonic_ns())
-            pcm = from_base64("audio", event.audio)
-            played = await asyncio.to_thread(self._playback.push, pcm, starts_ns)
+            data = from_base64("audio", event.audio)
+            played = await asyncio.to_thread(self._playback.push, data, starts_ns, self._format)
             self._session.control(Played(played))
         elif isinstance(event, TriggerCreate):
             name = self._session.triggers.create(event.trigger)
@@ -266,10 +294,33 @@ class Client:
             self._session.triggers.delete(event.trigger_id)
             self._say(EdgeTriggerDeleted(trigger_id=event.trigger_id))
 
-    def _add(self, entry: Entry) -> None:
-        before = self._conversation.last_id
-        for item_id in self._conversation.add(entry):
+    @property
+    def _format(self) -> SoundFormat:
+        return format_of(self._settings)
+
+    def _update(self, wanted: Json, event_id: str | None) -> None:
+        """Change what can be changed, and tell of the rest."""
+        before = self._topics
+        self._settings, refused, unheard = changed(self._settings, wanted, self._config)
+        self._topics = frozenset((self._settings.edge and self._settings.edge.events) or ())
+        self._sound.detect_turns(vad_of(self._settings) is not None)
+        self._sound.hear(self._format)
+        self._tell_of(refused, unheard, event_id)
+        self._say(SessionUpdated(session=self._settings))
+        if "session" in self._topics - before:
+            self._say(EdgeSessionStarted(run_id=self._run_id))
+
+    def _tell_of(
+        self, refused: list[ProtocolError], unheard: list[str], event_id: str | None
+    ) -> None:
+        fields.told(unheard)
+        for error in refused:
+            self.refuse(error, event_id)
+
+    def _add(self, entry: Entry, behind: str | None = None) -> None:
+        for item_id in self._conversation.add(entry, behind):
             self._say(ItemDeleted(item_id=item_id))
+        before = self._conversation.before(entry.item.id or "")
         self._say(ItemAdded(item=entry.item, previous_item_id=before))
         self._say(ItemDone(item=entry.item, previous_item_id=before))
 
@@ -301,7 +352,10 @@ class Client:
         if settings.input is None:
             self._respond(_Wanted(settings))
             return
-        wanted = _Wanted(settings, await asyncio.to_thread(input_of, settings.input))
+        named = [item.id for item in settings.input if isinstance(item, ItemReference)]
+        known = {item_id: self._conversation[item_id] for item_id in named}
+        entries = await asyncio.to_thread(input_of, settings.input, self._format, known)
+        wanted = _Wanted(settings, entries)
         self._room.take("response.input", wanted.n_bytes)
         try:
             self._respond(wanted)
@@ -327,6 +381,7 @@ class Client:
                     "response",
                     f"{self._reply.id} is not done yet",
                     "wait for response.done, or send response.cancel first",
+                    code="conversation_already_has_active_response",
                 )
             self._wait_with(response)
             return
@@ -340,9 +395,12 @@ class Client:
         question = question_of(
             self._settings, wanted, [*turns], self._config, self._thinking_sampling
         )
-        is_kept = wanted.conversation == "auto"
+        is_kept = wanted.conversation != "none"
         reply = Reply(self._conversation_id if is_kept else None, wanted.metadata)
         reply.remembers, reply.may_call = question.remember, bool(question.callable_tools)
+        reply.one_call = self._settings.parallel_tool_calls is False
+        if wanted.parallel_tool_calls is not None:
+            reply.one_call = not wanted.parallel_tool_calls
 
         def deliver(event: AnswerEvent, hurried: bool) -> None:
             self._outbox.deliver(_Answered(reply, event), hurried)
@@ -354,17 +412,29 @@ class Client:
 
     def _cancel(self, response_id: str | None) -> None:
         if self._reply is None or response_id not in (None, self._reply.id):
-            raise ProtocolError("response", "is not being answered", "create one first")
+            raise ProtocolError(
+                "response",
+                "is not being answered",
+                "create one first",
+                code="response_cancel_not_active",
+            )
         self._wait_with(None)
         self._reply.cancel("client_cancelled")
 
     def _answered(self, reply: Reply, event: AnswerEvent | Begun) -> Iterator[AnyServerEvent]:
+        is_kept = reply.conversation_id is not None and not reply.remembers
         for told in reply.events(event):
             if isinstance(told, ResponseDone):
                 self._reply = None
                 self._hold(0)
-                yield from self._keep(reply, told)
+                if reply.remembers:
+                    yield from self._remembered(reply, told)
             yield told
+            if is_kept and isinstance(told, OutputItemAdded):
+                self._behind = self._conversation.last_id
+                yield ItemAdded(item=told.item, previous_item_id=self._behind)
+            elif is_kept and isinstance(told, OutputItemDone):
+                yield from self._keep(told.item, "" if told.output_index else reply.reasoning)
         if self._reply is None and self._next is not None:
             wanted, self._next = self._next, None
             try:
@@ -373,41 +443,58 @@ class Client:
                 self._room.give(wanted.n_bytes)
                 self.refuse(error)
 
-    def _keep(self, reply: Reply, done: ResponseDone) -> Iterator[AnyServerEvent]:
-        """The answer joins the conversation, or both are in the live context now."""
-        if reply.remembers and done.response.status in ("completed", "incomplete"):
+    def _keep(self, item: Item, reasoning: str) -> Iterator[AnyServerEvent]:
+        """A part of an answer joins the conversation where it was begun."""
+        entry = entry_of(item, item.id or "")
+        entry = replace(entry, message=replace(entry.message, reasoning=reasoning))
+        behind: str | None = self._behind or "root"
+        if behind not in self._conversation and behind != "root":  # it was deleted since
+            behind = None
+        for item_id in self._conversation.add(entry, behind):
+            yield ItemDeleted(item_id=item_id)
+        before = self._conversation.before(item.id or "")
+        yield ItemDone(item=item, previous_item_id=before)
+
+    def _remembered(self, reply: Reply, done: ResponseDone) -> Iterator[AnyServerEvent]:
+        """Question and answer are in the live context now, or the answer has failed."""
+        if done.response.status in ("completed", "incomplete"):
             for item_id in self._conversation.clear():
                 yield ItemDeleted(item_id=item_id)
-        elif reply.conversation_id is not None:
-            for item in reply.output:
-                before, entry = self._conversation.last_id, entry_of(item, item.id or "")
-                if item is reply.output[0]:
-                    thought = replace(entry.message, reasoning=reply.reasoning)
-                    entry = replace(entry, message=thought)
-                for item_id in self._conversation.add(entry):
-                    yield ItemDeleted(item_id=item_id)
-                yield ItemAdded(item=item, previous_item_id=before)
-                yield ItemDone(item=item, previous_item_id=before)
+            return
+        for place, item in enumerate(reply.output):
+            self._behind = self._conversation.last_id
+            yield ItemAdded(item=item, previous_item_id=self._behind)
+            yield from self._keep(item, "" if place else reply.reasoning)
 
 
-async def _entry(event: ItemCreate, item_id: str) -> Entry:
+async def _entry(event: ItemCreate, item_id: str, form: SoundFormat) -> Entry:
     """Media take their time to decode; others are served meanwhile."""
     item = event.item
     is_text = not isinstance(item, MessageItem) or all(
         not isinstance(part, InputImage | InputAudio) for part in item.content
     )
     if is_text:
-        return entry_of(item, item_id)
-    return await asyncio.to_thread(entry_of, item, item_id)
+        return entry_of(item, item_id, form)
+    return await asyncio.to_thread(entry_of, item, item_id, form)
 
 
-class _Named(msgspec.Struct):
-    event_id: str | None = None
+def _object(message: str) -> Json:
+    """An event as it came.
 
-
-def _event_id(message: str) -> str | None:
-    """The event's own id, if that at least can be read."""
+    Raises:
+        ProtocolError: it is none.
+    """
     try:
-        return msgspec.json.decode(message, type=_Named).event_id
-    except (msgspec.DecodeError, UnicodeError, RecursionError):  # the decoder stopped before that
-        return None
+        return msgspec.json.decode(message, type=Json)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ProtocolError("event", f"is not JSON ({error})", "send a JSON object") from None
+
+
+def _part(event: Json, name: str) -> Json:
+    """What an event wants of a session or a response."""
+    wanted: Any = event.get(name)
+    if wanted is None and name == "response":
+        return {}
+    if not isinstance(wanted, dict):
+        raise ProtocolError(name, f"is {type(wanted).__name__}", "send a JSON object")
+    return wanted

@@ -49,9 +49,13 @@ def error_body(error: EdgeError) -> dict[str, Any]:
 
 
 def _code(error: EdgeError) -> str | None:
+    """What OpenAI's clients tell errors apart by."""
     if isinstance(error, NotFoundError):
         return "model_not_found" if error.thing == "model" else "not_found"
-    return {403: "access_denied", 408: "timeout", 503: "over_capacity"}.get(status_of(error))
+    status = status_of(error)
+    if status == 400:
+        return error.code if isinstance(error, ProtocolError) else "invalid_value"
+    return {403: "access_denied", 408: "timeout", 503: "over_capacity"}.get(status)
 
 
 def json_reply(
@@ -66,15 +70,19 @@ def json_reply(
     )
 
 
-async def open_stream(request: web.Request) -> web.StreamResponse:
+async def open_stream(
+    request: web.Request, headers: dict[str, str] | None = None
+) -> web.StreamResponse:
     """Begin server-sent events."""
-    stream = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-    )
+    kept = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+    stream = web.StreamResponse(headers={**kept, **(headers or {})})
     await stream.prepare(request)
     return stream
 
 
-async def send(stream: web.StreamResponse, payload: dict[str, Any] | msgspec.Struct) -> None:
-    """One server-sent event."""
-    await stream.write(b"data: " + msgspec.json.encode(payload) + b"\n\n")
+async def send(
+    stream: web.StreamResponse, payload: dict[str, Any] | msgspec.Struct, name: str = ""
+) -> None:
+    """One server-sent event, named or not."""
+    head = f"event: {name}\n".encode() if name else b""
+    await stream.write(head + b"data: " + msgspec.json.encode(payload) + b"\n\n")

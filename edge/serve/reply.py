@@ -61,6 +61,8 @@ class Reply:
     cancelled_by: CancelReason | None = None
     may_call: bool = False
     """The model may propose tool calls in it."""
+    one_call: bool = False
+    """No more than one is told."""
     remembers: bool = False
     """Question and answer will be in the live context."""
     reasoning: str = ""
@@ -94,9 +96,11 @@ class Reply:
             self._text = (self._text or "") + event.text
             yield TextDeltaEvent(**self._place(), delta=event.text)
         elif isinstance(event, ToolCall):
+            if self.one_call and any(isinstance(one, FunctionCallItem) for one in self.output):
+                return
             yield from self._close("completed")
             yield from self._call(event)
-        else:
+        elif isinstance(event, Done | Failed):
             is_whole = isinstance(event, Done) and event.finish_reason == "stop"
             yield from self._close("completed" if is_whole else "incomplete")
             yield ResponseDone(response=self._ended(event))

@@ -1,4 +1,4 @@
-"""JSON Schema of what goes over the socket, generated from the types."""
+"""JSON Schema of what goes over the socket, and what becomes of each field, from the types."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Any
 
 import msgspec
 
+from edge.serve.chat import ChatBody
+from edge.serve.fields import table
 from edge.serve.playback import PlaybackAppend
 from edge.serve.pointing import Box, Point
-from edge.serve.protocol import ClientEvent, EdgeAnswer
+from edge.serve.protocol import ClientEvent, EdgeAnswer, ItemCreate, ResponseSettings, Session
 from edge.serve.report import AnswerReport
+from edge.serve.request import Wanted
+from edge.serve.responses import ResponsesBody
 from edge.serve.server_events import ServerEvent
 from edge.serve.trigger_events import ClientTriggerEvent, ServerTriggerEvent
 
@@ -35,6 +39,37 @@ def event_schemas() -> dict[str, dict[str, Any]]:
             ("box", Box),
         )
     }
+
+
+def policy_page() -> str:
+    """docs/fields.md: what becomes of every field of a request."""
+    tables = [f"## Every request\n\n{table(Wanted)}"]
+    tables += [f"## {title}\n\n{table(kind, Wanted)}" for title, kind in REQUESTS.items()]
+    return "\n".join([f"# What becomes of every field\n\n{_POLICY}\n", *tables])
+
+
+REQUESTS: dict[str, type] = {
+    "POST /v1/chat/completions": ChatBody,
+    "POST /v1/responses": ResponsesBody,
+    "/v1/realtime: `session` of session.update": Session,
+    "/v1/realtime: `response` of response.create": ResponseSettings,
+    "/v1/realtime: conversation.item.create": ItemCreate,
+}
+_POLICY = """\
+Written by scripts/write_schemas.py from the types of edge/serve.
+
+- **honoured**: it does what its protocol says.
+- **ignored**: it cannot change the answer. The reply names it in the header `X-Edge-Ignored`, and
+  the log once.
+- **refused**: it would change the answer and is not done here. HTTP 400 names it, unless its value
+  asks for nothing.
+
+On /v1/realtime every refused field of `session.update` is an `error` of its own, and the others are
+changed; an answer in another form than text is told in the same way, and is text. What is ignored
+is in the log alone. Names of the beta are read as those that the fields have since.
+
+`null` asks for nothing anywhere. A field that is not in a table is ignored and named as well; only
+within `edge` it is refused. `[]` stands for every place of a list, `<...>` for a part's `type`."""
 
 
 def _schema(kind: Any) -> dict[str, Any]:

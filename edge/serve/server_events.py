@@ -178,6 +178,13 @@ class CallDone(_OfItem, frozen=True, kw_only=True, tag="response.function_call_a
 # Ours.
 
 
+class EdgeSessionStarted(_Event, frozen=True, kw_only=True, tag="edge.session.started"):
+    """Which run of the service this is: another one knows nothing of what was seen before, and has
+    no triggers."""
+
+    run_id: str
+
+
 class EdgeReasoning(_Event, frozen=True, kw_only=True, tag="edge.reasoning.delta"):
     """More of the thinking before an answer."""
 
@@ -289,6 +296,7 @@ ServerEvent = (
     | TextDone
     | CallDelta
     | CallDone
+    | EdgeSessionStarted
     | EdgeReasoning
     | EdgePerceived
     | EdgeDegraded

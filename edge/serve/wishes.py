@@ -17,6 +17,7 @@ from edge.model.constrain import (
     grammar_of_schema,
 )
 from edge.model.tool_calls import tool_call_lark
+from edge.serve.fields import ignored
 from edge.serve.protocol import (
     ChoiceFormat,
     EdgeAnswer,
@@ -30,7 +31,7 @@ from edge.serve.protocol import (
 ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
 
 
-class ChatFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class ChatFunction(msgspec.Struct, frozen=True, omit_defaults=True):
     """A function as chat completions describe it."""
 
     name: ToolName
@@ -39,40 +40,78 @@ class ChatFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     strict: bool | None = None
 
 
-class ChatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ChatTool(msgspec.Struct, frozen=True):
     """A tool that the model may propose to call."""
 
     function: ChatFunction
     type: Literal["function"] = "function"
+    cache_control: Annotated[Any, ignored("Nothing is cached between requests.")] = None
+    defer_loading: Annotated[Any, ignored("All tools stand in the prompt.")] = None
+
+    def described(self) -> dict[str, Any]:
+        """As the chat template has it."""
+        return {"function": msgspec.to_builtins(self.function), "type": self.type}
 
 
-class _ToolName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _ToolName(msgspec.Struct, frozen=True):
     name: str
 
 
-class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NamedTool(msgspec.Struct, frozen=True, tag="function"):
     """The tool that must be called."""
 
     function: _ToolName
-    type: Literal["function"] = "function"
 
 
-def chosen_tools(
-    tools: Sequence[ChatTool], choice: str | NamedTool | None
-) -> tuple[dict[str, Any], ...]:
+class _Allowed(msgspec.Struct, frozen=True):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class AllowedTools(msgspec.Struct, frozen=True, tag="allowed_tools"):
+    """Some of the tools, one of which may or must be called."""
+
+    allowed_tools: _Allowed
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool | AllowedTools | None
+
+
+def named_tool(name: str) -> NamedTool:
+    """The choice of one tool."""
+    return NamedTool(_ToolName(name))
+
+
+def allowed_tools(mode: Literal["auto", "required"], names: Sequence[str]) -> AllowedTools:
+    """The choice of some."""
+    return AllowedTools(_Allowed(mode, [named_tool(name) for name in names]))
+
+
+def chosen_tools(tools: Sequence[ChatTool], choice: ToolChoice) -> tuple[dict[str, Any], ...]:
     """The tools that this answer may call, as the chat template has them.
 
     Raises:
-        ProtocolError: the chosen one is not among them, or one must be called and there is none.
+        ProtocolError: a chosen one is not among them, or one must be called and there is none.
     """
     if choice == "none":
         return ()
     chosen = [*tools]
-    if isinstance(choice, NamedTool):
-        chosen = [tool for tool in tools if tool.function.name == choice.function.name]
+    if isinstance(choice, NamedTool | AllowedTools):
+        named = [choice] if isinstance(choice, NamedTool) else choice.allowed_tools.tools
+        names = {tool.function.name for tool in named}
+        chosen = [tool for tool in tools if tool.function.name in names]
+        if len({tool.function.name for tool in chosen}) < len(names):
+            chosen = []
     if not chosen and choice not in (None, "auto"):
         raise ProtocolError("tool_choice", "asks for a tool that is not given", "give it in tools")
-    return tuple(msgspec.to_builtins(tool) for tool in chosen)
+    return tuple(tool.described() for tool in chosen)
+
+
+def must_call(choice: ToolChoice) -> bool:
+    """Whether the answer must be a call."""
+    if isinstance(choice, AllowedTools):
+        return choice.allowed_tools.mode == "required"
+    return choice == "required" or isinstance(choice, NamedTool)
 
 
 def grammar_of(
@@ -101,7 +140,8 @@ def grammar_of(
 
 def _grammar(wanted: ResponseFormat | None, abstention: str | None) -> str:
     if isinstance(wanted, JsonObjectFormat):
-        return grammar_of_schema({"type": "object"}, abstention)
+        schema = {"type": "object"} if wanted.schema is None else wanted.schema
+        return grammar_of_schema(schema, abstention)
     if isinstance(wanted, JsonSchemaFormat):
         return grammar_of_schema(wanted.json_schema.schema, abstention)
     if isinstance(wanted, RegexFormat):

@@ -6,16 +6,18 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from llguidance import LLTokenizer
 
 from edge.clock import Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
-from edge.errors import CapacityError
+from edge.errors import CapacityError, ProtocolError
 from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
-from edge.model.sampling import Sampler
+from edge.model.sampling import Sampler, Sampling
 from edge.session.attached import Attached, encode_attached
-from edge.session.confidence import Certainty, confidence
+from edge.session.confidence import Certainty, chance, confidence
 from edge.session.consistency import SENSES, Check, check
 from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
@@ -24,6 +26,7 @@ from edge.session.perceive import place_media
 from edge.session.slot import Perceived
 from edge.session.speech import Speech
 from edge.session.turn import (
+    ChoiceDone,
     Consistency,
     Done,
     FinishReason,
@@ -55,9 +58,11 @@ class Answering:
     ) -> None:
         self.turn, self._prompt, self._clock = turn, prompt, clock
         self._freshness_of = freshness_of
-        self._certainty = Certainty()
-        self._sampler = Sampler(turn.question.sampling)
-        self._speech = Speech(prompt.tokenizer, turn)
+        self._n_choices_done = self._n_tokens_before = 0  # of several answers
+        self._n_reasoning = 0
+        self._behind_prompt: tuple[Any, Float32] | None = None  # a snapshot and the logits there
+        self._prompt_ids: list[int] = []
+        self._begin_choice()
         self._check: Check | None = None
         self._ended: FinishReason = "stop"
         self._grammar = ""
@@ -67,9 +72,7 @@ class Answering:
         self.past: tuple[Perceived, ...] = ()
         """What a question about the past stands on, once that was found: it stays the same when the
         answer gives way and the context forgets it meanwhile."""
-        self._said: list[int] = []
         self._budget = _budget(turn.question)
-        self._forced: list[int] = []  # what ends a thought whose budget is spent
         self._context: LiveContext | None = None
         self._n_context = self._n_question = 0
         self._waiting: Float32 = np.empty((0, 0), np.float32)
@@ -81,10 +84,25 @@ class Answering:
         self._freshness: tuple[Freshness, ...] = ()
         self._captured_ns: int | None = None
 
+    def _begin_choice(self) -> None:
+        """The next answer, mostly the only one, has said nothing yet.
+
+        Source: vLLM 0.20, `vllm/v1/engine/parallel_sampling.py`, for the seeds.
+        """
+        sampling = self.turn.question.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + self._n_choices_done)
+        self._certainty = Certainty()
+        self._sampler = Sampler(sampling)
+        self._sampler.read(self._prompt_ids)
+        self._speech = Speech(self._prompt.tokenizer, self.turn)
+        self._said: list[int] = []
+        self._forced: list[int] = []  # what ends a thought whose budget is spent
+
     @property
     def has_begun(self) -> bool:
         """Whether a token has been said."""
-        return bool(self._said)
+        return bool(self._said or self._n_choices_done)
 
     @property
     def is_between_tokens(self) -> bool:
@@ -131,6 +149,7 @@ class Answering:
         question, engine = self.turn.question, context.engine
         n_room = engine.spec.decoder.max_tokens
         if self._attached is None:
+            _check_bias(question.sampling, engine.spec.decoder.vocab_size)
             media = [one for message in question.messages for one in message.media]
             n_free = n_room - context.max_tokens - question.max_tokens
             self._attached = encode_attached(engine, media, n_free)
@@ -162,20 +181,24 @@ class Answering:
         assert self._attached is not None
         texts, media = self._attached.texts, self._attached.rows
         ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
+        if self.turn.question.sampling.penalizes and not self._prompt_ids:
+            self._prompt_ids = [*self._prompt.anchor().tolist(), *ids.tolist()]
+            self._sampler.read(self._prompt_ids)
         return place_media(engine, self._prompt.tokenizer, ids, media)
 
     def _constrain(self, engine: AnyEngine) -> Constraint | None:
         """What the answer's format allows, from its beginning."""
-        if not self._grammar:
-            return None
+        return Constraint(self._tokens(engine), self._grammar) if self._grammar else None
+
+    def _tokens(self, engine: AnyEngine) -> LLTokenizer:
         tokenizer = self._prompt.tokenizer
         # The model's own end of a turn ends what a grammar describes too.
         stops = (tokenizer.special.turn_end,)
-        tokens = vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
-        return Constraint(tokens, self._grammar)
+        return vocabulary(tokenizer, engine.spec.decoder.vocab_size, stops)
 
     def give_way(self) -> None:
         """Leave the context as it was."""
+        self._behind_prompt = None
         if self._context is not None:
             if self._context.is_forked:
                 self._context.close_fork()
@@ -208,11 +231,13 @@ class Answering:
             self._logits = engine.prefill(state, chunk)
             if not len(self._waiting):
                 self._prefilled_ns = self._prefilled_ns or self._clock.now_ns()
+                self._keep_prompt(engine)
             return None
         if question.yes_no is not None:
             return replace(self.end("stop"), confidence=confidence(self._logits, question.yes_no))
-        token = self._choose()
+        token = self._choose(engine)
         self._said.append(token)
+        self._n_reasoning += self._speech.is_thinking
         self._first_token_ns = self._first_token_ns or self._clock.now_ns()
         if token in engine.spec.sampling.stop_ids or self._speech.push(token):
             return self._finish("stop")
@@ -221,7 +246,7 @@ class Answering:
         self._logits = engine.decode(state, token)
         return None
 
-    def _choose(self) -> int:
+    def _choose(self, engine: AnyEngine) -> int:
         """The next token: thinking is free but for its length, the answer follows its grammar."""
         constraint, allowed = self._constraint, self._logits
         if self._speech.is_thinking:
@@ -235,6 +260,10 @@ class Answering:
         if constraint is not None:
             constraint.take(token)
         self._certainty.add(allowed, token)
+        n_others = self.turn.question.n_alternatives
+        if n_others is not None and self._speech.says(token):
+            spell = self._tokens(engine).decode_bytes
+            self.turn.deliver(chance(allowed, token, n_others, lambda one: spell([one])))
         return token
 
     def _think(self) -> int:
@@ -252,10 +281,38 @@ class Answering:
             return tokenizer.special.think_end  # the format is still owed
         return token
 
+    def _keep_prompt(self, engine: AnyEngine) -> None:
+        """Let the answers that are still to come begin here, if there is room to remember it."""
+        is_last = self._n_choices_done + 1 >= self.turn.question.n_choices
+        if is_last or self._said or self._context is None:
+            return
+        with contextlib.suppress(CapacityError):
+            self._behind_prompt = (engine.snapshot(self._context.state), self._logits)
+
+    def _next_choice(self, context: LiveContext, reason: FinishReason) -> None:
+        """An answer is complete; another one begins behind the same prompt."""
+        self._speech.finish(reason)
+        self.turn.deliver(ChoiceDone(reason, self._certainty.value))
+        self._n_choices_done += 1
+        self._n_tokens_before += len(self._said)
+        self._begin_choice()
+        self._constraint = self._constrain(context.engine)
+        if self._behind_prompt is None:
+            self.give_way()
+            self._begin(context)
+            return
+        snapshot, self._logits = self._behind_prompt
+        context.engine.restore(context.state, snapshot)
+        if self._n_choices_done + 1 == self.turn.question.n_choices:
+            self._behind_prompt = None
+
     def _finish(self, reason: FinishReason) -> Done | None:
         """All is said."""
         context = self._context
         assert context is not None
+        if self._n_choices_done + 1 < self.turn.question.n_choices:
+            self._next_choice(context, reason)
+            return None
         if not self.turn.question.consistency:
             return self.end(reason)
         self._leave(reason)
@@ -292,7 +349,7 @@ class Answering:
         return Done(
             finish_reason=reason,
             n_prompt_tokens=self._n_context + self._n_question,
-            n_completion_tokens=len(self._said),
+            n_completion_tokens=self._n_tokens_before + len(self._said),
             timeline=Timeline(
                 asked_ns=self.turn.asked_ns,
                 started_ns=self._started_ns or now_ns,
@@ -307,7 +364,15 @@ class Answering:
             ),
             confidence=self._certainty.value,
             consistency=consistency,
+            n_reasoning_tokens=self._n_reasoning,
         )
+
+
+def _check_bias(sampling: Sampling, n_vocab: int) -> None:
+    for token, _ in sampling.logit_bias:
+        if token >= n_vocab:
+            problem = f"names token {token}, and there are {n_vocab}"
+            raise ProtocolError("logit_bias", problem, "name others")
 
 
 def answer(context: LiveContext, prompt: LivePrompt, turn: Turn, clock: Clock) -> Done:

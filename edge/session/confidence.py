@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from edge.session.turn import YesNo
+from edge.session.turn import Chance, Likely, YesNo
 from edge.types import Float32
 
 DIGITS = 3
@@ -31,6 +32,25 @@ def log_probability(logits: Float32, token: int) -> float:
     """
     most = logits.max()
     return float(logits[token] - most - np.log(np.exp(logits - most).sum()))
+
+
+def chance(logits: Float32, token: int, n_others: int, spell: Callable[[int], bytes]) -> Chance:
+    """How likely a token was that is said, and the likeliest ones beside it.
+
+    Args:
+        logits: [vocabulary]; -inf for what is not allowed, which is not among the others.
+        spell: the bytes of a token.
+    """
+    wide = logits.astype(np.float64)
+    total = float(np.logaddexp.reduce(wide[np.isfinite(wide)]))
+    n_others = min(n_others, int(np.isfinite(wide).sum()))
+    others: list[int] = []
+    if n_others:
+        least = np.partition(wide, -n_others)[-n_others]
+        near = np.flatnonzero(wide >= least)
+        others = near[np.argsort(-wide[near], kind="stable")][:n_others].tolist()
+    said, *rest = (Likely(spell(one), float(wide[one]) - total) for one in (token, *others))
+    return Chance(said, tuple(rest))
 
 
 class Certainty:

@@ -47,7 +47,7 @@ from edge.types import AudioChunk, Frame
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FORMAT = 4
+FORMAT = 5
 CHUNK_BYTES = 1 << 16
 """What is lost of a session that is killed: about so much, or one picture."""
 MAX_CHUNK_BYTES = 1 << 29

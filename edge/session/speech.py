@@ -70,6 +70,13 @@ class Speech:
         """Whether a token begins a call, which ends the thinking too."""
         return token == self._tokenizer.special.tool_call and bool(self._tools)
 
+    def says(self, token: int) -> bool:
+        """Whether the next token would be text of the answer."""
+        if self.is_thinking or self._call is not None:
+            return False
+        # A special one stands for no text.
+        return not self.calls(token) and self._tokenizer.decode([token]) != ""
+
     def push(self, token: int) -> bool:
         """Say what `token` completes; True when a stop text ends the answer."""
         special = self._tokenizer.special

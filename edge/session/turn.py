@@ -121,6 +121,10 @@ class Question:
     """What the model may propose to call, as OpenAI describes functions; see `callable_tools`."""
     grammar: str = ""
     """What the answer must look like: see `edge.model.constrain`; empty leaves it free."""
+    n_choices: int = 1
+    """So many answers, one after the other, each behind the same prompt; not to be remembered."""
+    n_alternatives: int | None = None
+    """So many likely tokens are told beside each one that is said, with how likely they were."""
 
     @property
     def may_call_tools(self) -> bool:
@@ -200,6 +204,34 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Likely:
+    """A token and how likely it was."""
+
+    token: bytes
+    """UTF-8, or a part of a character."""
+    logprob: float
+    """The natural logarithm of its probability among all that were allowed, at temperature 1 and
+    before any penalty: what vLLM calls raw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """How likely a token of the answer's text was; told before the text that it completes."""
+
+    said: Likely
+    others: tuple[Likely, ...]
+    """The likeliest ones, the first first, among them perhaps the one that was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDone:
+    """One of several answers is complete, and not the last: `Done` ends that."""
+
+    finish_reason: FinishReason
+    confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The answer is complete."""
 
@@ -207,12 +239,15 @@ class Done:
     n_prompt_tokens: int
     """Tokens of the live context plus those of the question."""
     n_completion_tokens: int
+    """Of all answers, if there are several."""
     timeline: Timeline
     confidence: float | None = None
     """0..1. Of a question with `yes_no`: P(yes) / (P(yes) + P(no)). Of any other: how likely the
     answer's tokens were, see `edge.session.confidence`; None without tokens."""
     consistency: Consistency | None = None
     """None: it was not asked for, or there was no time or no room for it."""
+    n_reasoning_tokens: int = 0
+    """Of the completion's: its thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +257,7 @@ class Failed:
     error: EdgeError
 
 
-AnswerEvent = TextDelta | ToolCall | Done | Failed
+AnswerEvent = TextDelta | Chance | ToolCall | ChoiceDone | Done | Failed
 
 
 @dataclass(frozen=True, slots=True)

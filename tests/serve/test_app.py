@@ -26,7 +26,7 @@ from edge.senses.turn_events import Button, Choose
 from edge.serve.app import LARGE_BODY_BYTES
 from edge.serve.limits import MAX_BODY_BYTES
 from edge.serve.metrics import N_ANSWERS
-from edge.session.turn import Failed, TextDelta
+from edge.session.turn import Chance, ChoiceDone, Failed, Likely, TextDelta, ToolCall
 
 ASK = {"messages": [{"role": "user", "content": "What is there?"}]}
 
@@ -108,6 +108,107 @@ def test_the_stock_sdk_streams(path):
     assert closing.choices[0].finish_reason == "stop"
     assert closing.edge["evidence"][0]["frame_ids"] == [7, 8]
     assert (usage.choices, usage.usage.prompt_tokens) == ([], 330)
+
+
+def test_a_model_is_retrieved_by_its_name(path):
+    with served(path, ScriptedSession(answer("x"))), sdk(path) as client:
+        model = client.models.retrieve(MODEL)
+        assert model == client.models.list().data[0]
+        assert (model.object, model.max_model_len) == ("model", 8192)
+        for other in ("gpt-4o", "nvidia/NVIDIA-Nemotron", f"{MODEL}/x"):
+            with pytest.raises(openai.NotFoundError) as caught:
+                client.models.retrieve(other)
+            assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+            assert caught.value.type == "invalid_request_error"
+
+
+TEA = Chance(Likely("Té".encode()[:2], -0.5), (Likely(b"T", -0.25), Likely(b"\xc3", -2.0)))
+REST = Chance(Likely("Té".encode()[2:], -0.125), ())
+
+
+def several(turn):
+    """Two answers, the second with a call."""
+    for event in (TEA, REST, TextDelta("Té"), ChoiceDone("stop", 0.5)):
+        turn.deliver(event)
+    for event in (TextDelta("Well"), ToolCall("go", {"a": 1}), ToolCall("stop", {}), DONE):
+        turn.deliver(event)
+
+
+LOGPROBS = [
+    {
+        "token": "T\ufffd",
+        "bytes": [84, 195],
+        "logprob": -0.5,
+        "top_logprobs": [
+            {"token": "T", "bytes": [84], "logprob": -0.25},
+            {"token": "\ufffd", "bytes": [195], "logprob": -2.0},
+        ],
+    },
+    {"token": "\ufffd", "bytes": [169], "logprob": -0.125, "top_logprobs": []},
+]
+
+
+def test_several_answers_with_their_probabilities(path):
+    asked = {"model": MODEL, "messages": ASK["messages"], "n": 2, "logprobs": True}
+    with served(path, ScriptedSession(several)), sdk(path) as client:
+        whole = client.chat.completions.create(**asked, top_logprobs=2)
+        with client.chat.completions.stream(**asked, top_logprobs=2) as stream:
+            for _ in stream:
+                pass
+            streamed = stream.get_final_completion()
+        one_call = client.chat.completions.create(**asked, parallel_tool_calls=False)
+    for completion in (whole, streamed):
+        first, second = completion.choices
+        assert (first.index, first.finish_reason, first.message.content) == (0, "stop", "Té")
+        logprobs = first.logprobs.model_dump(exclude_unset=True)
+        assert logprobs["content"] == LOGPROBS
+        assert (second.index, second.finish_reason) == (1, "tool_calls")
+        assert second.message.content == "Well"
+        calls = [
+            (call.function.name, call.function.arguments) for call in second.message.tool_calls
+        ]
+        assert calls == [("go", '{"a": 1}'), ("stop", "{}")]
+        assert second.logprobs is None
+    assert whole.usage.completion_tokens == DONE.n_completion_tokens
+    assert [call.function.name for call in one_call.choices[1].message.tool_calls] == ["go"]
+
+
+def test_a_call_in_the_form_of_old(path):
+    asked = {
+        "model": MODEL,
+        "messages": ASK["messages"],
+        "functions": [{"name": "go", "parameters": {}}],
+    }
+    with served(path, ScriptedSession(several)), sdk(path) as client:
+        whole = client.chat.completions.create(**asked).choices[1]
+        chunks = [
+            chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)
+        ]
+    assert whole.message.function_call.name == "go"
+    assert whole.message.tool_calls is None
+    assert whole.finish_reason == chunks[-1].finish_reason == "function_call"
+    calls = [one.delta.function_call for one in chunks if one.delta.function_call]
+    assert [(call.name, call.arguments) for call in calls] == [("go", '{"a": 1}')]
+
+
+def test_thinking_is_hidden_from_who_does_not_want_it(path):
+    play = answer("A cup.", reasoning="Hm.")
+    with served(path, ScriptedSession(play)), http(path) as client:
+        for stream in (False, True):
+            body = {**ASK, "include_reasoning": False, "stream": stream}
+            text = client.post("/v1/chat/completions", json=body).text
+            assert "A cup." in text
+            assert "Hm." not in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_ignored_is_told(path, stream):
+    with served(path, ScriptedSession(answer("x"))), http(path) as client:
+        body = {**ASK, "stream": stream, "store": True, "of_tomorrow": 1}
+        reply = client.post("/v1/chat/completions", json=body)
+        plain = client.post("/v1/chat/completions", json={**ASK, "stream": stream})
+    assert reply.headers["X-Edge-Ignored"] == "store, of_tomorrow"
+    assert "X-Edge-Ignored" not in plain.headers
 
 
 def test_text_arrives_while_the_answer_is_still_made(path):
@@ -202,18 +303,18 @@ def test_an_answer_cut_at_its_deadline_ends_by_length_for_openais_clients(path):
 @pytest.mark.parametrize(
     ("body", "status", "param", "code"),
     [
-        ({**ASK, "toolz": []}, 400, "toolz", None),
+        ({**ASK, "min_tokens": 3}, 400, "min_tokens", "unsupported_value"),
         ({**ASK, "model": "gpt-4o"}, 404, "model", "model_not_found"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
             "messages[0].content[0].image_url.url",
-            None,
+            "missing_required_parameter",
         ),
-        (b"{not json", 400, "body", None),
-        (b"\xff", 400, "body", None),
-        (b"", 400, "body", None),
-        (b'"' + b"x" * MAX_BODY_BYTES, 413, "body", None),
+        (b"{not json", 400, "body", "invalid_json"),
+        (b"\xff", 400, "body", "invalid_json"),
+        (b"", 400, "body", "invalid_json"),
+        (b'"' + b"x" * MAX_BODY_BYTES, 413, "body", "body_too_large"),
     ],
 )
 def test_a_wrong_request_is_refused_with_its_reason(path, body, status, param, code):
@@ -234,9 +335,9 @@ def test_the_sdk_raises_its_own_errors(path):
     with served(path, ScriptedSession(answer("x"))), sdk(path) as client:
         with pytest.raises(openai.NotFoundError, match=f"ask for '{MODEL}'"):
             client.chat.completions.create(model="other", messages=ASK["messages"])
-        with pytest.raises(openai.BadRequestError, match="frequency_penalty"):
+        with pytest.raises(openai.BadRequestError, match="min_tokens"):
             client.chat.completions.create(
-                model=MODEL, messages=ASK["messages"], frequency_penalty=1.0
+                model=MODEL, messages=ASK["messages"], extra_body={"min_tokens": 3}
             )
 
 
@@ -246,8 +347,13 @@ def test_wrong_paths_and_methods_are_told_in_json(path):
         wrong = client.get("/v1/chat/completions")
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert "GET /v1/embeddings: Not Found" in missing.json()["error"]["message"]
+    assert "POST /v1/chat/completions" in missing.json()["error"]["message"]
     assert wrong.headers["Allow"] == "POST"
-    assert wrong.json()["error"]["type"] == "invalid_request_error"
+    codes = [reply.json()["error"]["code"] for reply in (missing, wrong)]
+    assert codes == ["unknown_url", "method_not_supported"]
+    for reply in (missing, wrong):
+        assert reply.json()["error"]["type"] == "invalid_request_error"
+        assert reply.json()["error"]["param"] is None
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -16,9 +16,10 @@ from serve.traffic import validator
 from edge.config import Answer, Config, for_model
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.chat import ChatRequest, ModelNotFoundError, parse_request
+from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, stages_of
 from edge.serve.report import report_of
+from edge.serve.request import ModelNotFoundError
 from edge.session.turn import Message, TextDelta, ThinkingBudget
 from edge.types import Stages
 
@@ -109,17 +110,10 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
 @pytest.mark.parametrize(
     ("fields", "thing", "said"),
     [
-        ({"parallel_tool_calls": False}, "parallel_tool_calls", "not a known field"),
-        ({"stream": True, "stream_options": {"a": 1}}, "stream_options.a", "not a known field"),
-        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs.a", "not a known field"),
-        ({"messages": [{**USER, "name": "x"}]}, "messages[0].name", "not a known field"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
         ({"messages": []}, "messages", "length >= 1"),
         ({"messages": None}, "messages", "got `null`"),
         ({"messages": [{**USER, "role": "robot"}]}, "messages[0].role", "'robot'"),
-        ({"messages": [USER, {**USER, "role": "system"}]}, "messages[1].role", "after the first"),
-        ({"messages": [{**USER, "role": "assistant"}]}, "messages[0].role", "'assistant' in the"),
-        ({"messages": [{**USER, "role": "system"}]}, "messages[0].role", "'system' in the last"),
         ({"messages": [{**USER, "content": [3]}]}, "messages[0].content[0]", "got `int`"),
         ({"messages": [{**USER, "content": [{}]}]}, "messages[0].content[0].type", "is missing"),
         (
@@ -135,11 +129,9 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
         ({"temperature": 2.5}, "temperature", "<= 2.0"),
         ({"temperature": True}, "temperature", "got `bool`"),
         ({"top_p": 0}, "top_p", "> 0.0"),
-        ({"top_k": -1}, "top_k", ">= 0"),
-        ({"seed": -1}, "seed", ">= 0"),
-        ({"n": 2}, "n", "is 2"),
+        ({"top_k": -2}, "top_k", ">= -1"),
+        ({"n": 9}, "n", "<= 8"),
         ({"max_tokens": 0}, "max_tokens", ">= 1"),
-        ({"max_completion_tokens": 8193}, "max_completion_tokens", "above the context's 8192"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "length <= 4"),
         ({"stop": ""}, "stop", "length >= 1"),
         ({"stop": "x" * 257}, "stop", "length <= 256"),
@@ -148,7 +140,6 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
         ({"edge": {"recall_s": [2, 1], "remember": True}}, "edge.remember", "edge.recall_s"),
         ({"edge": {"recall_s": [-1, 2]}}, "edge.recall_s[0]", ">= 0"),
         ({"edge": {"recal_s": [2, 1]}}, "edge.recal_s", "not a known field"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
     ],
 )
 def test_what_cannot_be_served_is_named(fields, thing, said):
@@ -194,6 +185,7 @@ def test_a_completion():
                 "content": "A cup ☕",
                 "reasoning": "Hm",
                 "reasoning_content": "Hm",
+                "refusal": None,
             },
             "finish_reason": "stop",
             "logprobs": None,
@@ -203,13 +195,15 @@ def test_a_completion():
         "prompt_tokens": 330,
         "completion_tokens": 5,
         "total_tokens": 335,
+        "prompt_tokens_details": {"cached_tokens": 321},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
 def test_an_answer_says_how_sure_how_fresh_and_on_what_it_stands():
     closing, completion = (
         msgspec.json.decode(msgspec.json.encode(whole))
-        for whole in (Response(MODEL).closing(DONE, False), Response(MODEL).completion([], DONE))
+        for whole in (*Response(MODEL).closing(DONE), Response(MODEL).completion([], DONE))
     )
     assert closing["edge"] == completion["edge"] == REPORT
     validator("edge_answer").validate(REPORT)
@@ -243,11 +237,12 @@ def test_the_stages_of_a_segment_follow_each_other():
 def test_a_thought_that_was_the_answer_is_no_reasoning():
     deltas = [TextDelta("Red.", reasoning=True), TextDelta("Red.", restated=True)]
     (choice,) = Response(MODEL).completion(deltas, DONE)["choices"]
-    assert choice["message"] == {"role": "assistant", "content": "Red."}
+    assert choice["message"] == {"role": "assistant", "content": "Red.", "refusal": None}
 
 
 def test_reasoning_is_told_and_taken_by_both_its_names():
-    (choice,) = Response(MODEL).delta(TextDelta("Hm", reasoning=True), 0)["choices"]
+    (chunk,) = Response(MODEL).chunks(TextDelta("Hm", reasoning=True))
+    (choice,) = chunk["choices"]
     assert choice["delta"] == {"reasoning": "Hm", "reasoning_content": "Hm"}
     for name in ("reasoning", "reasoning_content"):
         messages = [USER, {"role": "assistant", "content": "A", name: "Hm"}, USER]

@@ -112,6 +112,7 @@ def test_the_stock_sdk_talks_text(path):
         "conversation.item.done",
         "response.created",
         "response.output_item.added",
+        "conversation.item.added",
         "response.content_part.added",
         "edge.reasoning.delta",
         "response.output_text.delta",
@@ -119,7 +120,6 @@ def test_the_stock_sdk_talks_text(path):
         "response.output_text.done",
         "response.content_part.done",
         "response.output_item.done",
-        "conversation.item.added",
         "conversation.item.done",
         "response.done",
     ]
@@ -482,13 +482,13 @@ def test_health_once_a_second(path):
         ({"output_modalities": ["audio"]}, "session.output_modalities", "does not speak"),
         ({"model": "gpt-realtime"}, "session.model", "'gpt-realtime'"),
         ({"edge": {"thinks": True}}, "session.edge.thinks", "not a known field"),
-        ({"edge": {"recall_s": [1, 2]}}, "edge.recall_s", "[1.0, 2.0]"),
-        ({"tools": [{"type": "function", "name": "a b"}]}, "tools", "wrong one"),
-        ({"tool_choice": "required"}, "tool_choice", "not given"),
+        ({"edge": {"recall_s": [1, 2]}}, "session.edge.recall_s", "[1.0, 2.0]"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "session.tools", "wrong one"),
+        ({"tool_choice": "required"}, "session.tool_choice", "not given"),
         ({"max_output_tokens": 9000}, "session.max_output_tokens", "above"),
         (
             {"edge": {"response_format": {"type": "regex", "regex": "("}}},
-            "regex",
+            "session.edge.response_format",
             "cannot be followed",
         ),
     ],
@@ -533,7 +533,7 @@ def test_a_defect_met_by_one_event_is_told_and_the_session_goes_on(path, monkeyp
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"type": "input_image", "image_url": "https://x/y.png"}, "not data:"),
+        ({"type": "input_image", "image_url": "https://x/y.png"}, "fetches nothing"),
         ({"type": "input_image", "image_url": data_url(b"%PDF-1.7")}, "send JPEG, PNG, WEBP"),
         ({"type": "input_image", "image_url": data_url(png()[:60])}, "cannot be decoded"),
         ({"type": "input_image", "image_url": data_url(png(4, 4))}, "at least 8 pixels"),

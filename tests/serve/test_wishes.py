@@ -180,11 +180,6 @@ def test_the_abstention_is_the_requests_or_the_configured_one():
         ({"response_format": {"type": "regex", "regex": "("}}, "regex"),
         ({"response_format": {"type": "choice", "choice": []}}, "choice"),
         (
-            {"messages": [USER, {"role": "tool", "content": "x"}, {**USER, "role": "assistant"}]},
-            "messages[2].role",
-        ),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
-        (
             {
                 "messages": [
                     USER,
@@ -195,7 +190,7 @@ def test_the_abstention_is_the_requests_or_the_configured_one():
                     USER,
                 ]
             },
-            "messages[1].tool_calls",
+            "messages[1].tool_calls[0].function.arguments",
         ),
     ],
 )

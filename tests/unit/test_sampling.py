@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.model.penalties import Penalties
 from edge.model.sampling import Sampler, Sampling
 
 LOGITS = np.log(np.array([0.5, 0.05, 0.3, 0.15], np.float32))
@@ -71,6 +73,10 @@ def test_a_seed_repeats_and_another_differs():
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"top_k": -1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("nan")},
     ],
 )
 def test_values_outside_their_range_are_named(bad):
@@ -165,3 +171,115 @@ def test_at_the_lowest_temperatures_the_largest_is_drawn(temperature, top_p):
     for logits in (LOGITS, spoken(), np.array([3e38, -3e38, -np.inf], np.float32)):
         sampler = Sampler(Sampling(temperature, top_p, seed=0))
         assert [sampler.choose(logits) for _ in range(5)] == [int(logits.argmax())] * 5
+
+
+class Penalizing:
+    """vLLM's order in as many words, in float64 and over the whole vocabulary: biases, repetition,
+    frequency, presence; temperature; min_p; then as `Sorting`."""
+
+    def __init__(self, sampling, prompt):
+        self.sampling, self.prompt, self.said = sampling, prompt, []
+        self.sorting = Sorting(replace(sampling, temperature=sampling.temperature or 1.0))
+
+    def choose(self, logits):
+        settings, n_vocab = self.sampling, len(logits)
+        wide = logits.astype(np.float32)
+        for token, more in settings.logit_bias:
+            wide[token] += np.float32(more)
+        times = np.bincount(self.said, minlength=n_vocab).astype(np.float32)
+        known = times > 0
+        known[self.prompt] = True
+        factor = np.where(known, np.float32(settings.repetition_penalty), np.float32(1.0))
+        wide = np.where(wide > 0, wide / factor, wide * factor)
+        wide = wide - np.float32(settings.frequency_penalty) * times
+        wide = wide - np.float32(settings.presence_penalty) * (times > 0)
+        if settings.temperature == 0.0:
+            token = int(wide.argmax())
+        else:
+            below = (wide.astype(np.float64) - wide.max()) / settings.temperature
+            wide[np.exp(below) < settings.min_p * (1 - 1e-6)] = -np.inf
+            token = self.sorting.choose(wide)
+        self.said.append(token)
+        return token
+
+
+@given(
+    seed=st.integers(0, 1 << 40),
+    n_vocab=st.sampled_from([3, 10, 500]),
+    spread=st.sampled_from([0.5, 1.0, 3.0]),
+    allowed=st.sampled_from([1.0, 0.5]),
+    presence=st.sampled_from([0.0, 0.5, 2.0, -2.0]),
+    frequency=st.sampled_from([0.0, 0.25, 2.0, -1.0]),
+    repetition=st.sampled_from([1.0, 1.25, 2.0, 0.5]),
+    min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    n_biased=st.sampled_from([0, 1, 3]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_p=st.sampled_from([0.5, 0.95, 1.0]),
+    top_k=st.sampled_from([0, 2, 50]),
+)
+def test_penalties_are_those_of_the_plain_reference(
+    seed,
+    n_vocab,
+    spread,
+    allowed,
+    presence,
+    frequency,
+    repetition,
+    min_p,
+    n_biased,
+    temperature,
+    top_p,
+    top_k,
+):
+    rng = np.random.default_rng(seed)
+    biased = rng.choice(n_vocab, n_biased, replace=False).tolist()
+    sampling = Sampling(
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        min_p=min_p,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        repetition_penalty=repetition,
+        logit_bias=tuple((token, float(rng.normal() * 5)) for token in biased),
+    )
+    prompt = rng.integers(0, n_vocab, 5).tolist()
+    quick, slow = Sampler(sampling), Penalizing(sampling, prompt)
+    quick.read(prompt)
+    for _ in range(12):
+        logits = (rng.normal(size=n_vocab) * spread).astype(np.float32)
+        logits[1:][rng.random(n_vocab - 1) > allowed] = -np.inf
+        before = logits.copy()
+        assert quick.choose(logits) == slow.choose(logits)
+        np.testing.assert_array_equal(logits, before)  # the engine's own, left as they are
+
+
+def test_penalties_by_hand():
+    logits = np.array([2.0, 1.0, -1.0, 0.5], np.float32)
+    penalties = Penalties(presence=0.5, frequency=0.25, repetition=2.0, bias=[(3, 1.5)])
+    penalties.read([1])
+    for token in (0, 0, 2):
+        penalties.take(token)
+    expected = [2 / 2 - 0.5 - 2 * 0.25, 1 / 2, -1 * 2 - 0.5 - 0.25, 2.0]
+    assert penalties.apply(logits).tolist() == expected
+
+
+def test_min_p_keeps_what_is_likely_enough():
+    # Of 0.5, 0.05, 0.3, 0.15 those that are at least 0.4 times as likely as the first.
+    shares = drawn(Sampling(temperature=1.0, min_p=0.4, seed=5))
+    np.testing.assert_allclose(shares, [0.625, 0, 0.375, 0], atol=0.04)
+    # At temperature 2 all are closer: 1, 0.316, 0.775, 0.548.
+    shares = drawn(Sampling(temperature=2.0, min_p=0.4, seed=5))
+    np.testing.assert_allclose(shares, [0.43, 0, 0.334, 0.236], atol=0.04)
+
+
+def test_what_is_not_asked_for_costs_nothing(monkeypatch):
+    def fail(*_):
+        raise AssertionError("it was not asked for")
+
+    monkeypatch.setattr("edge.model.sampling.Penalties", fail)
+    monkeypatch.setattr("edge.model.sampling.likely", fail)
+    sampler = Sampler(Sampling(0.6, 0.95, seed=1))
+    sampler.read([1, 2])
+    sampler.choose(LOGITS)

@@ -1,0 +1,256 @@
+"""What becomes of each field that a client may send: one policy for every request.
+
+    honoured   it does what its protocol says
+    ignored    it cannot change the answer; the reply says that it was ignored
+    refused    it would change the answer, and is not done here: an error names it, unless its value
+               asks for nothing (`frequency_penalty: 0`)
+
+The types of a request say it themselves: a field is honoured unless it is marked by `ignored` or
+`unless`. docs/fields.md is made of them. Fields that no type knows are ignored, so that tomorrow's
+clients are served; only within `edge`, which is ours, they are refused. null asks for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Meta, inspect
+
+from edge.errors import ProtocolError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+HEADER = "X-Edge-Ignored"
+"""Of a reply: the fields that had no effect."""
+MAX_TOLD = 16
+"""Of them are named to a client; and so long is a name at most, times four."""
+MAX_LOGGED = 256
+"""Of their names are in the log, each once."""
+_logged: set[str] = set()
+
+
+_types: dict[type, inspect.Type] = {}
+
+
+def _described(kind: type) -> inspect.Type:
+    if kind not in _types:
+        _types[kind] = inspect.type_info(kind)
+    return _types[kind]
+
+
+def told_of(what: str) -> Meta:
+    """Says more about a field that is honoured, in docs/fields.md."""
+    return Meta(description=what)
+
+
+def ignored(why: str) -> Meta:
+    """Marks a field that cannot change an answer.
+
+    Args:
+        why: it cannot, as a sentence for docs/fields.md.
+    """
+    return Meta(description=why, extra={"policy": "ignored"})
+
+
+def unless(*neutral: object, why: str) -> Meta:
+    """Marks a field that would change an answer, and is refused.
+
+    Args:
+        neutral: values that ask for nothing, besides null.
+        why: it is refused, as a sentence for docs/fields.md.
+    """
+    # As JSON: equal annotations are one to typing, and False equals 0.
+    return Meta(
+        description=why, extra={"policy": "refused", "neutral": [*map(json.dumps, neutral)]}
+    )
+
+
+def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
+    """Read the body of a request.
+
+    Args:
+        body: JSON.
+        kind: a struct.
+
+    Returns:
+        What it says, and the fields in it that have no effect, each once: `messages[].name`.
+    Raises:
+        ProtocolError: it is no JSON, or a field of it cannot be served; the error's thing is the
+            field.
+    """
+    return settle(decoded(body), kind)
+
+
+def decoded(body: bytes) -> object:
+    """What JSON says.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        problem = f"is not JSON ({error})"
+        raise ProtocolError("body", problem, "send a JSON object", code="invalid_json") from error
+
+
+def settle(value: object, kind: type[T]) -> tuple[T, list[str]]:
+    """`read` of what JSON says."""
+    try:
+        unheard = [*dict.fromkeys(_unheard(value, _described(kind), ""))]
+        return msgspec.convert(value, kind), unheard
+    except msgspec.ValidationError as error:
+        raise wrong_field(error) from error
+    except RecursionError:
+        raise ProtocolError("body", "is nested too deeply", "send a flat one") from None
+
+
+def told(unheard: list[str]) -> dict[str, str]:
+    """The header that says so, if there is anything to say; the log says it once."""
+    if not unheard:
+        return {}
+    fields = [re.sub(r"[^\w.\[\]-]", "?", name, flags=re.ASCII)[: 4 * MAX_TOLD] for name in unheard]
+    for name in fields:
+        if name not in _logged and len(_logged) < MAX_LOGGED:
+            _logged.add(name)
+            log.info("request=field_ignored field=%s", name)
+    more = ["..."] if len(fields) > MAX_TOLD else []
+    return {HEADER: ", ".join([*fields[:MAX_TOLD], *more])}
+
+
+def _unheard(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
+    """Fields without effect, in all that the type knows.
+
+    Raises:
+        ProtocolError: a field is refused.
+    """
+    if isinstance(kind, inspect.Metadata):
+        yield from _unheard(value, kind.type, path)
+    elif isinstance(value, list):
+        lists = [one for one in _kinds(kind) if isinstance(one, inspect.ListType)]
+        for k, item in enumerate(value):
+            for one in lists:
+                yield from _unheard(item, one.item_type, f"{path}[{k}]")
+    elif isinstance(value, dict) and (struct := _struct_of(value, kind)) is not None:
+        known = {field.encode_name: field.type for field in struct.fields}
+        for name, item in value.items():
+            place = f"{path}.{name}".lstrip(".")
+            if name == struct.tag_field or item is None:
+                continue
+            empty = item in ("", [], {})
+            if name not in known:
+                if not struct.forbid_unknown_fields and not empty:
+                    yield _collapsed(place)
+                continue
+            marks = _marks(known[name])
+            if marks.get("policy") == "ignored":
+                if not empty:
+                    yield _collapsed(place)
+            elif marks.get("policy") == "refused":
+                _refuse_unless(item, marks["neutral"], place, _why(known[name]))
+            else:
+                yield from _unheard(item, known[name], place)
+
+
+def _kinds(kind: inspect.Type) -> list[inspect.Type]:
+    """The types of a union, without what is said about them."""
+    if isinstance(kind, inspect.Metadata):
+        return _kinds(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return [one for part in kind.types for one in _kinds(part)]
+    return [kind]
+
+
+def _struct_of(value: dict[str, Any], kind: inspect.Type) -> inspect.StructType | None:
+    """The struct that an object is meant to be."""
+    for one in _kinds(kind):
+        if isinstance(one, inspect.StructType) and (
+            one.tag_field is None or value.get(one.tag_field) == one.tag
+        ):
+            return one
+    return None
+
+
+def _marks(kind: inspect.Type) -> dict[str, Any]:
+    found = kind.extra if isinstance(kind, inspect.Metadata) else None
+    return found or {}
+
+
+def _why(kind: inspect.Type) -> str:
+    told = kind.extra_json_schema if isinstance(kind, inspect.Metadata) else None
+    return str((told or {}).get("description", ""))
+
+
+def _refuse_unless(value: object, neutral: list[str], place: str, why: str) -> None:
+    for one in map(json.loads, neutral):
+        if value == one and isinstance(value, bool) == isinstance(one, bool):
+            return
+    shown = json.dumps(value, ensure_ascii=False)[:40]
+    others = f", or send {neutral[0]}" if neutral else ""
+    code = "unsupported_value" if neutral else "unsupported_parameter"
+    raise ProtocolError(place, f"is {shown}: {why.rstrip('.')}", f"leave it out{others}", code=code)
+
+
+def _collapsed(place: str) -> str:
+    return re.sub(r"\[\d+\]", "[]", place)
+
+
+def wrong_field(error: msgspec.ValidationError, inside: str = "") -> ProtocolError:
+    """msgspec's `problem - at `$.path``, as our error."""
+    problem, _, path = str(error).partition(" - at `")
+    path = path.removeprefix("key` in `").removeprefix("$")
+    place = inside + path.removesuffix("`")
+    named = re.fullmatch(r"Object (contains|missing) \w+ field `(.*)`", problem, re.DOTALL)
+    if named:
+        name = f"{place}.{named[2]}".lstrip(".")
+        if named[1] == "missing":
+            return ProtocolError(name, "is missing", "send it", code="missing_required_parameter")
+        return ProtocolError(name, "is not a known field", "leave it out", code="unknown_parameter")
+    code = "invalid_type" if problem.startswith("Expected `") and ", got `" in problem else None
+    return ProtocolError(
+        place.lstrip(".") or "body",
+        problem[0].lower() + problem[1:],
+        "correct the field",
+        code=code or "invalid_value",
+    )
+
+
+def table(kind: type, without: type | None = None) -> str:
+    """What becomes of every field that a request's type knows, as Markdown.
+
+    Args:
+        without: a type whose fields have a table of their own.
+    """
+    lines = ["| field | | asks for nothing | |", "|---|---|---|---|"]
+    elsewhere = set() if without is None else {*_rows(_described(without), "", frozenset())}
+    for path, policy, neutral, why in _rows(_described(kind), "", frozenset()):
+        if (path, policy, neutral, why) in elsewhere:
+            continue
+        lines.append(f"| `{path}` | {policy} | {neutral and f'`{neutral}`'} | {why} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(
+    kind: inspect.Type, path: str, above: frozenset[type]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Of each field its path, what becomes of it, values that ask for nothing, as JSON, and why."""
+    kinds = _kinds(kind)
+    for one in kinds:
+        if isinstance(one, inspect.ListType):
+            yield from _rows(one.item_type, f"{path}[]", above)
+        if not isinstance(one, inspect.StructType) or one.cls in above:
+            continue
+        n_structs = sum(isinstance(other, inspect.StructType) for other in kinds)
+        here = f"{path}<{one.tag}>" if n_structs > 1 and one.tag is not None else path
+        for field in one.fields:
+            place = f"{here}.{field.encode_name}".lstrip(".")
+            marks = _marks(field.type)
+            neutral = ", ".join(marks.get("neutral", ()))
+            yield place, marks.get("policy", "honoured"), neutral, _why(field.type)
+            yield from _rows(field.type, place, above | {one.cls})
