@@ -205,5 +205,5 @@ def _sound(source: str) -> None:
     level_db = 10 * np.log10(max(squares / n, 1e-12))
     print(
         f"  {n / SAMPLE_RATE_HZ:.2f} s at {level_db:.0f} dB of full scale, "
-        f"{microphone.n_overruns} times sound was lost"
+        f"{microphone.n_lost} times sound was lost"
     )

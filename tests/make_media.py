@@ -88,14 +88,17 @@ def copy_streams(source: Path, target: Path, kinds: Sequence[str], **options: st
     return target
 
 
-def turn_mp4(source: Path, target: Path, quarter_turns: int) -> Path:
-    """An MP4 that says it is to be shown turned so many times clockwise: the matrix of its track
-    header is rewritten."""
-    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns % 4]
-    one = 1 << 16
-    matrix = (cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
+QUARTER_TURNS = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)]
+"""Clockwise, as a track header's matrix has them."""
+
+
+def turn_mp4(source: Path, target: Path, turn: tuple[int, int, int, int]) -> Path:
+    """An MP4 that says how it is to be shown: x' = a x + c y and y' = b x + d y, in the matrix of
+    its track header."""
+    a, b, c, d = (factor * (1 << 16) for factor in turn)
     data = bytearray(source.read_bytes())
     header = data.index(b"tkhd")
-    data[header + 44 : header + 80] = struct.pack(">9i", *matrix)  # 40 bytes later in version 0
+    at = header + (44 if data[header + 4] == 0 else 56)  # by the header's version
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     target.write_bytes(data)
     return target

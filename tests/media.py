@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from media_by_ffmpeg import AAC, FPS, SECONDS, X264, Make, ffmpeg
 from needed import must_be
 from turn_scenes import recorded, synthesize, synthesized
 
@@ -54,3 +55,30 @@ def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Float32]:
 def spoken(speech: Path, sentences: dict[str, Float32]) -> dict[str, Float32]:
     """Recorded and synthesized speech without silence around it."""
     return recorded(speech) | sentences
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with film.mp4 (2 s, 30 fps, B-frames, AAC), tone.wav (2 s) and cover.png."""
+    must_be(shutil.which("ffmpeg") is not None, "needs ffmpeg")
+    folder = tmp_path_factory.mktemp("originals")
+    picture = f"-f lavfi -i testsrc2=size=192x144:rate={FPS}:duration={SECONDS}"
+    tone = f"-f lavfi -i sine=frequency=440:duration={SECONDS}:sample_rate=48000"
+    ffmpeg(f"{picture} {tone} {X264} {AAC} film.mp4", folder)
+    ffmpeg(f"{tone} tone.wav", folder)
+    ffmpeg("-i film.mp4 -frames:v 1 cover.png", folder)
+    return folder
+
+
+@pytest.fixture
+def make(originals: Path, tmp_path: Path) -> Make:
+    """Makes a file of the originals by ffmpeg's words."""
+
+    def made(name: str, words: str) -> Path:
+        for original in originals.iterdir():
+            if not (tmp_path / original.name).exists():
+                (tmp_path / original.name).symlink_to(original)
+        ffmpeg(f"{words} {name}", tmp_path)
+        return tmp_path / name
+
+    return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,9 +16,10 @@ import av
 
 from edge.clock import NS_PER_S, Clock
 from edge.errors import ConfigurationError, MediaError
-from edge.features.pixels import check_size
+from edge.senses.address import without_secrets
+from edge.senses.damage import Damage
 from edge.senses.live import CaptureTimes, again_and_again
-from edge.senses.media import upright_rgb
+from edge.senses.media import WholePictures, decoded, upright_rgb
 from edge.types import Frame, UInt8
 
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 2.0
@@ -28,11 +30,14 @@ MPEGTS_HELD = 2
 """Pictures that follow before FFmpeg gives one: a packet ends where the next begins, for its
 demultiplexer and again for its parser. Measured: tests/live/test_camera.py."""
 _V4L2 = "/dev/video"
+# Whoever sends may not choose another format: some would make FFmpeg open what they name.
+_RTSP = {"rtsp_transport": "tcp", "format_whitelist": "rtsp"}
+_MPEGTS = {"format_whitelist": "mpegts"}
 _NETWORK = {
-    "rtsp": {"rtsp_transport": "tcp"},
-    "rtsps": {"rtsp_transport": "tcp"},
-    "udp": {},
-    "unix": {},  # what jetson/edge-ingest@.service hands on
+    "rtsp": _RTSP,
+    "rtsps": _RTSP,
+    "udp": _MPEGTS,
+    "unix": _MPEGTS,  # what jetson/edge-ingest@.service hands on
 }
 _LIVE = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "1000000"}
 
@@ -62,16 +67,24 @@ class Camera:
         """
         if not is_live(source):
             raise ConfigurationError(
-                f"camera {name}", f"has the source {source!r}", "run `edge devices` to see some"
+                f"camera {name}",
+                f"has the source {without_secrets(source)!r}",
+                "run `edge devices` to see some",
             )
         self._name, self._clock, self._period_ns = name, clock, round(NS_PER_S / fps)
+        self._damage = Damage(name)
         if GSTREAMER in source:
             from edge.senses.gstreamer import opened_pipeline  # optional: needs PyGObject
 
             self._opened = partial(opened_pipeline, source, clock)
         else:
-            self._opened = partial(_opened, source, clock)
+            self._opened = partial(_opened, source, clock, self._damage)
         self._closed = threading.Event()
+
+    @property
+    def n_lost(self) -> int:
+        """Packets that were lost on the way, and damaged frames."""
+        return self._damage.n
 
     def frames(self) -> Iterator[Frame]:
         """Frames as they are captured, at most fps a second; ids count all that arrived."""
@@ -90,7 +103,7 @@ class Camera:
 
 
 @contextmanager
-def _opened(source: str, clock: Clock) -> Iterator[Iterator[Captured]]:
+def _opened(source: str, clock: Clock, damage: Damage) -> Iterator[Iterator[Captured]]:
     """A V4L2 device or a network stream."""
     try:
         if source.startswith(_V4L2):
@@ -106,34 +119,35 @@ def _opened(source: str, clock: Clock) -> Iterator[Iterator[Captured]]:
         raise _lost(source, error) from None
     with container:
         n_held = MPEGTS_HELD if container.format.name == "mpegts" else 0
-        yield _captures(source, container, CaptureTimes(clock, n_held))
+        yield _captures(source, container, CaptureTimes(clock, n_held), damage)
 
 
 def _captures(
-    source: str, container: av.container.InputContainer, times: CaptureTimes
+    source: str, container: av.container.InputContainer, times: CaptureTimes, damage: Damage
 ) -> Iterator[Captured]:
-    if not container.streams.video:
-        raise MediaError(_shown(source), "has no pictures", "check the camera's address")
-    stream = container.streams.video[0]
+    """Its pictures; what is damaged is left out as from a recording."""
+    stream = next((s for s in container.streams.video if s.codec_context is not None), None)
+    if stream is None:
+        raise MediaError(without_secrets(source), "has no pictures", "check the camera's address")
     stream.thread_type = "SLICE"  # frame threads would hold frames back
+    whole = WholePictures(damage)
     try:
-        for frame in container.decode(stream):
-            check_size(frame.width, frame.height)
-            own_ns = None
-            if frame.pts is not None and frame.time_base is not None:
-                own_ns = round(frame.pts * frame.time_base * NS_PER_S)
-            yield times.of(own_ns), partial(upright_rgb, frame)
+        for packet in container.demux(stream):
+            for frame in decoded(packet, damage) if packet.size else ():
+                assert isinstance(frame, av.VideoFrame)
+                own_ns = None
+                if frame.pts is not None and stream.time_base is not None:
+                    own_ns = round(frame.pts * stream.time_base * NS_PER_S)
+                capture_ns = times.of(own_ns)
+                if whole.has(frame, Fraction(capture_ns, NS_PER_S)):
+                    yield capture_ns, partial(upright_rgb, frame)
     except (av.FFmpegError, OSError) as error:
         raise _lost(source, error) from None
 
 
 def _lost(source: str, error: av.FFmpegError | OSError) -> MediaError:
     return MediaError(
-        _shown(source), f"gives no pictures ({error.strerror or error})", "check camera and cable"
+        without_secrets(source),
+        f"gives no pictures ({error.strerror or error})",
+        "check camera and cable",
     )
-
-
-def _shown(source: str) -> str:
-    """Without the password that an address may hold."""
-    parts = urlsplit(source)
-    return source.replace(f"{parts.username}:{parts.password}@", "") if parts.password else source

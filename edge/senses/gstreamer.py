@@ -16,6 +16,7 @@ import numpy as np
 from edge.clock import NS_PER_S, Clock
 from edge.errors import ConfigurationError, MediaError
 from edge.features.pixels import check_size
+from edge.senses.address import without_secrets
 from edge.senses.live import CaptureTimes
 from edge.types import UInt8
 
@@ -56,7 +57,8 @@ def opened_pipeline(source: str, clock: Clock) -> Iterator[Iterator[tuple[int, A
     try:
         pipeline = Gst.parse_launch(f"{source} ! {SINK}")
     except GLib.Error as error:
-        raise MediaError(source, f"is no pipeline ({error.message})", "correct it") from None
+        problem = without_secrets(f"is no pipeline ({error.message})")
+        raise MediaError(without_secrets(source), problem, "correct it") from None
     try:
         pipeline.set_state(Gst.State.PLAYING)
         yield _captures(source, pipeline, CaptureTimes(clock))
@@ -70,7 +72,8 @@ def _captures(source: str, pipeline: Any, times: CaptureTimes) -> Iterator[tuple
     while True:
         sample = sink.try_pull_sample(round(timeout_s * NS_PER_S))
         if sample is None:
-            raise MediaError(source, f"stopped ({_why(pipeline)})", "check camera and pipeline")
+            problem = without_secrets(f"stopped ({_why(pipeline)})")
+            raise MediaError(without_secrets(source), problem, "check camera and pipeline")
         timeout_s = TIMEOUT_S
         buffer, caps = sample.get_buffer(), sample.get_caps().get_structure(0)
         width, height = caps.get_value("width"), caps.get_value("height")

@@ -15,13 +15,14 @@ _ATOMS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _UNKNOWN_SIZES = {0, 0xFFFFFFFF}  # of a WAV that was written into a pipe
 
 
-def lacks_bytes(source: Path | bytes) -> bool:
+def lacks_bytes(source: Path | bytes) -> bool | None:
     """Whether the outermost parts of a file are longer than it is.
-
-    MP4 and its kin, Matroska, RIFF (WAV, AVI), RF64 and AIFF say so; of others nothing is known.
 
     Args:
         source: a file, or what is in one.
+    Returns:
+        None where its format does not say; MP4 and its kin, Matroska, RIFF (WAV, AVI), RF64 and
+        AIFF do.
     Raises:
         OSError: it cannot be read.
     Source: ISO/IEC 14496-12, 4.2; RFC 8794, 4 and 6; Multimedia Programming Interface 1.0 (RIFF);
@@ -40,7 +41,7 @@ def lacks_bytes(source: Path | bytes) -> bool:
             return _end_of_chunks(file, "big" if head[:4] == b"FORM" else "little") > n_bytes
         if head[:4] in (b"RF64", b"BW64"):
             return int.from_bytes(file.read(28)[20:28], "little") + 8 > n_bytes
-    return False
+    return None
 
 
 def _end_of_atoms(file: BinaryIO, n_bytes: int) -> int:

@@ -13,14 +13,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData
-from av.stream import Disposition, Stream
+from av.stream import Disposition
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
@@ -38,10 +38,11 @@ Source = Path | bytes
 """A file, or what is in one."""
 AnyFrame = av.VideoFrame | av.AudioFrame
 AnyStream = VideoStream | AudioStream
-Packet: TypeAlias = "av.Packet[Stream]"
+Packet: TypeAlias = "av.Packet[Any]"
 
 _US_PER_S = 1_000_000
-_MISSING_END_S = Fraction(1, 2)  # how much of its stated length a whole file may lack
+_MISSING_END_S = Fraction(1, 2)  # so much less than was announced is nothing to speak of
+_FLAC_FRAME_S = Fraction(1, 8)  # 4608 samples at 44.1 kHz, and some
 _HOLE_S = Fraction(1, 10)  # a longer hole in the sound is filled with silence
 # A clock that goes back by more than this, or on by more than that, has been set or has wrapped.
 # These are ffmpeg's own bounds (dts_delta_threshold, dts_error_threshold).
@@ -83,8 +84,8 @@ class Contents:
     """Of the video track, on average."""
     size: tuple[int, int]
     """Width and height of its first picture, pixels; (0, 0) where there is none."""
-    n_damaged: int
-    """Packets that are not whole."""
+    ends_early: str
+    """What its packets lack of the length that its header states, in words; empty if nothing."""
 
     @property
     def zero_s(self) -> Fraction:
@@ -136,7 +137,7 @@ def check(file: Source, need: Collection[Track] = (), max_s: float = math.inf) -
     n_pictures = survey.n_packets.get("video", 0)
     return Contents(
         *(file, frozenset(first_s), first_s, survey.end_s, n_pictures, survey.frames_per_s),
-        *(size, survey.n_damaged),
+        *(size, survey.ends_early),
     )
 
 
@@ -154,6 +155,8 @@ def video_frames(
         for time_s, frame in _usable_frames(contents.file, "video", start_s, damage, "AUTO"):
             assert isinstance(frame, av.VideoFrame)
             yield time_s, frame
+        if contents.ends_early:
+            damage.add(contents.ends_early)
 
 
 def upright_rgb(frame: av.VideoFrame, shrink: int = 1) -> UInt8:
@@ -193,9 +196,9 @@ def mono_blocks(
     """
     if "sound" not in contents.tracks:
         return
-    first_s = contents.first_s["sound"]
+    first_s, damage = contents.first_s["sound"], damage or Damage("")
     resampler, kind = None, (0, 0)
-    for block in _unbroken_blocks(contents.file, first_s, damage or Damage("")):
+    for block in _unbroken_blocks(contents.file, first_s, damage):
         if (block.rate_hz, block.samples.shape[1]) != kind:  # at the start, or where it changes
             if resampler is not None:
                 yield first_s, resampler.flush()
@@ -205,6 +208,8 @@ def mono_blocks(
         yield first_s, resampler.push(block.samples)
     if resampler is not None:
         yield first_s, resampler.flush()
+    if contents.ends_early:
+        damage.add(contents.ends_early)
 
 
 def refuse_silence(contents: Contents) -> None:
@@ -415,14 +420,13 @@ class _Times:
                 last = self._last[which]
                 self._n_back[which] += last is not None and time <= last
                 self._last[which] = time
-        time = times[0]
-        if time is None or (times[1] is not None and self._n_back[0] > self._n_back[1]):
-            time = times[1]
+        time = frame.dts if frame.pts is None or self._n_back[0] > self._n_back[1] else frame.pts
         time_s = self._next_s
         if time is not None and self._base_s:  # a frame from the decoder's end has none itself
             time_s = time * self._base_s
         if self._last_s is not None:
             time_s = max(time_s, self._last_s)
+            self._period_s = time_s - self._last_s or self._period_s
         self._last_s = time_s
         if isinstance(frame, av.AudioFrame):
             self._period_s = Fraction(frame.samples, frame.sample_rate or 1)
@@ -433,28 +437,42 @@ class _Times:
 def _usable_frames(
     file: Source, track: Track, next_s: Fraction, damage: Damage, threads: str = "SLICE"
 ) -> Iterator[tuple[Fraction, AnyFrame]]:
-    """Frames that nothing is missing of. A smeared picture is better than none where nothing else
-    has come for a while."""
-    shown_s: Fraction | None = None
+    """Frames that nothing is missing of."""
+    whole = WholePictures(damage)
     for time_s, frame in _frames(file, track, next_s, damage, threads):
-        if isinstance(frame, av.AudioFrame):
-            if frame.is_corrupt or frame.sample_rate < 1:
-                damage.add("a frame is damaged")
-            elif frame.samples:
+        if isinstance(frame, av.VideoFrame):
+            if whole.has(frame, time_s):
                 yield time_s, frame
-            continue
+        elif frame.is_corrupt or frame.sample_rate < 1:
+            damage.add("a frame is damaged")
+        elif frame.samples:
+            yield time_s, frame
+
+
+class WholePictures:
+    """Tells frames of a usable size that nothing is missing of. A smeared one is better than none
+    where nothing else has come for a while."""
+
+    def __init__(self, damage: Damage) -> None:
+        """Count in `damage` what is left out."""
+        self._damage = damage
+        self._shown_s: Fraction | None = None
+
+    def has(self, frame: av.VideoFrame, time_s: Fraction) -> bool:
+        """Whether a frame is to be shown."""
         try:
             check_size(frame.width, frame.height)
         except MediaError as error:
-            damage.add(f"a frame {error.problem}")
-            continue
+            self._damage.add(f"a frame {error.problem}")
+            return False
         if frame.is_corrupt:
-            damage.add("a frame is damaged")
-            shown_s = time_s if shown_s is None else shown_s
-            if time_s - shown_s < _MAX_BLIND_S:
-                continue
-        shown_s = time_s
-        yield time_s, frame
+            self._damage.add("a frame is damaged")
+            if self._shown_s is None:
+                self._shown_s = time_s
+            if time_s - self._shown_s < _MAX_BLIND_S:
+                return False
+        self._shown_s = time_s
+        return True
 
 
 def _shown_size(file: Source, frame: av.VideoFrame) -> tuple[int, int]:
@@ -475,7 +493,7 @@ class _Survey:
     n_packets: dict[Track, int]
     end_s: Fraction
     frames_per_s: Fraction
-    n_damaged: int
+    ends_early: str
 
 
 def _survey(file: Source, container: InputContainer, streams: dict[Track, AnyStream]) -> _Survey:
@@ -501,39 +519,45 @@ def _survey(file: Source, container: InputContainer, streams: dict[Track, AnyStr
         first_s, last_s = spans.get(track, (begin_s, end_s))
         spans[track] = min(begin_s, first_s), max(end_s, last_s)
     end_s = max((end for _, end in spans.values()), default=Fraction(0))
-    ends_inside = last_is_damaged and container.format.name not in _FORMATS_OF_THE_AIR
     begin_s = min((begin for begin, _ in spans.values()), default=Fraction(0))
     stated_s = Fraction(container.duration or 0, _US_PER_S)
     if container.format.name != _MATROSKA or stated_s < begin_s:
         stated_s += begin_s  # Matroska's mostly counts from time 0
-    lacks_end = container.format.name in _FORMATS_WITH_LENGTH and stated_s - end_s > _MISSING_END_S
-    # FLAC's header tells its length and not its bytes. Elsewhere the bytes decide: a file may also
-    # lack what its recorder has announced, or be damaged where it ends.
-    if ends_inside or lacks_bytes(file) or (lacks_end and container.format.name == "flac"):
+    missing_s = stated_s - end_s if container.format.name in _FORMATS_WITH_LENGTH else Fraction(0)
+    # Where the bytes do not tell, a packet may that the file ends in; and FLAC has a length. But a
+    # file may also lack what its recorder has announced, or be damaged where it ends.
+    is_cut = lacks_bytes(file)
+    if is_cut is None and container.format.name not in _FORMATS_OF_THE_AIR:
+        is_cut = last_is_damaged or (container.format.name == "flac" and missing_s > _FLAC_FRAME_S)
+    if is_cut:
         problem = f"is cut short after {float(end_s):.2f} of {float(max(stated_s, end_s)):.2f} s"
         raise _wrong(file, problem, _COPY_AGAIN)
-    if lacks_end:
-        damage.add(f"ends after {float(end_s):.2f} of {float(stated_s):.2f} s")
+    ends_early = ""
+    if missing_s > _MISSING_END_S:
+        ends_early = f"ends after {float(end_s):.2f} of {float(stated_s):.2f} s"
+        damage.add(ends_early)
     if damage.n:
         log.warning("source=%s event=damaged n=%d problem=%s", _name(file), damage.n, damage.last)
-    rate = _rate(streams.get("video"), n_packets.get("video", 0), spans.get("video"))
+    rate = _rate(
+        streams.get("video"),
+        n_packets.get("video", 0) - n_untimed.get("video", 0),
+        spans.get("video"),
+    )
     starts_s = {track: spans[track][0] if track in spans else Fraction(0) for track in streams}
     untimed_s = n_untimed.get("video", 0) / rate
     if "video" in spans:  # the first ones may have no times
         starts_s["video"] -= untimed_s
-    return _Survey(starts_s, n_packets, max(end_s, untimed_s), rate, damage.n)
+    return _Survey(starts_s, n_packets, max(end_s, untimed_s), rate, ends_early)
 
 
-def _rate(
-    film: AnyStream | None, n_packets: int, span: tuple[Fraction, Fraction] | None
-) -> Fraction:
+def _rate(film: AnyStream | None, n_timed: int, span: tuple[Fraction, Fraction] | None) -> Fraction:
     """Frames a second: as stated, if about so many were found. H.264 in AVI may state fields."""
     if not isinstance(film, VideoStream):
         return _RATE
     stated = [rate for rate in (film.average_rate, film.guessed_rate) if rate]
     if span is None or span[1] <= span[0]:
         return stated[0] if stated else _RATE
-    found = n_packets / (span[1] - span[0])
+    found = n_timed / (span[1] - span[0])
     return next((rate for rate in stated if abs(rate - found) < _MAX_RATE_ERROR * rate), found)
 
 
@@ -557,6 +581,7 @@ def _unbroken_blocks(file: Source, first_s: Fraction, damage: Damage) -> Iterato
     for block in _sound_blocks(file, first_s, damage):
         n_samples, n_channels = block.samples.shape
         if block.time_s - end_s > _HOLE_S:
+            damage.add(f"{float(block.time_s - end_s):.2f} s of sound are missing")
             hole = round((block.time_s - end_s) * block.rate_hz)
             for start in range(0, hole, block.rate_hz):  # by the second: a hole may be hours
                 n_silent = min(block.rate_hz, hole - start)

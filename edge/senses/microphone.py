@@ -59,7 +59,7 @@ class Microphone:
         options = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
         self._rate_hz, self._n_channels = (int(options.get(k, 0)) for k in ("rate", "channels"))
         self._closed = threading.Event()
-        self.n_overruns = 0
+        self.n_lost = 0
         """Times that sound was lost, by the device or by a reader that was held up."""
 
     def chunks(self) -> Iterator[AudioChunk]:
@@ -152,7 +152,7 @@ class Microphone:
             patience_s = SILENCE_S
             stored = np.frombuffer(data, np.int16).reshape(-1, n_channels)
             if flags & self._audio.paInputOverflow:
-                self.n_overruns += 1
+                self.n_lost += 1
                 if len(rest := resampler.flush()):
                     yield chunk(rest)
                 # Sound is missing: nothing goes over the hole, neither times nor a filter.

@@ -90,7 +90,11 @@ class RecordedVideo:
         self._recording, self._clock, self._start_ns, self._fps = recording, clock, start_ns, fps
         self._closed = threading.Event()
         self.damage = Damage(recording.path.name)
-        """What is left out of it."""
+
+    @property
+    def n_lost(self) -> int:
+        """Damaged packets and frames that were left out."""
+        return self.damage.n
 
     def frames(self) -> Iterator[Frame]:
         """Frames at their capture times, upright, at most `fps` a second: the first at or after
@@ -125,7 +129,11 @@ class RecordedSound:
         self._recording, self._clock, self._start_ns = recording, clock, start_ns
         self._closed = threading.Event()
         self.damage = Damage(recording.path.name)
-        """What is left out of it."""
+
+    @property
+    def n_lost(self) -> int:
+        """Damaged packets and frames that were left out."""
+        return self.damage.n
 
     def chunks(self) -> Iterator[AudioChunk]:
         """Chunks of `CHUNK_SAMPLES`, the last one shorter, each when its end has been heard."""
@@ -154,7 +162,11 @@ class Repeated:
         self._source: RecordedVideo | RecordedSound | None = None
         self._closed = threading.Event()
         self.damage = Damage(recording.path.name)
-        """What is left out of it, all rounds together."""
+
+    @property
+    def n_lost(self) -> int:
+        """Damaged packets and frames that were left out."""
+        return self.damage.n
 
     def frames(self) -> Iterator[Frame]:
         """As `RecordedVideo.frames`, without end."""

@@ -1,6 +1,7 @@
-"""Pictures and sounds in memory, as clients send them: decoded by FFmpeg from named formats only.
+"""Pictures and sounds in memory, as clients send them: decoded from named formats only.
 
-FFmpeg is told the format, so that nobody can make it open a playlist, and with it other files.
+Pillow decodes pictures: it knows their size before it decodes them. Of its formats those are left
+out that are programs (EPS) or documents (PDF).
 """
 
 from __future__ import annotations
@@ -9,22 +10,31 @@ import base64
 import binascii
 import io
 import re
+import struct
+import threading
+import zlib
 
-import av
 import numpy as np
-from av.container import InputContainer
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edge.errors import MediaError, ProtocolError
 from edge.features.pixels import check_size
-from edge.features.resample import resample
 from edge.model.spec import SAMPLE_RATE_HZ
-from edge.senses.media import float_samples
+from edge.senses.clip import decode_audio
 from edge.types import Float32, Picture, Sound
 
 MAX_SOUND_S = 30
 """Of one clip: a longer one is no question."""
-_PICTURES = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n": "png_pipe"}
-_SOUNDS = {b"RIFF": "wav", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
+_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_DECODERS = threading.BoundedSemaphore(2)
+"""At once, however many ask: each may take hundreds of megabytes."""
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_BROKEN: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, MemoryError, struct.error, zlib.error),
+)
+"""What Pillow raises about damaged files."""
+Image.MAX_IMAGE_PIXELS = None  # `check_size` has a lower bound, and comes before decoding
 
 
 def from_base64(field: str, text: str) -> bytes:
@@ -56,44 +66,60 @@ def from_data_url(field: str, url: str, what: str = "picture") -> bytes:
 
 
 def decode_picture(data: bytes) -> Picture:
-    """A JPEG or PNG file.
+    """The first picture of a JPEG, PNG, WebP, GIF, BMP or TIFF file, as viewers show it: upright,
+    and what is transparent on white.
+
+    It takes its time, and up to 200 MB: call it off the event loop.
 
     Raises:
-        MediaError: it is neither, or damaged, or of an unusable size.
+        MediaError: it is no such file, or damaged or cut short, or of an unusable size; that is
+            known before a pixel is decoded.
+    Source: vLLM `multimodal/media/image.py` (EXIF's orientation, white behind transparency) and
+        transformers `convert_to_rgb`, so that the model sees the same colours.
     """
-    with _opened("picture", data, _PICTURES, "JPEG or PNG") as container:
-        try:
-            stream = container.streams.video[0]
-            if stream.width:  # else decoding says what is wrong
-                check_size(stream.width, stream.height)
-            frame = next(container.decode(stream))
-        except (av.FFmpegError, StopIteration, IndexError) as error:
-            raise _damaged("picture", error) from None
-        check_size(frame.width, frame.height)
-        pixels = frame.to_ndarray(format="rgb24")
-    return Picture(np.ascontiguousarray(pixels).tobytes(), pixels.shape[1], pixels.shape[0])
+    try:
+        with Image.open(io.BytesIO(data), formats=_PICTURES) as opened:
+            check_size(*opened.size)
+            with _DECODERS:
+                opened.load()
+                pixels = _rgb(_upright(opened))
+    except UnidentifiedImageError as error:
+        if data.startswith(_MAGIC):
+            raise _damaged("picture", ValueError("its header is damaged")) from error
+        problem = f"begins with {data[:8]!r}"
+        raise MediaError("picture", problem, f"send {', '.join(_PICTURES)}") from None
+    except _BROKEN as error:
+        raise _damaged("picture", error) from None
+    return Picture(pixels.tobytes(), pixels.width, pixels.height)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says the camera was held."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _BROKEN:  # only the notes beside the picture
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):  # depth maps and measurements: nobody knows which value is white
+        raise ValueError(f"has samples of 32 bits ({image.mode})")
+    if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        white = Image.new("RGBA", shown.size, "white")
+        return Image.alpha_composite(white, shown).convert("RGB")
+    return image.convert("RGB")
 
 
 def decode_sound(data: bytes) -> Sound:
-    """A WAV or MP3 file, of at most `MAX_SOUND_S` seconds.
+    """A sound file, or a film's sound track, of at most `MAX_SOUND_S` seconds.
 
     Raises:
-        MediaError: it is neither, or damaged, or too long.
+        MediaError: it is none, or damaged throughout or cut short, or too long.
     """
-    blocks: list[Float32] = []
-    n_samples, rate_hz = 0, SAMPLE_RATE_HZ
-    with _opened("sound", data, _SOUNDS, "WAV or MP3") as container:
-        try:
-            for frame in container.decode(container.streams.audio[0]):
-                rate_hz = frame.sample_rate
-                blocks.append(float_samples(frame))
-                n_samples += len(blocks[-1])
-                check_length(n_samples, rate_hz)
-        except (av.FFmpegError, IndexError, ValueError) as error:
-            raise _damaged("sound", error) from None
-    if not n_samples:
-        raise MediaError("sound", "is empty", "send one with samples")
-    return sound_of(resample(np.concatenate(blocks), rate_hz))
+    return sound_of(decode_audio(data, MAX_SOUND_S))
 
 
 def pcm_samples(data: bytes) -> Float32:
@@ -131,16 +157,6 @@ def check_length(n_samples: int, rate_hz: int) -> None:
     """
     if n_samples > MAX_SOUND_S * rate_hz:
         raise MediaError("sound", f"lasts more than {MAX_SOUND_S} s", "send a shorter clip")
-
-
-def _opened(what: str, data: bytes, formats: dict[bytes, str], names: str) -> InputContainer:
-    name = next((name for magic, name in formats.items() if data.startswith(magic)), None)
-    if name is None:
-        raise MediaError(what, f"begins with {data[:8]!r}", f"send {names}")
-    try:
-        return av.open(io.BytesIO(data), "r", format=name, metadata_errors="ignore")
-    except (av.FFmpegError, ValueError) as error:
-        raise _damaged(what, error) from None
 
 
 def _damaged(what: str, error: Exception) -> MediaError:

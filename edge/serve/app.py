@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -78,6 +79,8 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 LARGE_BODY_BYTES = 1 << 14
+_MEDIA = re.compile(rb'image|audio|video|\\u|previous_|"id"')
+"""What a small body may hold that is large when it is decoded; kept pictures too."""
 _SHUTDOWN_S = 1.0
 _LINGERING_S = 1.0
 """So long the rest of a request is read that was refused before it was complete."""
@@ -279,11 +282,10 @@ class _Api:
         """What a request asks."""
         body = await request.read()
         parts = (body, self._model_name, self._config, self._thinking_sampling)
+        # Pictures and sounds take their time to decode; others are served meanwhile.
+        is_large = len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None
         try:
-            # Pictures and sounds take their time to decode; others are served meanwhile.
-            if len(body) > LARGE_BODY_BYTES:
-                return await asyncio.to_thread(parse, *parts)
-            return parse(*parts)
+            return await asyncio.to_thread(parse, *parts) if is_large else parse(*parts)
         except EdgeError:
             raise
         except Exception as error:

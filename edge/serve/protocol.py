@@ -184,7 +184,7 @@ class InputImage(_Part, frozen=True, kw_only=True, tag="input_image"):
     """What a user shows."""
 
     image_url: str | None = None
-    """data:image/jpeg;base64,... or png; not sent back."""
+    """data:image/jpeg;base64,... or another kind of picture; not sent back."""
     detail: Literal["auto", "low", "high"] | None = None
 
 

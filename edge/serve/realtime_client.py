@@ -40,9 +40,12 @@ from edge.serve.protocol import (
     AudioAppend,
     AudioClear,
     AudioCommit,
+    InputAudio,
+    InputImage,
     ItemCreate,
     ItemDelete,
     ItemRetrieve,
+    MessageItem,
     ResponseCancel,
     ResponseCreate,
     ResponseSettings,
@@ -389,10 +392,13 @@ class Client:
 
 async def _entry(event: ItemCreate, item_id: str) -> Entry:
     """Media take their time to decode; others are served meanwhile."""
-    is_text = len(msgspec.json.encode(event.item)) < 1 << 14
+    item = event.item
+    is_text = not isinstance(item, MessageItem) or all(
+        not isinstance(part, InputImage | InputAudio) for part in item.content
+    )
     if is_text:
-        return entry_of(event.item, item_id)
-    return await asyncio.to_thread(entry_of, event.item, item_id)
+        return entry_of(item, item_id)
+    return await asyncio.to_thread(entry_of, item, item_id)
 
 
 class _Named(msgspec.Struct):

@@ -308,8 +308,10 @@ class LiveContext:
             for kept in self._kept
             if kept.evidence.end_ns >= start_ns and kept.evidence.start_ns <= end_ns
         )
+        if not found and not self._kept:
+            raise CapacityError("recall", "nothing has been perceived yet", "wait, or see status")
         if not found:
-            n_s = (end_ns - self._kept[0].evidence.start_ns) / NS_PER_S if self._kept else 0.0
+            n_s = (end_ns - self._kept[0].evidence.start_ns) / NS_PER_S
             raise CapacityError(
                 "recall",
                 f"nothing is kept of that time; what is kept reaches {n_s:.1f} s before its end",

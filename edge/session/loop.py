@@ -225,6 +225,8 @@ class LiveLoop:
         for sense in self._senses:
             counters |= sense.counters
         counters["rebases"] = self._context.n_rebases
+        if self._recorder is not None:
+            counters["recording_failed"] = int(self._recorder.has_failed)
         return Status(
             ready=not self._stopped.is_set(),
             model=self._model,
@@ -408,6 +410,12 @@ class LiveLoop:
             return self._context
         if not answering.past:
             start_ns, end_ns = (turn.asked_ns - int(s * NS_PER_S) for s in turn.question.recall_s)
+            if end_ns < self._start_ns:
+                since_s = (turn.asked_ns - self._start_ns) / NS_PER_S
+                problem = (
+                    f"the session began {since_s:.1f} s ago, after the time that it asks about"
+                )
+                raise CapacityError("recall", problem, "ask about a later time")
             answering.past = self._context.kept_of(start_ns, end_ns)
         return self._context.recalled(answering.past)
 

@@ -6,33 +6,53 @@ besides (which client has gone, how warm the board is, other settings), and what
 these are recorded, and a replay gives them to the same loop again: its events are then the same, to
 the nanosecond. The file is MCAP, the robotics log format; pictures are foxglove.RawImage, so that
 viewers show them.
+
+A recording is wanted most where the session ended badly. So it is written in small chunks, each of
+which can be read without what follows, and the reader goes as far as there are whole ones. A disk
+that is full ends the recording, and not the session.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
+import logging
+import os
+import stat
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
 from mcap.exceptions import McapError
-from mcap.reader import make_reader
+from mcap.records import Channel, Chunk, McapRecord, Message
+from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.writer import Writer
+from zstandard import ZstdError, frame_content_size
 
 from edge.clock import NS_PER_S, Clock
 from edge.errors import MediaError
+from edge.senses.address import without_secrets
 from edge.senses.turn_events import Button, Choose, Control, Played
 from edge.session.turn import Failed, Question
 from edge.types import AudioChunk, Frame
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 FORMAT = 5
+CHUNK_BYTES = 1 << 16
+"""What is lost of a session that is killed: about so much, or one picture."""
+MAX_CHUNK_BYTES = 1 << 29
+"""The largest picture takes 270 MB."""
+SYNC_S = 1.0
 LIBRARY = "omni-edge"
 TOPICS = {
     "session": "omni_edge.Session",
@@ -119,7 +139,7 @@ def event_of(event: object) -> dict[str, Any]:
 
 @dataclass
 class Recorder:
-    """Writes a session to a file, from the loop's thread."""
+    """Writes a session to a file that only its owner reads, from the loop's thread."""
 
     path: Path
     clock: RecordedClock
@@ -129,9 +149,15 @@ class Recorder:
     _outside: dict[str, Any] = field(default_factory=dict)
     _events: list[dict[str, Any]] = field(default_factory=list)
 
+    has_failed: bool = False
+    """The disk is full, or gone: nothing more is written."""
+
     def __enter__(self) -> Recorder:
-        self._file = self.path.open("wb")
-        self._writer = Writer(self._file)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.fchmod(descriptor, 0o600)  # it may have been there
+        self._file = open(descriptor, "wb")
+        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
         self._writer.start(library=LIBRARY)
         self._channels = {
             topic: self._writer.register_channel(
@@ -142,7 +168,16 @@ class Recorder:
             for topic, name in TOPICS.items()
         }
         self._sequence = itertools.count()
+        self._closing = threading.Event()
+        self._syncing = threading.Thread(target=self._sync, name="recorder", daemon=True)
+        self._syncing.start()
         return self
+
+    def _sync(self) -> None:
+        """Give the disk what is written, at its own pace: after a power cut that counts."""
+        while not self._closing.wait(SYNC_S):
+            with contextlib.suppress(OSError):  # a pipe; or the disk is full, which writing tells
+                os.fdatasync(self._file.fileno())
 
     def __exit__(
         self,
@@ -150,8 +185,23 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.finish()  # type: ignore[no-untyped-call]
-        self._file.close()
+        self._closing.set()
+        self._syncing.join()
+        if not self.has_failed:
+            self._try(self._writer.finish)
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+            self._file.flush()
+        except OSError as error:
+            self.has_failed = True
+            log.error(
+                "recording=%s event=stopped error=%s: %s",
+                *(self.path, error.strerror, "the session goes on without; make room"),
+            )
 
     def describe(
         self,
@@ -166,7 +216,7 @@ class Recorder:
             "format": FORMAT,
             "model": model,
             "start_ns": start_ns,
-            "settings": settings,
+            "settings": _public(settings),
             "microphones": list(microphones),
             "cameras": list(cameras),
         }
@@ -186,7 +236,8 @@ class Recorder:
         """What the step learns besides: a JSON value, or nothing."""
         value = read()
         if value:
-            self._outside[name] = value
+            shown: Any = value
+            self._outside[name] = _public(shown) if name == "settings" else shown
         return value
 
     def saw(self, event: object) -> None:
@@ -212,13 +263,21 @@ class Recorder:
             self._write("event", at_ns, event)
 
     def _write(self, topic: str, at_ns: int, content: dict[str, Any]) -> None:
-        self._writer.add_message(
-            self._channels[topic],
-            log_time=at_ns,
-            publish_time=at_ns,
-            sequence=next(self._sequence),
-            data=msgspec.json.encode(content),
-        )
+        if not self.has_failed:
+            add = partial(self._writer.add_message, self._channels[topic], at_ns)
+            data = msgspec.json.encode(content)
+            self._try(partial(add, data, publish_time=at_ns, sequence=next(self._sequence)))
+
+
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without passwords, and without who may connect: recordings are handed on."""
+    shown = {name: section for name, section in settings.items() if name != "access"}
+    for kind in ("camera", "microphone"):
+        shown[kind] = [
+            {**sense, "source": without_secrets(sense["source"])}
+            for sense in settings.get(kind, ())
+        ]
+    return shown
 
 
 def _content(item: object) -> tuple[str, dict[str, Any]]:
@@ -265,26 +324,100 @@ def _item(topic: str, content: dict[str, Any]) -> Frame | AudioChunk | Control |
     return Frame(pixels, capture_ns, content["number"], content["frame_id"])
 
 
-def read(path: Path) -> tuple[dict[str, Any], Iterator[Step]]:
-    """A recorded session: what it is, and its steps.
+@dataclass
+class Recorded:
+    """A recorded session, as far as it can be read."""
+
+    path: Path
+    about: dict[str, Any]
+    """What `Recorder.describe` was told."""
+    _messages: Iterator[tuple[str, dict[str, Any]]]
+    cut: str = ""
+    """Why there are no more steps, once they are over; empty if they were recorded to the end."""
+
+    def steps(self) -> Iterator[Step]:
+        """Its steps, once. The last one before a cut is left out: some of it may be missing.
+
+        Raises:
+            MediaError: a step is none of ours.
+        """
+        number = 0
+        try:
+            for step in _steps(self._messages):
+                yield step
+                number += 1
+        except _CutError as cut:
+            self.cut = f"{cut} after {number} steps"
+        except _NOT_OURS as error:
+            problem = f"has no usable step {number} ({type(error).__name__}: {error})"
+            raise MediaError(self.path, problem, "record the session again") from None
+
+
+class _CutError(Exception):
+    """Nothing more can be read."""
+
+
+_NOT_OURS = (LookupError, TypeError, ValueError, AttributeError)
+"""What a step raises that does not hold what it should."""
+
+
+def read(path: Path) -> Recorded:
+    """A recorded session.
 
     Raises:
-        MediaError: the file is no recording of ours, or is damaged; also while iterating.
+        MediaError: the file cannot be read, or is no recording of ours.
     """
-    messages = _messages(path)
-    topic, about = next(messages, ("", {}))
-    if topic != "session" or about.get("format") != FORMAT:
-        raise MediaError(path, "is not a recorded session", "record one with `edge run --record`")
-    return about, _steps(messages)
-
-
-def _messages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        with path.open("rb") as file:
-            for _, channel, message in make_reader(file).iter_messages(log_time_order=False):
-                yield channel.topic.removeprefix("/"), msgspec.json.decode(message.data)
-    except (OSError, McapError, msgspec.DecodeError) as error:
-        raise MediaError(path, f"cannot be read ({error})", "copy it again") from None
+        file = path.open("rb")
+    except OSError as error:
+        raise MediaError(path, f"cannot be read ({error.strerror})", "check the path") from None
+    messages = _messages(file)
+    try:
+        topic, about = next(messages, ("", {}))
+    except _CutError as cut:
+        topic, about = str(cut), {}
+    if topic != "session" or not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise MediaError(path, "is not a recorded session", "record one with `edge run --record`")
+    return Recorded(path, about, messages)
+
+
+def _messages(file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each message says, of all whole chunks in the file's order.
+
+    Raises:
+        _CutError: something cannot be read: there the process was killed, the disk full or damaged.
+    """
+    topics: dict[int, str] = {}
+    with file:
+        try:
+            for record in StreamReader(
+                file, emit_chunks=True, record_size_limit=MAX_CHUNK_BYTES
+            ).records:
+                for inner in _unpacked(record) if isinstance(record, Chunk) else (record,):
+                    if isinstance(inner, Channel):
+                        topics[inner.id] = inner.topic.removeprefix("/")
+                    elif isinstance(inner, Message):
+                        yield topics[inner.channel_id], msgspec.json.decode(inner.data)
+        except (
+            McapError,
+            ZstdError,
+            struct.error,
+            ValueError,
+            LookupError,
+            OSError,
+            EOFError,
+        ) as error:
+            cause = " ".join(str(error).split())[:100]
+            raise _CutError(f"is cut short or damaged ({type(error).__name__}: {cause})") from None
+
+
+def _unpacked(chunk: Chunk) -> list[McapRecord]:
+    n_bytes = chunk.uncompressed_size
+    if chunk.compression == "zstd":
+        n_bytes = max(n_bytes, frame_content_size(chunk.data))
+    if n_bytes > MAX_CHUNK_BYTES:
+        raise ValueError(f"a chunk of {n_bytes} bytes")
+    return breakup_chunk(chunk, validate_crc=True)
 
 
 def _steps(messages: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[Step]:

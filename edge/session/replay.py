@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
+from edge.errors import MediaError
 from edge.session.loop import TURN, LiveLoop
-from edge.session.record import ReplayedClock, Step, event_of, read
+from edge.session.record import Recorded, ReplayedClock, Step, event_of
 from edge.session.sense import Sense
 from edge.session.turn import Question, Turn
 
@@ -36,6 +36,7 @@ class Observed:
     events: list[dict[str, Any]] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
     """What the step learned from outside when it was recorded."""
+    has_failed: bool = False
 
     def begin(self) -> None:
         self.events = []
@@ -57,22 +58,28 @@ Build = Callable[[dict[str, Any], ReplayedClock, Observed], tuple[LiveLoop, Sequ
 """Makes the loop of a session that is described so, with senses that nothing plays."""
 
 
-def replay(path: Path, build: Build) -> Iterator[Replayed]:
-    """Run a recorded session again.
+def replay(recorded: Recorded, build: Build) -> Iterator[Replayed]:
+    """Run a recorded session again; `recorded.cut` then says whether it ends before its end.
 
     Raises:
-        MediaError: the file is no recording, or is damaged.
+        MediaError: the file describes no session, or holds a step of another one.
     """
-    about, steps = read(path)
-    clock, observed = ReplayedClock(about["start_ns"]), Observed()
-    loop, senses = build(about, clock, observed)
+    about, observed = recorded.about, Observed()
+    try:
+        clock = ReplayedClock(about["start_ns"])
+        loop, senses = build(about, clock, observed)
+    except (LookupError, TypeError, ValueError) as error:
+        problem = f"describes no session ({type(error).__name__}: {error})"
+        raise MediaError(recorded.path, problem, "record one with `edge run --record`") from None
     by_name = {sense.name: sense for sense in senses}
-    for number, step in enumerate(steps):
+    for number, step in enumerate(recorded.steps()):
         clock.give(step.clock)
         observed.given = step.outside
-        if step.took == TURN:
-            assert isinstance(step.item, Question)
+        if step.took == TURN and isinstance(step.item, Question):
             loop.take_again(Turn(step.item, step.asked_ns, lambda _: None))
+        elif step.took and step.took not in by_name:
+            problem = f"takes something of {step.took!r} in step {number}, which is no sense of it"
+            raise MediaError(recorded.path, problem, "record the session again")
         elif step.took and step.item is None:
             by_name[step.took].end()
         elif step.took:

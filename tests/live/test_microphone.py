@@ -126,7 +126,7 @@ def test_what_is_played_is_heard(pulse, speech, form):
     microphone.close()
     heard = np.concatenate([chunk.samples for chunk in got])
     likeness = loudest_match(heard, played)
-    print(f"{form or 'own format'}: correlation {likeness:.4f}, {microphone.n_overruns} overruns")
+    print(f"{form or 'own format'}: correlation {likeness:.4f}, {microphone.n_lost} overruns")
     # 8 kHz leaves out the speech above 4 kHz.
     assert likeness > (0.9 if "8000" in form else 0.98)
     settled = got[len(got) // 3 :]  # PulseAudio begins with a hole or two

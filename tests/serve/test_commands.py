@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 import wave
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from serve.scripted import REPORT, TIMEOUT_S, ScriptedSession, answer, served
+from serve.scripted import DONE, MS, REPORT, TIMEOUT_S, ScriptedSession, answer, served
 from test_async_client import tell_watchers, unwatched
 
 from edge.errors import CapacityError
 from edge.session.notes import Noted
+from edge.session.turn import Freshness
 from edge.types import Sound
 
 
@@ -41,6 +43,33 @@ def edge(path, *words):
     return process.returncode, said, error
 
 
+DEAF = "edge: microphone mast gives nothing now: the answer has nothing of it\n"
+"""What an answer by `DONE` lacks."""
+
+
+@pytest.mark.parametrize(
+    ("fresh", "told"),
+    [
+        ([], "edge: there is no camera: the answer stands on nothing seen\n"),
+        ([("front", "video", 100 * MS, False)], ""),
+        ([("front", "video", 100 * MS, False), ("mast", "audio", None, False)], ""),
+        (
+            [("front", "video", 12_400 * MS, True), ("arm", "video", None, True)],
+            "edge: camera front gives nothing now: the answer has nothing younger than 12 s of it\n"
+            "edge: camera arm gives nothing now: the answer has nothing of it\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_person_hears_what_the_robot_does_not_perceive(path, session, fresh, told, form):
+    timeline = replace(DONE.timeline, freshness=tuple(Freshness(*one) for one in fresh))
+    session._play = answer("red", done=replace(DONE, timeline=timeline))
+    code, said, error = edge(path, "ask", "Which colour?", *form)
+    assert (code, error) == (0, told)
+    assert "red" in said
+    assert edge(path, "ask", "Which colour?", "--recall", 30, 10)[2] == ""
+
+
 def test_recall_asks_about_the_past(path, session):
     assert edge(path, "recall", 30, 10) == (0, "Hmred\n", "")
     assert edge(path, "recall", 30, "--max-tokens", 5)[0] == 0
@@ -61,7 +90,7 @@ def test_say_sends_a_recording(path, session, tmp_path):
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(samples.tobytes())
     code, said, error = edge(path, "say", tmp_path / "spoken.wav", "--json")
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, DEAF)
     assert json.loads(said)["content"] == "red"
     assert json.loads(said)["edge"] == REPORT
     assert edge(path, "ask", "Which?", "--consistency")[0] == 0

@@ -102,10 +102,22 @@ def test_another_model_leads_elsewhere_and_the_replay_says_where(recorded, bundl
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_what_is_no_recording_is_refused(recorded, bundle, tmp_path):
+@pytest.mark.parametrize("share", [0.5, 0.999])
+def test_a_recording_that_was_cut_is_replayed_to_there(recorded, bundle, tmp_path, share):
     short = tmp_path / "short.mcap"
-    short.write_bytes(recorded.read_bytes()[:-300])
-    for path in (short, tmp_path / "absent.mcap", recorded.with_name("edge.toml")):
+    data = recorded.read_bytes()
+    short.write_bytes(data[: int(share * len(data))])
+    result = edge("replay", bundle("base"), short, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["same"]
+    assert report["steps"] > 10
+    assert report["cut"].endswith(f"after {report['steps']} steps")
+    assert f"{short}: {report['cut']}; all before it was replayed" in result.stderr
+
+
+def test_what_is_no_recording_is_refused(recorded, bundle, tmp_path):
+    for path in (tmp_path / "absent.mcap", recorded.with_name("edge.toml")):
         result = edge("replay", bundle("base"), path)
         assert result.returncode == 65, result.stdout
         assert str(path) in result.stderr

@@ -169,6 +169,8 @@ def test_an_anchor_that_leaves_no_room_is_refused(engine):
 
 def test_a_part_of_the_past_is_recalled_and_the_live_state_stays(engine):
     context = context_of(engine("wide"), max_tokens=400, keep_tokens=200)
+    with pytest.raises(CapacityError, match="nothing has been perceived yet"):
+        context.recall(2, 3)
     segments = [perceived(context.engine, 20, seed) for seed in range(6)]
     context.append(*segments)
     before = decoded(context)

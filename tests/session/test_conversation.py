@@ -24,7 +24,7 @@ from edge.session.intake import Refused
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher
-from edge.session.record import RecordedClock, Recorder
+from edge.session.record import RecordedClock, Recorder, read
 from edge.session.replay import replay
 from edge.session.sense import MAX_WISHES, audio_sense, video_sense
 from edge.session.triggers import Trigger
@@ -563,7 +563,7 @@ def test_a_recorded_conversation_replays_to_the_same_events(bundle, engine, tmp_
         )
         return other.loop, other.senses
 
-    steps = list(replay(path, build))
+    steps = list(replay(read(path), build))
     assert sum(len(step.events) for step in steps) > 50
     assert {event["type"] for step in steps for event in step.events} >= {
         *("SpeechStarted", "Spoken", "TextDelta", "Done", "Stages")

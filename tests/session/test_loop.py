@@ -229,6 +229,10 @@ def test_a_tubelet_does_not_go_over_a_gap_nor_over_a_change_of_size(make):
     loop.ask(question, asker.deliver, asked_ns=3600 * NS_PER_S)
     drive(loop)
     assert "nothing is kept of that time" in str(asker.events[-1].error)
+    early = Question((Message("user", "Hello"),), Sampling(), 4, recall_s=(9000.0, 8000.0))
+    loop.ask(early, asker.deliver, asked_ns=3600 * NS_PER_S)
+    drive(loop)
+    assert "the session began 3600.0 s ago, after the time" in str(asker.events[-1].error)
 
 
 def test_frames_that_come_slowly_are_joined_as_ever(make):

@@ -23,7 +23,7 @@ from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.turns import MIN_SILENCE_BLOCKS
 from edge.session.confidence import confidence
-from edge.session.record import RecordedClock, Recorder
+from edge.session.record import RecordedClock, Recorder, read
 from edge.session.replay import replay
 from edge.session.slot import Perceived
 from edge.session.triggers import (
@@ -341,7 +341,7 @@ def test_triggers_replay_to_the_nanosecond(bundle, engine, tmp_path):
         return other.loop, other.senses
 
     others = []
-    assert all(step.is_same for step in replay(path, build))
+    assert all(step.is_same for step in replay(read(path), build))
     (other,) = others
     assert other.counts("judgements") == robot.counts("judgements")
     watched, again = (one.loop._triggers._watched for one in (robot, other))
@@ -438,7 +438,7 @@ def test_what_the_service_runs_replays_too(bundle, engine, tmp_path):
         other = robot_of(observed, replayed, about["start_ns"])
         return other.loop, other.senses
 
-    steps = list(replay(path, build))
+    steps = list(replay(read(path), build))
     told = [event["type"] for step in steps for event in step.events]
     assert told.count("TriggerEnded") == 2
     assert told.count("Done") == 5

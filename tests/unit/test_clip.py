@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_media import copy_streams, turn_mp4, write_video
+from make_media import QUARTER_TURNS, copy_streams, turn_mp4, write_video
 
 from edge.clock import VirtualClock
 from edge.errors import MediaError
@@ -64,7 +64,7 @@ def test_frames_that_would_take_too_much_are_made_smaller(
 
 
 def test_a_lying_film_is_turned(clips: Path, tmp_path: Path) -> None:
-    path = turn_mp4(clips / "carphone_pristine.mp4", tmp_path / "turned.mp4", 1)
+    path = turn_mp4(clips / "carphone_pristine.mp4", tmp_path / "turned.mp4", QUARTER_TURNS[1])
     assert decode_video(path.read_bytes()).frames[0].shape == (176, 144, 3)
 
 

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from make_media import (
+    QUARTER_TURNS,
     copy_streams,
     turn_mp4,
     write_float_wav,
@@ -126,7 +127,9 @@ def test_pictures_are_turned_upright(
     clips: Path, tmp_path: Path, quarter_turns: int, shape: tuple[int, int]
 ) -> None:
     lying = clips / "carphone_pristine.mp4"
-    turned = played_frames(turn_mp4(lying, tmp_path / "turned.mp4", quarter_turns), fps=1)[0]
+    turned = played_frames(
+        turn_mp4(lying, tmp_path / "turned.mp4", QUARTER_TURNS[quarter_turns]), fps=1
+    )[0]
     assert turned.pixels.shape == (*shape, 3)
     expected = np.rot90(played_frames(lying, fps=1)[0].pixels, -quarter_turns)  # clockwise
     np.testing.assert_array_equal(turned.pixels, expected)
