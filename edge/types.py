@@ -5,6 +5,7 @@ All are immutable values. Times are monotonic nanoseconds of the runtime's clock
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,6 +60,34 @@ class Sound(msgspec.Struct, frozen=True, tag=True):
 
     samples: bytes
     """float32, 16 kHz mono, -1..1."""
+
+
+class Film(msgspec.Struct, frozen=True, tag=True):
+    """A film that belongs to a message: the frames that the model sees of it, and its sound."""
+
+    rgb: bytes
+    """Of each frame height * width * 3 bytes, row by row, one frame after the other."""
+    width: int
+    height: int
+    times_s: tuple[float, ...]
+    """Of each frame, since the film's beginning."""
+    sound: Sound | None = None
+    pruning_rate: float = 0.0
+    """Share of its tokens that may go: those that are most like what stood there before."""
+
+
+Medium = Picture | Sound | Film
+"""What belongs to a message besides its text."""
+
+
+def n_media_bytes(media: Iterable[Medium]) -> int:
+    """What media take in memory."""
+    total = 0
+    for one in media:
+        total += len(one.samples) if isinstance(one, Sound) else len(one.rgb)
+        if isinstance(one, Film) and one.sound is not None:
+            total += len(one.sound.samples)
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ def decode_video(
     max_frames: int = MAX_FRAMES,
     max_s: float = MAX_VIDEO_S,
     with_sound: bool = True,
+    max_bytes: int | None = None,
 ) -> Clip:
     """Decode a film: its frames spread evenly from the first to the last, and its sound.
 
@@ -60,6 +61,7 @@ def decode_video(
         max_frames: most frames to take, at least 1.
         max_s: longest film.
         with_sound: False leaves its sound out.
+        max_bytes: what its frames may take, instead of MAX_CLIP_BYTES.
     Raises:
         MediaError: it has no pictures, is cut short, damaged throughout, too long or too large.
     Source: vLLM `multimodal/video.py` (`VideoBackend`, which `nemotron_vl` is), and the model's
@@ -76,7 +78,8 @@ def decode_video(
     rate = contents.frames_per_s
     duration_s = float(contents.n_pictures / rate)
     chosen = sample_frames(contents.n_pictures, duration_s, fps, max_frames).tolist()
-    shrink = math.ceil(math.sqrt(3 * len(chosen) * width * height / MAX_CLIP_BYTES))
+    max_bytes = max(1, MAX_CLIP_BYTES if max_bytes is None else max_bytes)
+    shrink = math.ceil(math.sqrt(3 * len(chosen) * width * height / max_bytes))
     frames: list[UInt8] = []
     numbers: list[int] = []
     last: tuple[int, av.VideoFrame] | None = None

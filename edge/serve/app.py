@@ -29,6 +29,7 @@ from edge.serve import responses
 from edge.serve.access import Roles, peer_of, require
 from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, Said, answer_of, health_of
+from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
 from edge.serve.door import Door, drop
 from edge.serve.fields import told
 from edge.serve.limits import (
@@ -57,6 +58,7 @@ from edge.serve.room import Room
 from edge.serve.tcp import read_token
 from edge.serve.watching import Watching
 from edge.session.turn import AnswerEvent, Asked, Done, Failed, Question
+from edge.types import n_media_bytes
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 LARGE_BODY_BYTES = 1 << 14
-_MEDIA = re.compile(rb"image|audio|video|\\u")  # what a small body may hold that is large decoded
+_MEDIA = re.compile(rb'image|audio|video|\\u|previous_|"id"')
+"""What a small body may hold that is large when it is decoded; kept pictures too."""
 _SHUTDOWN_S = 1.0
 _LINGERING_S = 1.0
 """So long the rest of a request is read that was refused before it was complete."""
@@ -185,6 +188,7 @@ class _Api:
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
         self._created_s = int(time.time())
         self._kept = KeptResponses()
+        self._media = Room(MAX_ALL_MEDIA_BYTES, "are held")
 
     def change(self, config: Config) -> None:
         """Take what a request leaves open from other settings."""
@@ -282,11 +286,10 @@ class _Api:
         """What a request asks."""
         body = await request.read()
         parts = (body, self._model_name, self._config, self._thinking_sampling)
+        # Pictures and sounds take their time to decode; others are served meanwhile.
+        is_large = len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None
         try:
-            # Pictures and sounds take their time to decode; others are served meanwhile.
-            if len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None:
-                return await asyncio.to_thread(parse, *parts)
-            return parse(*parts)
+            return await asyncio.to_thread(parse, *parts) if is_large else parse(*parts)
         except EdgeError:
             raise
         except Exception as error:
@@ -299,12 +302,17 @@ class _Api:
             self._config.socket.max_outbox_events,
             lambda: drop(request.transport, "outbox full", self._metrics),
         )
-        turn = self._session.ask(question, first_text_hurried(events.deliver))
+        n_bytes = sum(n_media_bytes(message.media) for message in question.messages)
+        self._media.take("pictures and sounds", n_bytes)
         try:
-            yield events
+            turn = self._session.ask(question, first_text_hurried(events.deliver))
+            try:
+                yield events
+            finally:
+                # However this ends: the client may have gone. A turn that is done does not mind.
+                turn.cancel()
         finally:
-            # However this ends: the client may have gone. A turn that is done does not mind.
-            turn.cancel()
+            self._media.give(n_bytes)
 
 
 def _client(request: web.Request) -> str:

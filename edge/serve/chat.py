@@ -16,9 +16,17 @@ from edge.config import Config
 from edge.model.sampling import Sampling
 from edge.serve.completion import Shown
 from edge.serve.fields import ignored, read, told_of, unless
-from edge.serve.messages import ChatMessage, to_messages
+from edge.serve.messages import AudioPart, AudioUrlPart, ChatMessage, to_messages
 from edge.serve.protocol import ResponseFormat
-from edge.serve.request import MAX_CHOICES, Effort, StreamOptions, Wanted, check_model, question_of
+from edge.serve.request import (
+    MAX_CHOICES,
+    Effort,
+    StreamOptions,
+    Wanted,
+    check_model,
+    films_of,
+    question_of,
+)
 from edge.serve.wishes import ChatFunction, ChatTool, ToolChoice, named_tool
 from edge.session.turn import Question
 
@@ -112,7 +120,7 @@ def parse_request(
         request,
         config,
         thinking_sampling,
-        messages=to_messages(request.messages),
+        messages=to_messages(request.messages, films_of(request, has_sound=_has_sound(request))),
         tools=tools,
         choice=choice,
         wanted=request.response_format,
@@ -133,6 +141,12 @@ def parse_request(
         ),
         unheard,
     )
+
+
+def _has_sound(request: ChatBody) -> bool:
+    contents = (message.content for message in request.messages)
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return any(isinstance(part, AudioPart | AudioUrlPart) for part in parts)
 
 
 def _tools(request: ChatBody) -> tuple[list[ChatTool], ToolChoice]:

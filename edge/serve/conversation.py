@@ -12,7 +12,7 @@ from edge.errors import CapacityError, ProtocolError
 from edge.features.resample import resample
 from edge.senses.still import decode_picture, from_base64, from_data_url, sound_of
 from edge.serve.client_sound import PCM, rate_of, samples_of
-from edge.serve.messages import arguments_of
+from edge.serve.messages import MAX_MEDIA_BYTES, arguments_of
 from edge.serve.protocol import (
     FunctionCallItem,
     FunctionOutputItem,
@@ -27,11 +27,9 @@ from edge.serve.protocol import (
 )
 from edge.serve.room import Room
 from edge.session.turn import Message, ToolCall
-from edge.types import Picture, Sound
+from edge.types import Picture, Sound, n_media_bytes
 
 MAX_ITEMS = 256
-MAX_MEDIA_BYTES = 1 << 28
-"""Of one client's pictures and sounds, decoded."""
 MAX_ALL_MEDIA_BYTES = 1 << 29
 """Of all clients'."""
 
@@ -46,9 +44,7 @@ class Entry:
     @property
     def n_bytes(self) -> int:
         """Of its media."""
-        return sum(
-            len(one.rgb if isinstance(one, Picture) else one.samples) for one in self.message.media
-        )
+        return n_media_bytes(self.message.media)
 
 
 def entry_of(item: Item, item_id: str, form: SoundFormat = PCM) -> Entry:

@@ -26,6 +26,8 @@ from edge.errors import ProtocolError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+MISSING = "missing_required_parameter"
+"""OpenAI's code for it."""
 HEADER = "X-Edge-Ignored"
 """Of a reply: the fields that had no effect."""
 MAX_TOLD = 16
@@ -210,7 +212,7 @@ def wrong_field(error: msgspec.ValidationError, inside: str = "") -> ProtocolErr
     if named:
         name = f"{place}.{named[2]}".lstrip(".")
         if named[1] == "missing":
-            return ProtocolError(name, "is missing", "send it", code="missing_required_parameter")
+            return ProtocolError(name, "is missing", "send it", MISSING)
         return ProtocolError(name, "is not a known field", "leave it out", code="unknown_parameter")
     code = "invalid_type" if problem.startswith("Expected `") and ", got `" in problem else None
     return ProtocolError(

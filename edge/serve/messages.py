@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from edge.errors import ProtocolError
+from edge.errors import MediaError, ProtocolError
+from edge.senses.clip import FPS, MAX_FRAMES, decode_video
 from edge.senses.still import decode_picture, decode_sound, from_base64, from_data_url
-from edge.serve.fields import ignored, unless
+from edge.serve.fields import MISSING, ignored, unless
 from edge.serve.protocol import Json
 from edge.session.turn import Message, ToolCall
-from edge.types import Picture, Sound
+from edge.types import Film, Medium, Sound, n_media_bytes
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +89,12 @@ class InputImagePart(_Part, frozen=True, kw_only=True, tag="input_image"):
 
 
 class Clip(msgspec.Struct, frozen=True, kw_only=True):
-    """A sound."""
+    """A file."""
 
-    data: str
-    """Base64."""
+    data: str | None = None
+    """Base64, or a data: URL."""
+    url: str | None = None
+    """A data: URL."""
     format: Annotated[Any, ignored("What the bytes are is read from the bytes.")] = None
 
 
@@ -105,6 +110,19 @@ class AudioUrlPart(_Part, frozen=True, kw_only=True, tag="audio_url"):
     audio_url: str | Url
 
 
+class VideoPart(_Part, frozen=True, kw_only=True, tag="video_url"):
+    """A film, as vLLM has it."""
+
+    video_url: str | Url
+
+
+class InputVideoPart(_Part, frozen=True, kw_only=True, tag="input_video"):
+    """A film, as a sound is sent."""
+
+    input_video: Clip | None = None
+    video_url: str | Url | None = None
+
+
 Part = (
     TextPart
     | InputTextPart
@@ -115,7 +133,24 @@ Part = (
     | InputImagePart
     | AudioPart
     | AudioUrlPart
+    | VideoPart
+    | InputVideoPart
 )
+
+
+@dataclass(frozen=True, slots=True)
+class FilmSettings:
+    """What is taken of the films of a request.
+
+    Source: the model's card, and vLLM's `media_io_kwargs`, `mm_processor_kwargs`.
+    """
+
+    fps: float = FPS
+    """Frames a second; 0 or less sets no rate."""
+    max_frames: int = MAX_FRAMES
+    with_sound: bool = False
+    pruning_rate: float = 0.0
+    """Share of a film's tokens that may go (EVS)."""
 
 
 class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +194,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     cache_control: Annotated[Any, ignored("Nothing is cached between requests.")] = None
 
 
-def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+def to_messages(messages: Sequence[ChatMessage], films: FilmSettings) -> tuple[Message, ...]:
     """The session's messages, with pictures and sounds decoded.
 
     System messages may stand anywhere: the live prompt puts them before the question. Without a
@@ -169,7 +204,8 @@ def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
         ProtocolError: one cannot be used; the error's thing is the field.
         MediaError: a picture or a sound cannot be decoded.
     """
-    said = [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
+    reading = Reading(films)
+    said = [_message(message, f"messages[{k}]", reading) for k, message in enumerate(messages)]
     if not any(message.role == "user" for message in said):
         said.append(Message("user", ""))
     return tuple(said)
@@ -185,7 +221,7 @@ ROLES: dict[str, Literal["system", "user", "assistant", "tool"]] = {
 }
 
 
-def _message(message: ChatMessage, place: str) -> Message:
+def _message(message: ChatMessage, place: str, reading: Reading) -> Message:
     role = ROLES[message.role]
     content = message.content
     called = [
@@ -199,45 +235,114 @@ def _message(message: ChatMessage, place: str) -> Message:
         for one, name in called
     )
     if content is None and role != "assistant":
-        raise ProtocolError(
-            f"{place}.content", "is missing", "send it", code="missing_required_parameter"
-        )
+        raise ProtocolError(f"{place}.content", "is missing", "send it", MISSING)
     parts = [content] if isinstance(content, str) else content or [message.refusal or ""]
-    read = [one for k, part in enumerate(parts) for one in read_part(part, f"{place}.content[{k}]")]
-    media = tuple(part for part in read if not isinstance(part, str))
-    if media and role != "user":
-        problem = f"holds pictures or sounds of the {role}"
-        raise ProtocolError(f"{place}.content", problem, "let the user send them")
-    text = "\n".join(part for part in read if isinstance(part, str))
+    text, media = reading.content(parts, role, f"{place}.content")
     reasoning = message.reasoning_content or message.reasoning or ""
     return Message(role, text, media, calls, reasoning if role == "assistant" else "")
 
 
-def read_part(part: str | Part, place: str) -> list[str | Picture | Sound]:
-    """What a part of a message says, shows or lets hear.
+MAX_MEDIA_BYTES = 1 << 28
+"""Of the pictures, sounds and films of one request, decoded."""
+_DECODERS = threading.BoundedSemaphore(1)
+"""Of films at once, however many ask: each takes its memory and its time."""
 
-    Raises:
-        ProtocolError: it cannot be used; the error's thing is the field.
-        MediaError: a picture or a sound cannot be decoded.
-    """
-    if isinstance(part, str):
-        return [part]
-    if isinstance(part, TextPart | InputTextPart | OutputTextPart):
-        return [part.text]
-    if isinstance(part, RefusalPart):
-        return [part.refusal]
-    if isinstance(part, ImagePart | InputImagePart):
-        return [decode_picture(_bytes_of(part.image_url, f"{place}.image_url", "picture"))]
-    if isinstance(part, AudioPart):
-        return [decode_sound(from_base64(f"{place}.input_audio.data", part.input_audio.data))]
-    if isinstance(part, AudioUrlPart):
-        return [decode_sound(_bytes_of(part.audio_url, f"{place}.audio_url", "sound"))]
-    return []
+
+class Reading:
+    """Reads the contents of one request's messages, whose media are bounded together."""
+
+    def __init__(self, films: FilmSettings) -> None:
+        """Nothing is read.
+
+        Args:
+            films: what is taken of them.
+        """
+        self._films, self._n_bytes = films, 0
+
+    def content(
+        self, parts: Sequence[str | Part], role: str, place: str
+    ) -> tuple[str, tuple[Medium, ...]]:
+        """Text and media of a message.
+
+        Args:
+            role: of who says it: media are the user's.
+            place: the field, for errors.
+        Raises:
+            ProtocolError: it cannot be used; the error's thing is the field.
+            MediaError: a medium cannot be decoded, or all of them are too large.
+        """
+        texts: list[str] = []
+        media: list[Medium] = []
+        for k, part in enumerate(parts):
+            one = self._read(part, f"{place}[{k}]")
+            if isinstance(one, str):
+                texts.append(one)
+            elif one is not None:
+                self._count([one])
+                media.append(one)
+        if media and role != "user":
+            problem = f"holds pictures or sounds of the {role}"
+            raise ProtocolError(place, problem, "let the user send them")
+        return "\n".join(texts), tuple(media)
+
+    def _count(self, media: Sequence[Medium]) -> None:
+        self._n_bytes += n_media_bytes(media)
+        if self._n_bytes > MAX_MEDIA_BYTES:
+            problem = f"take more than {MAX_MEDIA_BYTES} bytes when they are decoded"
+            raise MediaError("pictures and sounds", problem, "send fewer, or smaller ones")
+
+    def _read(self, part: str | Part, place: str) -> str | Medium | None:
+        if isinstance(part, str):
+            return part
+        if isinstance(part, TextPart | InputTextPart | OutputTextPart):
+            return part.text
+        if isinstance(part, RefusalPart):
+            return part.refusal
+        if isinstance(part, ImagePart | InputImagePart):
+            return decode_picture(_bytes_of(part.image_url, f"{place}.image_url", "picture"))
+        if isinstance(part, AudioPart):
+            return decode_sound(_data_of(part.input_audio, f"{place}.input_audio"))
+        if isinstance(part, AudioUrlPart):
+            return decode_sound(_bytes_of(part.audio_url, f"{place}.audio_url", "sound"))
+        if isinstance(part, VideoPart):
+            return self._film(_bytes_of(part.video_url, f"{place}.video_url", "film"))
+        if isinstance(part, InputVideoPart):
+            if part.input_video is not None:
+                return self._film(_data_of(part.input_video, f"{place}.input_video"))
+            return self._film(_bytes_of(part.video_url, f"{place}.input_video", "film"))
+        return None
+
+    def _film(self, data: bytes) -> Film:
+        films = self._films
+        with _DECODERS:
+            clip = decode_video(
+                data,
+                max(films.fps, 0.0),
+                films.max_frames,
+                with_sound=films.with_sound,
+                max_bytes=MAX_MEDIA_BYTES - self._n_bytes,
+            )
+        height, width = clip.frames[0].shape[:2]
+        if any(frame.shape != clip.frames[0].shape for frame in clip.frames):
+            raise MediaError("video", "changes its size", "encode it again in one size")
+        rgb = b"".join(frame.tobytes() for frame in clip.frames)
+        sound = Sound(clip.sound.tobytes()) if len(clip.sound) else None
+        return Film(rgb, width, height, clip.times_s, sound, films.pruning_rate)
+
+
+def _data_of(clip: Clip, place: str) -> bytes:
+    if clip.url is not None:
+        return from_data_url(f"{place}.url", clip.url, "file")
+    if clip.data is None:
+        raise ProtocolError(f"{place}.data", "is missing", "send it", MISSING)
+    if clip.data.startswith("data:"):
+        return from_data_url(f"{place}.data", clip.data, "file")
+    return from_base64(f"{place}.data", clip.data)
 
 
 def _bytes_of(url: str | Url | None, place: str, what: str) -> bytes:
     if url is None:
-        raise ProtocolError(place, "is missing", "send it", code="missing_required_parameter")
+        raise ProtocolError(place, "is missing", "send it", MISSING)
     if isinstance(url, Url):
         url, place = url.url, f"{place}.url"
     return from_data_url(place, url, what)

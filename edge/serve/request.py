@@ -11,7 +11,9 @@ from msgspec import Meta
 from edge.config import Config
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
+from edge.senses.clip import FPS, MAX_FRAMES
 from edge.serve.fields import ignored, told_of, unless
+from edge.serve.messages import FilmSettings
 from edge.serve.protocol import (
     ChoiceFormat,
     EdgeAnswer,
@@ -42,6 +44,8 @@ StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 MAX_CHOICES = 8
 """Answers to one request: each is decoded by itself, and others wait."""
 MAX_ALTERNATIVES = 20
+MOST_FRAMES = 512
+"""Of a film, if a request asks for more than the usual."""
 ALONE = "leave one out"
 
 
@@ -99,6 +103,34 @@ class StructuredOutputs(msgspec.Struct, frozen=True):
     whitespace_pattern: Annotated[Any, unless(why="JSON is written without white space.")] = None
 
 
+class VideoSettings(msgspec.Struct, frozen=True):
+    """What is taken of a film."""
+
+    fps: Annotated[float, Meta(ge=-1.0, le=60.0)] | None = None
+    num_frames: Annotated[int, Meta(ge=-1, le=MOST_FRAMES)] | None = None
+
+
+class MediaSettings(msgspec.Struct, frozen=True):
+    """How media are read, by their kind."""
+
+    video: VideoSettings | None = None
+    image: Annotated[Any, ignored("A picture is read in the one way that the model knows.")] = None
+    audio: Annotated[Any, ignored("A sound is read in the one way that the model knows.")] = None
+
+
+class ProcessorSettings(msgspec.Struct, frozen=True):
+    """What the model's processor is told."""
+
+    use_audio_in_video: Annotated[
+        bool | None,
+        told_of("The sound of films is heard too, where the request has no sound of its own."),
+    ] = None
+    video_pruning_rate: Annotated[
+        Annotated[float, Meta(ge=0.0, lt=1.0)] | None,
+        told_of("Share of a film's tokens that may go, the most redundant ones (EVS)."),
+    ] = None
+
+
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
@@ -148,6 +180,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     thinking_token_budget: Annotated[Budget | None, told_of("Then the thinking ends.")] = None
     include_reasoning: Annotated[bool | None, told_of("false hides the thinking.")] = None
     chat_template_kwargs: TemplateSettings | None = None
+    media_io_kwargs: Annotated[
+        MediaSettings | None,
+        told_of("Of a film 2 frames a second are taken, and at most 256: the model's card."),
+    ] = None
+    mm_processor_kwargs: ProcessorSettings | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Json | str | None = None
     guided_regex: str | None = None
@@ -267,6 +304,23 @@ def question_of(
         n_choices=n_choices,
         n_alternatives=_alternatives(request, logprobs),
         channel="operator",
+    )
+
+
+def films_of(request: Wanted, *, has_sound: bool) -> FilmSettings:
+    """What is taken of a request's films.
+
+    Args:
+        has_sound: the request has a sound of its own.
+    """
+    video = (request.media_io_kwargs or MediaSettings()).video or VideoSettings()
+    processor = request.mm_processor_kwargs or ProcessorSettings()
+    n_frames = _first(video.num_frames, MAX_FRAMES)
+    return FilmSettings(
+        fps=_first(video.fps, FPS),
+        max_frames=n_frames if n_frames > 0 else MOST_FRAMES,
+        with_sound=bool(processor.use_audio_in_video) and not has_sound,
+        pruning_rate=processor.video_pruning_rate or 0.0,
     )
 
 

@@ -16,7 +16,7 @@ from edge.serve.completion import Shown
 from edge.serve.conversation import as_turns
 from edge.serve.fields import decoded, ignored, settle, told_of, unless
 from edge.serve.limits import MAX_BODY_BYTES
-from edge.serve.messages import ROLES, Part, arguments_of, read_part
+from edge.serve.messages import ROLES, AudioPart, AudioUrlPart, Part, Reading, arguments_of
 from edge.serve.protocol import (
     ChoiceFormat,
     Json,
@@ -27,7 +27,7 @@ from edge.serve.protocol import (
     ResponseFormat,
     TextFormat,
 )
-from edge.serve.request import Effort, Wanted, check_model, question_of
+from edge.serve.request import Effort, Wanted, check_model, films_of, question_of
 from edge.serve.response_items import (
     FunctionCallItem,
     FunctionOutputItem,
@@ -40,7 +40,6 @@ from edge.serve.response_items import (
 from edge.serve.wishes import ChatFunction, ChatTool, ToolName, allowed_tools, named_tool
 from edge.serve.wishes import ToolChoice as ChatToolChoice
 from edge.session.turn import Message, Question, ToolCall
-from edge.types import Picture, Sound
 
 # What a client says.
 
@@ -201,10 +200,14 @@ def parse_request(
         problem = f"leads to a conversation of more than {MAX_BODY_BYTES} bytes"
         raise ProtocolError("previous_response_id", problem, "send the newest items as input")
     items = (*before, *(_resolved(item, k, kept) for k, item in enumerate(new)))
+    contents = [item.content for item in items if isinstance(item, MessageItem)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    has_sound = any(isinstance(part, AudioPart | AudioUrlPart) for part in parts)
+    reading = Reading(films_of(request, has_sound=has_sound))
     messages = [
         message
         for k, item in enumerate(items)
-        for message in _messages(item, f"input[{k - len(before)}]")
+        for message in _messages(item, f"input[{k - len(before)}]", reading)
     ]
     include = request.include or []
     question = question_of(
@@ -241,28 +244,23 @@ def _resolved(item: InputItem, place: int, kept: KeptOf) -> InputItem:
     return kept.item(item.id, f"input[{place}].id") if isinstance(item, ItemReference) else item
 
 
-def _messages(item: InputItem, place: str) -> Iterator[Message]:
+def _messages(item: InputItem, place: str, reading: Reading) -> Iterator[Message]:
     """What an item says to the session."""
     if isinstance(item, FunctionCallItem):
         call = ToolCall(item.name, arguments_of(item.arguments, f"{place}.arguments"))
         yield Message("assistant", "", calls=(call,))
     elif isinstance(item, FunctionOutputItem):
-        yield _said("tool", item.output, f"{place}.output")
+        yield _said("tool", item.output, f"{place}.output", reading)
     elif isinstance(item, ReasoningItem) and item.content:
         yield Message("assistant", "", reasoning="\n".join(one.text for one in item.content))
     elif isinstance(item, MessageItem):
-        yield _said(item.role, item.content, f"{place}.content")
+        yield _said(item.role, item.content, f"{place}.content", reading)
 
 
-def _said(role: str, content: str | list[str | Part], place: str) -> Message:
+def _said(role: str, content: str | list[str | Part], place: str, reading: Reading) -> Message:
     parts = [content] if isinstance(content, str) else content
-    read = [one for k, part in enumerate(parts) for one in read_part(part, f"{place}[{k}]")]
-    media = tuple(one for one in read if isinstance(one, Picture | Sound))
-    if media and role != "user":
-        raise ProtocolError(
-            place, f"holds pictures or sounds of the {role}", "let the user send them"
-        )
-    return Message(ROLES[role], "\n".join(one for one in read if isinstance(one, str)), media)
+    text, media = reading.content(parts, ROLES[role], place)
+    return Message(ROLES[role], text, media)
 
 
 def _function(tool: FunctionTool) -> ChatFunction:

@@ -16,7 +16,7 @@ from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
 from edge.errors import CapacityError, ProtocolError
 from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
 from edge.model.sampling import Sampler, Sampling
-from edge.session.attached import Attached, encode_attached
+from edge.session.attached import Attached, Steps, encode_attached
 from edge.session.confidence import Certainty, chance, confidence
 from edge.session.consistency import SENSES, Check, check
 from edge.session.context import LiveContext
@@ -68,7 +68,9 @@ class Answering:
         self._grammar = ""
         self._constraint: Constraint | None = None
         self._nameable: tuple[Evidence, ...] = ()  # frames that the answer may name
+        self._encoding: Steps | None = None
         self._attached: Attached | None = None
+        self._about: LiveContext | None = None  # what it is to stand on
         self.past: tuple[Perceived, ...] = ()
         """What a question about the past stands on, once that was found: it stays the same when the
         answer gives way and the context forgets it meanwhile."""
@@ -146,20 +148,41 @@ class Answering:
 
     def _begin(self, context: LiveContext) -> None:
         self._started_ns = self._started_ns or self._clock.now_ns()
+        self._about = context
+        if self._encoding is None:
+            self._prepare(context)
+        if self._attached is not None:
+            self._ask(context, self._attached)
+
+    def _prepare(self, context: LiveContext) -> None:
+        """What the question needs once, wherever it stands then."""
+        question, engine = self.turn.question, context.engine
+        _check_bias(question.sampling, engine.spec.decoder.vocab_size)
+        self._grammar = question.grammar
+        if names_frames(question.grammar):
+            self._nameable = context.newest_looks()
+            names = [f"{look.source}:{look.frame_ids[-1]}" for look in self._nameable]
+            self._grammar = fill_frames(question.grammar, names)
+        self._constraint = self._constrain(engine)
+        media = [one for message in question.messages for one in message.media]
+        n_free = engine.spec.decoder.max_tokens - context.max_tokens - question.max_tokens
+        self._encoding = encode_attached(engine, media, n_free)
+        if not media:
+            self._encode()
+
+    def _encode(self) -> None:
+        """Encode one more of what the question brings along."""
+        assert self._encoding is not None
+        try:
+            next(self._encoding)
+        except StopIteration as encoded:
+            self._attached = encoded.value
+
+    def _ask(self, context: LiveContext, attached: Attached) -> None:
+        """Let the question wait to be put behind the context."""
         question, engine = self.turn.question, context.engine
         n_room = engine.spec.decoder.max_tokens
-        if self._attached is None:
-            _check_bias(question.sampling, engine.spec.decoder.vocab_size)
-            media = [one for message in question.messages for one in message.media]
-            n_free = n_room - context.max_tokens - question.max_tokens
-            self._attached = encode_attached(engine, media, n_free)
-            self._grammar = question.grammar
-            if names_frames(question.grammar):
-                self._nameable = context.newest_looks()
-                names = [f"{look.source}:{look.frame_ids[-1]}" for look in self._nameable]
-                self._grammar = fill_frames(question.grammar, names)
-            self._constraint = self._constrain(engine)
-        asked = self._asked(engine, context.ends_with_media)
+        asked = self._asked(engine, context.ends_with_media, attached)
         self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(asked)
         if self._n_context + len(asked) + question.max_tokens > n_room:
             raise CapacityError(
@@ -176,10 +199,9 @@ class Answering:
         self._freshness = self._freshness_of(context, self._clock.now_ns())
         self._context = context
 
-    def _asked(self, engine: AnyEngine, after_media: bool) -> Float32:
+    def _asked(self, engine: AnyEngine, after_media: bool, attached: Attached) -> Float32:
         """The question's rows [n, H]."""
-        assert self._attached is not None
-        texts, media = self._attached.texts, self._attached.rows
+        texts, media = attached.texts, attached.rows
         ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
         if self.turn.question.sampling.penalizes and not self._prompt_ids:
             self._prompt_ids = [*self._prompt.anchor().tolist(), *ids.tolist()]
@@ -219,7 +241,11 @@ class Answering:
                 log.warning("consistency=unknown error=%s", error)
                 return self.end(self._ended)
             return None
-        assert self._context is not None
+        if self._context is None:  # until all is encoded it stands nowhere, and hinders nobody
+            self._encode()
+            if self._attached is not None and self._about is not None:
+                self._ask(self._about, self._attached)
+            return None
         if self._context.advance():
             return None
         if not self._context.is_forked:
@@ -318,11 +344,12 @@ class Answering:
         self._leave(reason)
         self._ended = reason
         # Not the context itself: a recalled one has a state, which others need now.
-        slots, engine = context.slots, context.engine
+        slots, engine, attached = context.slots, context.engine, self._attached
+        assert attached is not None
         self._check = check(
             slots,
             {sense: context.kept(sense) for sense in SENSES},
-            lambda after_media: self._asked(engine, after_media),
+            lambda after_media: self._asked(engine, after_media, attached),
             self._said,
             lambda: self._constrain(engine),
         )

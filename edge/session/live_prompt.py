@@ -11,7 +11,7 @@ from edge.model.outside import Outside
 from edge.model.prompt import LIVE, NEXT, ChatTemplate, flatten
 from edge.model.tokenizer import AUDIO, IMAGE, THINK_END, THINK_START, Tokenizer
 from edge.session.turn import Message, Question
-from edge.types import Int32, Picture
+from edge.types import Int32, Sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class LivePrompt:
 
 
 def _as_template_has_it(message: Message, outside: Outside) -> dict[str, Any]:
-    markers = [IMAGE if isinstance(one, Picture) else AUDIO for one in message.media]
+    markers = [AUDIO if isinstance(one, Sound) else IMAGE for one in message.media]
     said, reasoning = message.content, message.reasoning
     if message.role == "assistant" and not reasoning:
         reasoning, said = _thought_apart(said)

@@ -14,7 +14,7 @@ from edge.clock import NS_PER_MS, NS_PER_S
 from edge.errors import EdgeError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Control, Mode, SpeechStarted
-from edge.types import Evidence, Picture, Sound, Stages
+from edge.types import Evidence, Medium, Stages
 
 if TYPE_CHECKING:
     from edge.session.triggers import TriggerBook
@@ -59,7 +59,7 @@ class Message:
     role: Literal["system", "user", "assistant", "tool"]
     """tool: what a call gave, as its client says."""
     content: str
-    media: tuple[Picture | Sound, ...] = ()
+    media: tuple[Medium, ...] = ()
     """Of a user's message, before its text."""
     calls: tuple[ToolCall, ...] = ()
     """Of an assistant's message."""

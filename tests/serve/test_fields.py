@@ -108,8 +108,8 @@ def test_every_field_of_openais_tools_has_a_policy():
     assert {f"tools[].function.{name}" for name in names} <= CHAT.keys()
 
 
-VLLM = """thinking_token_budget use_beam_search
-top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
+VLLM = """thinking_token_budget
+use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
 include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens
 truncate_prompt_tokens truncation_side prompt_logprobs logprob_token_ids allowed_token_ids bad_words
 echo add_generation_prompt continue_final_message add_special_tokens documents chat_template

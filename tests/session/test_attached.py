@@ -16,19 +16,21 @@ from hypothesis import strategies as st
 from edge.clock import VirtualClock
 from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.errors import CapacityError, ProtocolError
+from edge.features.evs import retention_mask
 from edge.features.mel import log_mel
-from edge.features.pixels import image_grids, image_patches
+from edge.features.pixels import image_grids, image_patches, tubelet_patches, video_grid
 from edge.model import constrain
 from edge.model.prompt import ChatTemplate, audio_text, image_text
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.model.tool_calls import parse_tool_call, tool_call_lark
 from edge.session.answer import Answering, answer
+from edge.session.attached import encode_attached
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import embed_media
 from edge.session.turn import Message, Question, TextDelta, ThinkingBudget, ToolCall, Turn
-from edge.types import Picture, Sound
+from edge.types import Film, Picture, Sound
 
 MOVE = {
     "type": "function",
@@ -85,6 +87,132 @@ def media():
     return Picture(pixels.tobytes(), 96, 48), Sound(samples.tobytes()), pixels, samples
 
 
+def prefilled(answering, context):
+    """The logits behind the question."""
+    answering.begin(context)
+    while answering._context is None or len(answering._waiting):
+        answering.step()
+    answering.give_way()
+    return answering._logits
+
+
+def by_hand(engine, prompt, content, rows):
+    """The logits behind one prompt with the same media."""
+    text = prompt.template.render([{"role": "user", "content": content}], thinking=False)
+    state = engine.new_state()
+    embeddings = embed_media(engine, prompt.tokenizer, text, np.concatenate(rows))
+    for start in range(0, len(embeddings), MAX_PREFILL_TOKENS):
+        logits = engine.prefill(state, embeddings[start : start + MAX_PREFILL_TOKENS])
+    return logits
+
+
+TIMES_S = (0.0, 0.396, 0.825, 1.221, 1.65)
+
+
+@pytest.fixture
+def film():
+    """Five frames, and a second of sound; a part of each frame stays as it is."""
+    rng = np.random.default_rng(4)
+    frames = rng.integers(0, 256, (5, 48, 96, 3), dtype=np.uint8)
+    frames[1:, :, :40] = frames[0, :, :40]
+    samples = rng.normal(size=16_000).astype(np.float32) / 10
+    sound = Sound(samples.tobytes())
+    return Film(frames.tobytes(), 96, 48, TIMES_S, sound), frames, samples
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("with_sound", [False, True])
+def test_a_film_is_prefilled_as_the_model_is_served_with_it(parts, film, rate, with_sound):
+    """A line a tubelet, all tokens or those that the reference's choice keeps, then its sound."""
+    context, prompt = parts
+    engine, vision = context.engine, context.engine.spec.vision
+    whole, frames, samples = film
+    sent = msgspec.structs.replace(
+        whole, pruning_rate=rate, sound=whole.sound if with_sound else None
+    )
+    question = Question((Message("user", "What?", (sent,)),), Sampling(), 8)
+    answering = Answering(prompt, Turn(question, 0, lambda _: None), VirtualClock())
+    got = prefilled(answering, context)
+    grid = video_grid(96, 48, vision.video_target_patches)
+    tubelets = engine.encode_tubelets(tubelet_patches([*frames], grid, vision), grid)
+    keep = retention_mask(tubelets.reshape(3, grid[0] // 2, grid[1] // 2, -1), rate).reshape(3, -1)
+    lines = [
+        "Frame 1 sampled at 0.00 seconds and frame 2 sampled at 0.40 seconds: ",
+        "Frame 3 sampled at 0.82 seconds and frame 4 sampled at 1.22 seconds: ",
+        "Frame 5 sampled at 1.65 seconds: ",
+    ]
+    counts = keep.sum(1).tolist()
+    content = "\n".join(line + image_text(n) for line, n in zip(lines, counts, strict=True))
+    rows = [tubelets[keep]]
+    if with_sound:
+        rows.append(engine.encode_audio(log_mel(samples, engine.spec.audio.n_mels)))
+        content += audio_text(len(rows[-1]))
+    expected = by_hand(engine, prompt, f"{content}\nWhat?", rows)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    assert (counts[0], sum(counts) < keep.size) == (keep.shape[1], rate > 0)
+
+
+def test_a_film_that_does_not_fit_is_pruned(parts, film):
+    context, prompt = parts
+    sent = msgspec.structs.replace(film[0], sound=None)
+    room = context.engine.spec.decoder.max_tokens
+
+    def n_asked(max_tokens):
+        question = Question((Message("user", "What?", (sent,)),), Sampling(), max_tokens)
+        answering = Answering(prompt, Turn(question, 0, lambda _: None), VirtualClock())
+        prefilled(answering, context)
+        return answering._n_question
+
+    whole = n_asked(8)
+    n_too_many = 10
+    n_of_film = next(iter(encoded(context.engine, (sent,)))).shape[0]
+    tight = room - context.max_tokens - (n_of_film - n_too_many)
+    assert n_asked(tight) == whole - n_too_many
+
+
+def encoded(engine, media):
+    steps = encode_attached(engine, media, 10**6)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return [done.value.rows]
+
+
+def test_media_are_encoded_a_call_at_a_time_and_others_go_on(parts, film, media):
+    """While they are, the question stands on nothing: the context may change."""
+    context, prompt = parts
+    picture, sound, *_ = media
+    messages = (Message("user", "What?", (picture, film[0], sound)),)
+    turn = Turn(Question(messages, Sampling(), 8), 0, lambda _: None)
+    answering = Answering(prompt, turn, VirtualClock())
+    answering.begin(context)
+    n_steps = 0
+    while answering._attached is None:
+        assert not answering.stands_on(context)
+        assert answering.step() is None
+        n_steps += 1
+    assert n_steps == 1 + 3 + 1 + 1 + 1  # a picture, tubelets, its sound, a sound, and the end
+    assert answering.stands_on(context)
+    answering.give_way()
+
+
+def test_media_that_were_encoded_are_not_encoded_again(parts, film, monkeypatch):
+    context, prompt = parts
+    n_calls = []
+    encode = context.engine.encode_tubelets
+    monkeypatch.setattr(
+        context.engine, "encode_tubelets", lambda *some: n_calls.append(1) or encode(*some)
+    )
+    turn = Turn(Question((Message("user", "?", (film[0],)),), Sampling(), 8), 0, lambda _: None)
+    answering = Answering(prompt, turn, VirtualClock())
+    for _ in range(12):  # gives way after each step
+        answering.begin(context)
+        answering.step()
+        answering.give_way()
+    assert len(n_calls) == 3
+
+
 def test_what_a_message_brings_along_is_prefilled_as_the_template_has_it(parts, media):
     """The logits are those of one prompt with the same media, made by hand."""
     context, prompt = parts
@@ -92,12 +220,7 @@ def test_what_a_message_brings_along_is_prefilled_as_the_template_has_it(parts, 
     engine, spec = context.engine, context.engine.spec
     question = Question((Message("user", "What?", (picture, sound)),), Sampling(), 8)
     answering = Answering(prompt, Turn(question, 0, lambda _: None), VirtualClock())
-    answering.begin(context)
-    while len(answering._waiting):
-        answering.step()
-    got = answering._logits
-    answering.give_way()
-
+    got = prefilled(answering, context)
     room = spec.decoder.max_tokens - 400 - 8
     (grid,) = image_grids([(96, 48)], spec.vision, room, 0)
     rows = [
@@ -105,11 +228,7 @@ def test_what_a_message_brings_along_is_prefilled_as_the_template_has_it(parts, 
         engine.encode_audio(log_mel(samples, spec.audio.n_mels)),
     ]
     content = f"{image_text(len(rows[0]))}\n{audio_text(len(rows[1]))}\nWhat?"
-    text = prompt.template.render([{"role": "user", "content": content}], thinking=False)
-    state = engine.new_state()
-    embeddings = embed_media(engine, prompt.tokenizer, text, np.concatenate(rows))
-    for start in range(0, len(embeddings), MAX_PREFILL_TOKENS):
-        expected = engine.prefill(state, embeddings[start : start + MAX_PREFILL_TOKENS])
+    expected = by_hand(engine, prompt, content, rows)
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
@@ -395,6 +514,8 @@ def begun(parts, max_tokens, media=()):
     question = Question((Message("user", "What?", media),), Sampling(), max_tokens)
     answering = Answering(prompt, Turn(question, 0, lambda _: None), VirtualClock())
     answering.begin(context)
+    while answering._attached is None:
+        answering.step()
     return answering, len(answering._waiting)
 
 
