@@ -21,9 +21,10 @@ SETTINGS = {
     "published": (0.6, 0.95, 0),
     "hot": (1.0, 1.0, 0),
     "top_k": (0.6, 0.95, 50),
+    "wide": (2.0, 0.999, 50_000),
 }
 """Temperature, top_p, top_k; published: of the model's generation_config.json."""
-SPREADS = (4.0, 3.0, 2.0, 1.0)
+SPREADS = (4.0, 3.0, 2.0, 1.0, 0.01)
 N_TIMES = 15
 
 
