@@ -1,4 +1,7 @@
-"""What is built gathers in a folder beside its own, and takes its name when it is whole."""
+"""What is built gathers in a folder beside its own, and takes its name when it is whole.
+
+Plans are put into a bundle that is there, and verified in it: one process at a time does either.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,30 @@ def building(out: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def kept(bundle: Path, *, changes: bool = True) -> Iterator[None]:
+    """Have a bundle for oneself until the block ends, or keep others from changing it.
+
+    A folder that cannot be opened is not locked: whoever reads it says what is wrong with it.
+
+    Args:
+        changes: the block writes into it. Blocks that do not may go on at the same time.
+
+    Raises:
+        ConfigurationError: another process has it.
+    """
+    try:
+        descriptor = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield
+        return
+    try:
+        _lock(descriptor, bundle, "compiled or verified", "stop it", shared=not changes)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _locked(folder: Path) -> int:
     """A descriptor that holds the lock."""
     while True:
@@ -55,16 +82,29 @@ def _locked(folder: Path) -> int:
         except FileNotFoundError:  # renamed or removed by who had it: once more
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            problem = f"is being built by {_holder(os.fstat(descriptor).st_ino)}"
+            _lock(descriptor, folder, "built", "name another folder")
+        except ConfigurationError:
             os.close(descriptor)
-            raise ConfigurationError(
-                folder, problem, "wait for it, or name another folder"
-            ) from None
+            raise
         if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
             return descriptor
         os.close(descriptor)
+
+
+def _lock(
+    descriptor: int, folder: Path, done: str, otherwise: str, *, shared: bool = False
+) -> None:
+    """Take the lock of a folder.
+
+    Args:
+        done: what whoever has it does with the folder.
+        otherwise: what to do but wait.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        problem = f"is being {done} by {_holder(os.fstat(descriptor).st_ino)}"
+        raise ConfigurationError(folder, problem, f"wait for it, or {otherwise}") from None
 
 
 def _holder(inode: int) -> str:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import edge
 from build_engine import plans
 from build_engine.boards import BOARDS
+from build_engine.building import kept
 from build_engine.bundle import TARGETS, Progress, build_bundle, save_manifest
 from build_engine.checkpoint import Checkpoint
 from build_engine.describe import describe
@@ -153,15 +154,17 @@ def check(arguments: argparse.Namespace) -> None:
 
     Plans that are found right are marked as verified on this GPU; `edge run` asks for that.
     """
-    found = verify(arguments.bundle, arguments.engine)
-    report = json.dumps(found.as_dict())
-    if arguments.report:
-        arguments.report.write_text(report + "\n")
-    print(report if arguments.json else found.table())
-    found.require(arguments.bundle)
-    if found.gpu:
-        checked = Bundle(arguments.bundle, check_hashes=False)
-        save_manifest(marked(checked.manifest, found), arguments.bundle)
+    # Whoever compiles meanwhile would have its plans marked for those that were tried here.
+    with kept(arguments.bundle):
+        found = verify(arguments.bundle, arguments.engine)
+        report = json.dumps(found.as_dict())
+        if arguments.report:
+            arguments.report.write_text(report + "\n")
+        print(report if arguments.json else found.table())
+        found.require(arguments.bundle)
+        if found.gpu:
+            checked = Bundle(arguments.bundle, check_hashes=False)
+            save_manifest(marked(checked.manifest, found), arguments.bundle)
     if not arguments.json:
         where = f", verified on this {found.gpu}" if found.gpu else ""
         print(f"{arguments.bundle}: every byte as built{where}")

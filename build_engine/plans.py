@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, get_args
 import msgspec
 import onnx
 
+from build_engine.building import kept
 from build_engine.bundle import save_manifest
 from build_engine.compile import WORKSPACE_BYTES, Built, Order
 from build_engine.decoder_layout import bundle_layout
@@ -78,10 +79,11 @@ def check_bundle(path: Path, target: Target, options: Options, report: Report) -
     """See that a bundle's graphs compile for a target, here, without its GPU; write nothing.
 
     Raises:
-        EdgeError: the bundle is damaged, TensorRT-RTX is missing or refuses a graph or warns.
+        EdgeError: the bundle is damaged or being changed; TensorRT-RTX is missing, or refuses a
+            graph or warns.
     """
-    bundle = Bundle(path)
-    with tempfile.TemporaryDirectory() as work:
+    with kept(path, changes=False), tempfile.TemporaryDirectory() as work:
+        bundle = Bundle(path)
         made = orders(bundle.manifest.spec, bundle_layout(path), path, Path(work), target, options)
         return list(check(made, target, report))
 
@@ -99,8 +101,9 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
     Args:
         name: of the target; `this-gpu` takes whatever is here.
     Raises:
-        EdgeError: the bundle is damaged; TensorRT, the driver or the GPU is missing or another;
-            TensorRT is too old, refuses a graph or warns that it would compute something else.
+        EdgeError: the bundle is damaged, or another process has it; TensorRT, the driver or the GPU
+            is missing or another; TensorRT is too old, refuses a graph or warns that it would
+            compute something else.
     """
     remedy = "install JetPack's, or only --check the graphs"
     version = str(load(COMPILER, "__version__", remedy).__version__)
@@ -112,8 +115,8 @@ def compile_bundle(path: Path, name: str, options: Options, report: Report) -> l
         raise ConfigurationError(
             f"--target {name}", f"is sm {wanted}, this GPU is sm {here}", "compile on the device"
         )
-    bundle = Bundle(path, release_cache=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
+    with kept(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
+        bundle = Bundle(path, release_cache=True)
         spec = bundle.manifest.spec
         made = orders(spec, bundle_layout(path), path, Path(work), target, options)
         # what another TensorRT or GPU has measured is of no use here, and may be an error

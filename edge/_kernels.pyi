@@ -15,6 +15,22 @@ from numpy.typing import NDArray
 def amax(weight: NDArray[np.float32] | NDArray[np.uint16], n_threads: int) -> float:
     """The largest magnitude; NaN or infinity if the weight holds one."""
 
+def bin_logits(
+    logits: NDArray[np.float32],
+    most: float,
+    scale: float,
+    width: float,
+    bins: NDArray[np.uint16],
+    mass: NDArray[np.float64],
+    counts: NDArray[np.int64],
+) -> None:
+    """logits [n] -> bins [n], and of each bin [k + 1] the tokens' mass and number.
+
+    A logit lies (most - logit) * scale bins deep, each `width` temperatures wide, and its token
+    weighs exp(-width) for each of them. What lies k deep or more is in the last bin and weighs
+    nothing.
+    """
+
 def pack_nvfp4(
     weight: NDArray[np.float32] | NDArray[np.uint16],
     scale_2: float,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,19 +14,33 @@ from typing import Any
 
 from edge.errors import SocketError
 from edge.wire import (
+    CREATED,
     DONE,
+    HEALTH,
+    MAX_BODY_BYTES,
+    MAX_LINE_BYTES,
+    MODELS,
     SEE_LOG,
+    TOLD,
+    TRIGGERS,
     Answer,
     Ask,
     Event,
     Finished,
     Text,
     Triggered,
+    UnreadableError,
     Watch,
+    bounded,
+    checked,
     events_target,
     payload_of,
+    read,
     refusal,
+    text_of,
+    trigger_target,
     unreachable,
+    unreadable,
 )
 
 __all__ = ["Ask", "Client", "Event", "Finished", "Text", "Triggered", "Watch"]
@@ -36,7 +49,8 @@ __all__ = ["Ask", "Client", "Event", "Finished", "Text", "Triggered", "Watch"]
 class Client:
     """Asks the service that listens on a Unix socket.
 
-    Every call raises SocketError where nobody serves or the service dies, AccessError where this
+    Every call raises SocketError where nobody serves, the service dies or sends what no service
+    does, AccessError where this
     user may not do that, ProtocolError where the request is wrong, CapacityError where there is no
     room for it now, and EngineError where the service failed.
 
@@ -50,16 +64,16 @@ class Client:
 
     def models(self) -> list[str]:
         """The names of the served models."""
-        return [model["id"] for model in self._get("/v1/models")["data"]]
+        return [model["id"] for model in self._get("/v1/models", MODELS)["data"]]
 
     def health(self) -> dict[str, Any]:
         """What the service tells of itself: ready, context tokens, counters."""
-        return self._get("/healthz")
+        return self._get("/healthz", HEALTH)
 
     def metrics(self) -> str:
         """The same for Prometheus."""
         with self._answer("GET", "/metrics") as response:
-            return response.read().decode()
+            return text_of(_body(response))
 
     def ask(
         self,
@@ -93,7 +107,8 @@ class Client:
         with self._answer("POST", "/v1/chat/completions", asked.body()) as response:
             for payload in self._payloads(response, ends=True):
                 yield from answer.push(payload)
-        yield answer.finished()
+            finished = answer.finished()
+        yield finished
 
     def say(self, path: Path, text: str = "", **settings: Any) -> Iterator[Event]:
         """Ask with a recording: what it says is the question.
@@ -125,11 +140,12 @@ class Client:
             types: only those that begin so, such as "edge.trigger".
         """
         with self._answer("GET", events_target(types)) as response:
-            yield from self._payloads(response)
+            for payload in self._payloads(response):
+                yield checked(payload, TOLD)
 
     def triggers(self) -> list[dict[str, Any]]:
         """All triggers, and how each stands."""
-        found: list[dict[str, Any]] = self._get("/v1/edge/triggers")["data"]
+        found: list[dict[str, Any]] = self._get("/v1/edge/triggers", TRIGGERS)["data"]
         return found
 
     def create_trigger(self, condition: str, **settings: Any) -> str:
@@ -141,16 +157,16 @@ class Client:
         """
         body = Watch(condition, **settings).body()
         with self._answer("POST", "/v1/edge/triggers", body) as response:
-            return str(json.loads(response.read())["id"])
+            return str(read(_body(response), CREATED)["id"])
 
     def delete_trigger(self, trigger_id: str) -> None:
         """Watch for it no longer."""
-        with self._answer("DELETE", f"/v1/edge/triggers/{trigger_id}") as response:
-            response.read()
+        with self._answer("DELETE", trigger_target(trigger_id)) as response:
+            _body(response)
 
-    def _get(self, target: str) -> dict[str, Any]:
+    def _get(self, target: str, shape: Any) -> dict[str, Any]:
         with self._answer("GET", target) as response:
-            answer: dict[str, Any] = json.loads(response.read())
+            answer: dict[str, Any] = read(_body(response), shape)
             return answer
 
     @contextlib.contextmanager
@@ -169,8 +185,10 @@ class Client:
                     connection.request(method, target, body, {"Content-Type": "application/json"})
                 with connection.getresponse() as response:
                     if response.status != 200:
-                        raise refusal(response.status, response.read())
+                        raise refusal(response.status, _body(response))
                     yield response
+            except UnreadableError as error:
+                raise unreadable(self._path, error) from error
             except TimeoutError as error:
                 problem = f"was silent for {self._timeout_s:g} s"
                 raise SocketError(self._path, problem, SEE_LOG) from error
@@ -181,16 +199,22 @@ class Client:
         self, response: http.client.HTTPResponse, ends: bool = False
     ) -> Iterator[dict[str, Any]]:
         """The objects of a stream of server-sent events, which `ends` with [DONE] or never."""
-        while line := response.readline():
+        while line := response.readline(MAX_LINE_BYTES + 1):
             payload = payload_of(line)
-            if payload is DONE and ends:
-                return
-            if payload:
+            if payload is DONE:
+                if ends:
+                    return
+                break
+            if payload is not None:
                 yield payload
         raise self._died()
 
     def _died(self) -> SocketError:
         return SocketError(self._path, "the service ended before its answer did", SEE_LOG)
+
+
+def _body(response: http.client.HTTPResponse) -> bytes:
+    return bounded(response.read(MAX_BODY_BYTES + 1))
 
 
 class _UnixConnection(http.client.HTTPConnection):

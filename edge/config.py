@@ -28,8 +28,8 @@ DEFAULT_BOUND, KEEP_ONE_IN = 8192, 4
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
 PositiveOrOpen = Annotated[int, Meta(ge=0, le=1 << 20)]
 
-
-Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,31}$")]
+# Python's $ also stands before a last line break.
+Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,31}$(?!\\n)")]
 
 
 class Camera(msgspec.Struct, frozen=True):
@@ -123,7 +123,7 @@ class Socket(msgspec.Struct, frozen=True):
 
     path: Annotated[str, Meta(min_length=1)] = "/run/edge/edge.sock"
     """The Unix socket's path, at most 107 bytes."""
-    tcp: Annotated[str, Meta(pattern="^([^:]+|\\[[0-9a-f:]+\\]):[0-9]{1,5}$")] | None = None
+    tcp: Annotated[str, Meta(pattern="^([^:]+|\\[[0-9a-f:]+\\]):[0-9]{1,5}$(?!\\n)")] | None = None
     """HOST:PORT of a TCP listener beside it, such as 127.0.0.1:8321. Unset: there is none. Any
     program of this machine may then operate the robot, unless token_file is set."""
     token_file: Annotated[str, Meta(min_length=1)] | None = None
@@ -142,7 +142,7 @@ class Socket(msgspec.Struct, frozen=True):
     closed."""
 
 
-Who = Annotated[str, Meta(pattern="^@?[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
+Who = Annotated[str, Meta(pattern="^@?[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$(?!\\n)")]
 
 
 class Access(msgspec.Struct, frozen=True):

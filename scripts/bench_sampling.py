@@ -23,10 +23,11 @@ SETTINGS = {
     "hot": Sampling(1.0),
     "top_k": Sampling(0.6, 0.95, 50),
     "min_p": Sampling(0.6, min_p=0.05),
+    "wide": Sampling(2.0, 0.999, 50_000),
     "penalties": Sampling(0.6, 0.95, presence_penalty=0.5, repetition_penalty=1.1),
 }
 """published: of the model's generation_config.json."""
-SPREADS = (4.0, 3.0, 2.0, 1.0)
+SPREADS = (4.0, 3.0, 2.0, 1.0, 0.01)
 N_TIMES = 15
 
 

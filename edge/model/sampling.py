@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import _kernels
 from edge.model.penalties import Penalties, likely
 from edge.types import Float32
 
@@ -68,11 +70,16 @@ class Sampling:
 
 COLDEST = 1e-30
 """At any temperature below, the same tokens are drawn: logits are no closer to each other."""
-DEPTHS = (6.0, 9.0, 12.0, 20.0, 40.0)
-"""How far below the likeliest token others are looked for, in temperatures, before all are."""
-ROUGHLY, CLOSELY = 1e-5, 1e-12
-"""Relative errors that a sum over the vocabulary stays below: in float32, where what counts lies at
-most 13 below the likeliest and is 3e-6 off, and in float64."""
+N_BINS = 4096
+"""Of logits, in which what counts is looked for."""
+DEEPEST = 40.0
+"""So many temperatures below the likeliest token, others are as good as never drawn: 2**20 of them
+have 4e-12 of what it has. The few draws among them sort all."""
+CLOSELY = 1e-10
+"""Relative error that a sum of weights over the vocabulary stays below, in whatever order it is
+taken, and without those that lie deepest."""
+FEW = 4096
+"""Tokens that are sorted at once."""
 
 
 class Sampler:
@@ -116,7 +123,7 @@ class Sampler:
         """The next token.
 
         As if all were sorted, the likeliest first, and one of them drawn; but the vocabulary is
-        large, so only those are sorted that can be it. Where that is not certain, all are.
+        large, so only those near it are sorted. Where it is not certain, all are.
 
         Args:
             logits: shape (vocabulary,), float32.
@@ -125,60 +132,136 @@ class Sampler:
         if settings.temperature == 0.0 or settings.top_k == 1:
             return int(np.argmax(logits))
         point = self._rng.random()
-        if settings.top_k:
-            near = self._near(logits, lambda ids: len(ids) >= settings.top_k)
-            return self._draw(logits, _sorted(logits, near), point)
-        found = self._found(logits, point)
-        if found is None:
-            return self._draw(logits, _sorted(logits, np.arange(len(logits))), point)
-        if settings.top_p == 1.0:
-            return int(found[-1])
-        return _at(point, found, self._weights(logits, found))
-
-    def _near(self, logits: Float32, is_enough: Callable[[Indices], bool]) -> Indices:
-        """The likeliest tokens, not sorted; all of them if no less is enough."""
-        most = logits.max()
-        for depth in DEPTHS:
-            near = np.flatnonzero(logits >= most - np.float32(depth * self._temperature))
-            if is_enough(near):
-                return near
-        return np.arange(len(logits))
-
-    def _found(self, logits: Float32, point: float) -> Indices | None:
-        """The likeliest tokens, sorted, up to the one that makes them reach top_p.
-
-        Where top_p leaves all, up to the token at the point. None if rounding decides which it is.
-        """
-        share = self._sampling.top_p if self._sampling.top_p < 1.0 else point
-        most = logits.max()
-        with np.errstate(over="ignore"):
-            rough = np.exp((logits - most) * np.float32(1.0 / self._temperature))
-        total = float(rough.sum())
-        enough = share * total * (1.0 + 2.0 * ROUGHLY)
-        order = _sorted(logits, self._near(logits, lambda ids: float(rough[ids].sum()) > enough))
-        reached = np.cumsum(self._weights(logits, order))
-        for error in (ROUGHLY, CLOSELY):
-            if error == CLOSELY:
-                total = float(np.exp((logits.astype(np.float64) - most) / self._temperature).sum())
-            bounds = (share * total * (1.0 - error), share * total * (1.0 + error))
-            last, at_most = np.searchsorted(reached, bounds)
-            if last == at_most < len(order):
-                return order[: last + 1]
-        return None
+        ranking = _Binned(logits, self._temperature)
+        whole = ranking.first(settings.top_k) if settings.top_k else ranking.whole
+        # Sums are rounded: the token is certain if it is there at both ends of what they may be.
+        least, most = whole * (1.0 - CLOSELY), whole * (1.0 + CLOSELY)
+        if settings.top_p < 1.0:
+            least, most = (ranking.at(settings.top_p * amount)[1] for amount in (least, most))
+        token, _ = ranking.at(point * least * (1.0 - CLOSELY))
+        other, _ = ranking.at(point * most * (1.0 + CLOSELY))
+        if token is not None and token == other:
+            return token
+        return self._draw(logits, _sorted(logits, np.arange(len(logits))), point)
 
     def _draw(self, logits: Float32, order: Indices, point: float) -> int:
         """The token at a point, 0..1, of those that settings leave of `order`."""
         settings = self._sampling
         order = order[: settings.top_k] if settings.top_k else order
-        weights = self._weights(logits, order)
+        weights = _weights(logits[order], self._temperature)
         weights /= weights.sum()
         before = np.cumsum(weights) - weights
         return _at(point, order, np.where(before < settings.top_p, weights, 0.0))
 
-    def _weights(self, logits: Float32, order: Indices) -> Weights:
-        """In proportion to their probabilities, the first being 1; none overflows."""
-        below = logits[order].astype(np.float64) - float(logits[order[0]])
-        return np.asarray(np.exp(below / self._temperature))
+
+class _Binned:
+    """Tokens in bins, the likeliest first: only what lies in a bin that is asked for is sorted."""
+
+    def __init__(self, logits: Float32, temperature: float) -> None:
+        self._bins = np.empty(len(logits), np.uint16)
+        mass, counts = np.empty(N_BINS + 1), np.empty(N_BINS + 1, np.int64)
+        most = float(logits.max())
+        span = min((most - float(logits.min())) / temperature, DEEPEST)
+        width = span / (N_BINS - 1)
+        scale = 1.0 / width / temperature if width else 0.0
+        _kernels.bin_logits(logits, most, scale, width, self._bins, mass, counts)
+        self._reached, self._n_reached = np.cumsum(mass), np.cumsum(counts)
+        self._parts: dict[int, _Part] = {}
+        self.whole = float(self._reached[-1])
+        self._logits, self._most, self._temperature = logits, most, temperature
+
+    def at(self, target: float) -> tuple[int | None, float]:
+        """The first token with which the weights reach a target, and what they reach with it.
+
+        The likeliest token's weight is 1. No token, and all of it, if it lies deepest.
+        """
+        found = int(np.searchsorted(self._reached, target))
+        if found >= N_BINS:
+            return None, self.whole
+        part = self._part(found)
+        token, reached = part.ranked.at((target - part.before) / part.weight)
+        reached = part.before + reached * part.weight
+        return (None if token is None else int(part.ids[token])), reached
+
+    def first(self, n: int) -> float:
+        """The weight of the n likeliest together."""
+        found = int(np.searchsorted(self._n_reached, n))
+        if found >= N_BINS:
+            return self.whole
+        part = self._part(found)
+        return part.before + part.weight * part.ranked.first(n - part.n_before)
+
+    def _part(self, found: int) -> _Part:
+        """The bin of a number."""
+        part = self._parts.get(found)
+        if part is None:
+            ids = np.flatnonzero(self._bins == found)
+            logits = self._logits[ids]
+            most = logits.max()
+            ranked: _Binned | _Sorted | _Even
+            if most == logits.min():
+                ranked = _Even(len(ids))
+            else:
+                ranked = (_Sorted if len(ids) <= FEW else _Binned)(logits, self._temperature)
+            part = self._parts[found] = _Part(
+                ids,
+                ranked,
+                math.exp((float(most) - self._most) / self._temperature),
+                float(self._reached[found - 1]) if found else 0.0,
+                int(self._n_reached[found - 1]) if found else 0,
+            )
+        return part
+
+
+class _Part(NamedTuple):
+    """A bin, in the order that its own tokens have."""
+
+    ids: Indices
+    ranked: _Binned | _Sorted | _Even
+    weight: float
+    """Of its likeliest."""
+    before: float
+    """What all before it weigh."""
+    n_before: int
+
+
+class _Sorted:
+    """The same of a few tokens."""
+
+    def __init__(self, logits: Float32, temperature: float) -> None:
+        self._order = _sorted(logits, np.arange(len(logits)))
+        self._reached = np.cumsum(_weights(logits[self._order], temperature))
+
+    def at(self, target: float) -> tuple[int, float]:
+        """As `_Binned.at`; a target that rounding has put behind the last token is there."""
+        last = min(int(np.searchsorted(self._reached, target)), len(self._order) - 1)
+        return int(self._order[last]), float(self._reached[last])
+
+    def first(self, n: int) -> float:
+        """As `_Binned.first`."""
+        return float(self._reached[n - 1])
+
+
+class _Even:
+    """The same of tokens that are equally likely."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def at(self, target: float) -> tuple[int, float]:
+        """As `_Sorted.at`."""
+        n = min(max(math.ceil(target), 1), self._n)
+        return n - 1, float(n)
+
+    def first(self, n: int) -> float:
+        """As `_Binned.first`."""
+        return float(n)
+
+
+def _weights(logits: Float32, temperature: float) -> Weights:
+    """In proportion to probabilities, the first being 1; none overflows."""
+    below = logits.astype(np.float64) - float(logits[0])
+    return np.asarray(np.exp(below / temperature))
 
 
 def _sorted(logits: Float32, ids: Indices) -> Indices:

@@ -17,7 +17,7 @@ from edge.errors import EdgeError, ProtocolError
 from edge.serve.access import Role, Roles, peer_of, require
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, TooLateError, error_body, json_reply, status_of
-from edge.serve.room import Room
+from edge.serve.room import Room, connection_of
 from edge.serve.tcp import tcp_role
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,9 @@ def admitted(roles: Roles, idle_s: float, token: str | None, room: Room) -> Midd
         try:
             with _arriving(request, room):
                 await asyncio.wait_for(request.read(), idle_s)  # kept for the handler
+            if connection_of(request).is_cut:
+                remedy = "send all that Content-Length announces before you shut your side"
+                raise ProtocolError("body", "ended before it was whole", remedy)
         except asyncio.TimeoutError:
             raise TooLateError(
                 "body", f"did not arrive within {idle_s:g} s", "send all of it at once"

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from edge.clock import NS_PER_S
 from edge.serve.memory import AllocatedMemory
+from edge.session.sense import COUNTED
 from edge.session.turn import Done, Status
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -143,5 +144,13 @@ class _Session(Collector):
         for modality, stages in newest.items():
             age.add_metric([modality], (stages.prefilled_ns - stages.captured_ns) / NS_PER_S)
         yield age
-        for name, count in sorted(status.counters.items()):
+        # A name that somebody has chosen is a label: what all have in common can be asked for.
+        for what, help_text in COUNTED.items():
+            family = CounterMetricFamily(f"edge_source_{what}", help_text, labels=["source"])
+            for source, counts in status.senses.items():
+                family.add_metric([source], counts[what])
+            yield family
+        labelled = {f"{source}_{what}" for source in status.senses for what in COUNTED}
+        for name in sorted(status.counters.keys() - labelled):
+            count = status.counters[name]
             yield CounterMetricFamily(f"edge_{name}", f"The session's {name}.", value=count)

@@ -2,12 +2,17 @@
 
 A WebSocket's message waits inside aiohttp until it is whole, where nothing else can see it. So its
 bytes are counted on their way in.
+
+A client that has sent all it will (`nc -N`, `socat`) still reads its answer. aiohttp would close
+the connection then, and asyncio no longer notices when it goes: so it is looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
+import socket
 from collections.abc import Callable, Iterator
 
 from aiohttp import web
@@ -18,6 +23,14 @@ FREE_BYTES = 1 << 16
 """Of each client's message, not counted: what is small is let in however much others send."""
 CONTROL_BYTES = 6
 """A client's ping or pong, without what it says: always one frame with a mask."""
+LOOK_S = 0.05
+"""How often a connection is looked at whose client sends no more."""
+PROBE_S = 1.0
+"""Over TCP only what is sent finds out whether such a client has gone altogether: so it is told
+after so long that its request is worked on, and again whenever it has waited twice as long."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+ALIVE = b": alive\n\n"
+"""Server-sent events' comment."""
 
 
 class Room:
@@ -57,7 +70,8 @@ class Connection(asyncio.Protocol):
         self.client, self._room = client, room
         self._n_bytes = 0
         self._refuse: Callable[[CapacityError], None] | None = None
-        self.is_refused = False
+        self.is_refused = self.is_cut = False
+        """Refused: what its client sends is thrown away. Cut: its client ended within a body."""
 
     @contextlib.contextmanager
     def counted(self, refuse: Callable[[CapacityError], None]) -> Iterator[None]:
@@ -109,6 +123,52 @@ class Connection(asyncio.Protocol):
         after = max(0, self._n_bytes + n_more - FREE_BYTES)
         return after - max(0, self._n_bytes - FREE_BYTES)
 
+    def eof_received(self) -> bool:
+        """It sends no more, and has its answers yet to come.
+
+        Returns:
+            Whether the connection stays open.
+        """
+        self.client.eof_received()
+        loop = asyncio.get_running_loop()
+        return self._is_waited_for(loop, loop.time(), PROBE_S)
+
+    def _is_waited_for(
+        self, loop: asyncio.AbstractEventLoop, ended_s: float, probe_s: float
+    ) -> bool:
+        """Whether its client still waits for answers; if so, look again soon.
+
+        Args:
+            ended_s: when it stopped sending, on the loop's clock.
+            probe_s: so long after that it is probed next.
+        """
+        client, transport = self.client, self.client.transport
+        if transport is None or self._refuse is not None:  # a WebSocket's end is a message
+            return False
+        # As aiohttp asks itself before it closes an idle connection; a request that waits in its
+        # queue, or whose answer is being written, has no public sign.
+        if client._waiter is not None and not client._waiter.done():
+            return False
+        connection = transport.get_extra_info("socket")
+        looked = select.poll()
+        looked.register(connection.fileno(), 0)
+        if looked.poll(0):  # both ways are shut, or the connection was reset
+            return False
+        request = client._current_request
+        if request is not None and not request.content.is_eof():
+            self.is_cut = True
+            request.content.feed_eof()
+        if connection.family != socket.AF_UNIX and loop.time() - ended_s >= probe_s:
+            probe_s *= 2
+            transport.write(b"" if request is None else _probe(request))
+        loop.call_later(LOOK_S, self._look, loop, ended_s, probe_s)
+        return True
+
+    def _look(self, loop: asyncio.AbstractEventLoop, ended_s: float, probe_s: float) -> None:
+        transport = self.client.transport
+        if not self._is_waited_for(loop, ended_s, probe_s) and transport is not None:
+            transport.close()
+
     # As they are.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -119,10 +179,6 @@ class Connection(asyncio.Protocol):
         """Nobody is."""
         self.client.connection_lost(exc)
 
-    def eof_received(self) -> None:
-        """It sends no more."""
-        self.client.eof_received()
-
     def pause_writing(self) -> None:
         """It reads slowly."""
         self.client.pause_writing()
@@ -130,6 +186,15 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It reads again."""
         self.client.resume_writing()
+
+
+def _probe(request: web.BaseRequest) -> bytes:
+    """What tells a client, at this place of its answer, that its request is worked on."""
+    is_new = request.version >= (1, 1)
+    if not request.writer.output_size:
+        return CONTINUE if is_new else b""
+    # Only a stream of events begins before its handler ends; HTTP/1.1 sends it in chunks.
+    return b"%x\r\n%b\r\n" % (len(ALIVE), ALIVE) if is_new else ALIVE
 
 
 def connection_of(request: web.Request) -> Connection:

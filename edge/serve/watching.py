@@ -16,6 +16,7 @@ from edge.serve.door import drop
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.replies import NotFoundError, json_reply, open_stream, send
+from edge.serve.room import ALIVE
 from edge.serve.schema import AnyServerEvent
 from edge.serve.session_events import TOPICS, told_event
 from edge.serve.trigger_events import EdgeTriggerCreated
@@ -154,7 +155,7 @@ class Watching:
             try:
                 event = await asyncio.wait_for(outbox.next(), ALIVE_S)
             except asyncio.TimeoutError:
-                await stream.write(b": alive\n\n")
+                await stream.write(ALIVE)
                 continue
             payload = told_event(event, start_ns)
             if payload is not None and wants(payload):

@@ -28,7 +28,7 @@ from edge.serve.protocol import (
     ResponseFormat,
 )
 
-ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
+ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$(?!\\n)")]
 
 
 class ChatFunction(msgspec.Struct, frozen=True, omit_defaults=True):

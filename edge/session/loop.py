@@ -222,8 +222,9 @@ class LiveLoop:
     def status(self) -> Status:
         """The session as it stands."""
         counters = dict(self._counters)
-        for sense in self._senses:
-            counters |= sense.counters
+        senses = {sense.name: sense.counts for sense in self._senses}
+        for name, counts in senses.items():
+            counters |= {f"{name}_{what}": n for what, n in counts.items()}
         counters["rebases"] = self._context.n_rebases
         if self._recorder is not None:
             counters["recording_failed"] = int(self._recorder.has_failed)
@@ -233,6 +234,7 @@ class LiveLoop:
             n_context_tokens=self._context.n_tokens,
             max_context_tokens=self._context.max_tokens,
             counters=counters,
+            senses=senses,
             uptime_ns=self._clock.now_ns() - self._start_ns,
             start_ns=self._start_ns,
             recent=tuple(self._intake.recent),

@@ -35,6 +35,16 @@ MAX_WAITING = 8
 """Clips that may wait to be encoded; then the ring is left to fill, and drops its oldest."""
 
 
+COUNTED = {
+    "received": "Frames or chunks that came from a camera or microphone.",
+    "skipped": "Those that the budget left out.",
+    "dropped": "Those that waited too long, and gave way to newer ones.",
+    "failed": "Those that could not be used.",
+    "lost": "How often a device lost something before it could be read.",
+}
+"""What is counted of each sense's items."""
+
+
 class Sense(Generic[T]):
     """A source, the ring in which its items wait, and what makes segments of them."""
 
@@ -81,16 +91,11 @@ class Sense(Generic[T]):
         self._ended = False
 
     @property
-    def counters(self) -> dict[str, int]:
-        """What happened to its items, by the sense's name."""
-        counts = {
-            "received": self.n_received,
-            "skipped": self.n_skipped,
-            "dropped": self._ring.n_dropped + self._played.n_dropped,
-            "failed": self.n_failed,
-            "lost": self.n_lost(),
-        }
-        return {f"{self.name}_{what}": n for what, n in counts.items()}
+    def counts(self) -> dict[str, int]:
+        """What happened to its items, by the names in COUNTED."""
+        n_dropped = self._ring.n_dropped + self._played.n_dropped
+        counts = (self.n_received, self.n_skipped, n_dropped, self.n_failed, self.n_lost())
+        return dict(zip(COUNTED, counts, strict=True))
 
     def start(self) -> threading.Thread | None:
         """Start the thread that moves items into the ring, at the source's pace."""

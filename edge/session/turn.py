@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
@@ -318,6 +318,8 @@ class Status:
     """Stage times of the newest segments, oldest first."""
     mode: Mode = "typed"
     """Whose speech takes the turn."""
+    senses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Each camera's and microphone's counters, which are in `counters`, too (`front_lost`)."""
 
 
 class Audience(Generic[T]):

@@ -71,6 +71,7 @@ void parallel(size_t n, int n_threads, const Work &work) {
 }
 
 void bind_amax(nb::module_ &module);
+void bind_bins(nb::module_ &module);
 void bind_fp8(nb::module_ &module);
 void bind_int4(nb::module_ &module);
 void bind_linear(nb::module_ &module);

@@ -3,6 +3,7 @@
 
 NB_MODULE(_kernels, module) {
     bind_amax(module);
+    bind_bins(module);
     bind_fp8(module);
     bind_int4(module);
     bind_linear(module);

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from faults.test_quantize import W4A16, files, interrupted, rewrite, run
 
-from build_engine import cli
-from build_engine.building import building, work_folder
+from build_engine import cli, plans
+from build_engine.building import building, kept, work_folder
 from build_engine.bundle import build_bundle
 from build_engine.checkpoint import Checkpoint
+from build_engine.compile import Built
+from build_engine.verify import verify
 from edge.engines.bundle import Bundle, file_entry
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
+from edge.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -161,6 +164,84 @@ def test_a_folder_that_its_builder_renames_is_not_taken_for_the_next(tmp_path):
     shutil.rmtree(out)
     with building(out) as folder:
         assert folder.is_dir()
+
+
+HOLD_BUNDLE = """
+import sys
+from pathlib import Path
+from build_engine.building import kept
+
+with kept(Path(sys.argv[1]), changes=sys.argv[2] == "changes"):
+    print("has it", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def built(bundle, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("single"), path)
+    return path
+
+
+def holding(path, how):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", HOLD_BUNDLE, str(path), how], cwd=ROOT, **pipes)
+
+
+def test_a_bundle_that_somebody_compiles_is_neither_verified_nor_compiled(built, capsys):
+    with holding(built, "changes") as first:
+        assert first.stdout.readline() == b"has it\n"
+        for words in (["verify"], ["compile", "--target", "thor", "--check"]):
+            assert cli.main([words[0], str(built), *words[1:]]) == 78
+            said = capsys.readouterr().err
+            assert f"{built}: is being compiled or verified by process {first.pid}; wait" in said
+        first.kill()
+    assert cli.main(["verify", str(built)]) == 0  # a lock does not outlive its process
+
+
+def test_those_who_only_read_a_bundle_do_so_together(built):
+    with holding(built, "reads") as first:
+        assert first.stdout.readline() == b"has it\n"
+        with kept(built, changes=False):
+            pass
+        with pytest.raises(ConfigurationError, match=f"by process {first.pid}"), kept(built):
+            pass
+        first.kill()
+
+
+def test_compiling_and_verifying_keep_each_other_out(built, monkeypatch, capsys):
+    monkeypatch.setattr(plans, "COMPILER", "json")
+    monkeypatch.setattr(plans, "check_tensorrt", lambda version: None)
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
+    codes = []
+
+    def compiled(module, order, progress, kernels):
+        codes.append(cli.main(["verify", str(built)]))
+        codes.append(cli.main(["compile", str(built), "--target", "orin"]))
+        order.plan.write_bytes(b"plan")
+        return Built(order.graph, ("any",), 0.0, 4, 0, scratch_bytes=(12,))
+
+    monkeypatch.setattr(plans, "compile_isolated", compiled)
+    assert cli.main(["compile", str(built), "--target", "orin", "--context", "512"]) == 0
+    assert codes == [78, 78] * 4
+
+    def verified(path, engine):
+        codes.append(cli.main(["compile", str(path), "--target", "orin", "--context", "512"]))
+        return verify(path, engine)
+
+    codes.clear()
+    monkeypatch.setattr(cli, "verify", verified)
+    assert cli.main(["verify", str(built), "--engine", "cpu"]) == 0
+    assert codes == [78]
+    assert capsys.readouterr().err.count("is being compiled or verified by process") == 9
+
+
+def test_what_is_no_bundle_is_no_matter_of_locks(tmp_path, capsys):
+    for path in (tmp_path / "none", tmp_path / "file"):
+        (tmp_path / "file").write_text("x")
+        assert cli.main(["verify", str(path)]) == 78
+        assert "is being" not in capsys.readouterr().err
 
 
 def test_a_file_is_hashed_when_it_is_written_and_when_it_is_verified(source, tmp_path, monkeypatch):

@@ -389,11 +389,11 @@ def test_sound_waits_for_as_many_seconds_however_it_is_cut(robot):
         (sense, _), n = robot().senses, 40 * 16_000 // length
         for i in range(n):
             sense.put(AudioChunk(np.zeros(length, np.float32), i * length * 62_500, "microphone"))
-        n_kept = n - sense.counters["audio_dropped"]
+        n_kept = n - sense.counts["dropped"]
         assert 30 * 16_000 - length < n_kept * length <= 30 * 16_000
         for i in range(2 * MAX_WISHES):
             sense.control(Played(noise(i)))
-        assert n - sense.counters["audio_dropped"] == n_kept
+        assert n - sense.counts["dropped"] == n_kept
 
 
 def test_wishes_that_nobody_takes_are_refused_and_not_dropped(robot):

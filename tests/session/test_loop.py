@@ -329,6 +329,8 @@ def test_frames_that_wait_too_long_give_way_to_newer_ones(make):
     drive(loop)
     assert loop._context.evidence()[0].frame_ids == (7, 8)
     assert loop.status().counters["video_dropped"] == 7
+    assert loop.status().senses["video"]["dropped"] == 7
+    assert loop.status().senses.keys() == {"video", "audio"}
 
 
 def test_the_prompt_counts_frames_and_seconds_from_the_start(make):
