@@ -84,6 +84,9 @@ class Triggered:
     """How likely the condition is met, 0..1."""
     evidence: list[dict[str, Any]]
     """source, start_s, end_s and frame_ids of what shows it."""
+    cause: str | None = None
+    """Of an end: judged (it no longer is), unseen (its cameras and microphones have gone), deleted
+    or stopped (the session ends)."""
 
     @classmethod
     def of(cls, payload: dict[str, Any]) -> Triggered | None:
@@ -93,7 +96,8 @@ class Triggered:
             return None
         began = kind == "edge.trigger.began"
         names = ("id", "condition", "at_s", "began_s", "confidence", "evidence")
-        return cls(**{name: payload[name] for name in names}, began=began)
+        fields = {name: payload[name] for name in names}
+        return cls(**fields, began=began, cause=payload.get("cause"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,6 +136,8 @@ class Client:
         """To be answered as soon as the cancelled reply has ended; the room holds its input."""
         self._topics: frozenset[Topic] = frozenset()
         self._triggers: set[str] = set()
+        self._naming = threading.Lock()
+        """Held until a trigger's name is known: nothing is told of it before."""
         self._start_ns = session.status().start_ns
         self._say(SessionCreated(session=self._settings))
 
@@ -160,8 +163,9 @@ class Client:
 
     def _observed(self, event: object) -> None:
         topic = TOPICS.get(type(event))
-        if topic in self._topics or getattr(event, "id", None) in self._triggers:
-            self._outbox.deliver(event)
+        with self._naming:
+            if topic in self._topics or getattr(event, "id", None) in self._triggers:
+                self._outbox.deliver(event)
 
     def _heard(self, event: SpokenEvent) -> None:
         if "speech" in self._topics:
@@ -221,7 +225,7 @@ class Client:
         if isinstance(event, AudioAppend):
             pcm = from_base64("audio", event.audio)
             # Finding speech takes its time; others are served meanwhile.
-            self._found(await asyncio.to_thread(self._sound.push, pcm))
+            self._found(await asyncio.to_thread(self._sound.push, pcm), event.event_id)
         elif isinstance(event, ItemCreate):
             item_id = event.item.id or new_id("item")
             if event.previous_item_id not in (None, self._conversation.last_id):
@@ -235,15 +239,17 @@ class Client:
         elif isinstance(event, SessionUpdate):
             self._settings = changed(self._settings, event.session, self._config)
             self._topics = frozenset((self._settings.edge and self._settings.edge.events) or ())
-            self._sound.detect_turns(vad_of(self._settings) is not None)
+            if self._sound.detect_turns(vad_of(self._settings) is not None):
+                self._stopped(self._sound.heard_ms)
             self._say(SessionUpdated(session=self._settings))
         elif isinstance(event, AudioCommit):
             found = await asyncio.to_thread(self._sound.commit)
             if not any(isinstance(one, Ended) for one in found):
                 raise ProtocolError("input_audio_buffer", "holds no speech", "append sound first")
-            self._found(found, respond=False)
+            self._found(found, event.event_id, respond=False)
         elif isinstance(event, AudioClear):
-            self._sound.clear()
+            if self._sound.clear():
+                self._stopped(self._sound.heard_ms)
             self._say(AudioCleared())
         elif isinstance(event, ItemDelete):
             self._conversation.delete(event.item_id)
@@ -256,9 +262,10 @@ class Client:
             played = await asyncio.to_thread(self._playback.push, pcm, starts_ns)
             self._session.control(Played(played))
         elif isinstance(event, TriggerCreate):
-            name = self._session.triggers.create(event.trigger)
-            self._triggers.add(name)
-            self._say(EdgeTriggerCreated(trigger_id=name, trigger=event.trigger))
+            with self._naming:
+                name = self._session.triggers.create(event.trigger)
+                self._triggers.add(name)
+                self._say(EdgeTriggerCreated(trigger_id=name, trigger=event.trigger))
         elif isinstance(event, TriggerDelete):
             self._session.triggers.delete(event.trigger_id)
             self._say(EdgeTriggerDeleted(trigger_id=event.trigger_id))
@@ -270,8 +277,10 @@ class Client:
         self._say(ItemAdded(item=entry.item, previous_item_id=before))
         self._say(ItemDone(item=entry.item, previous_item_id=before))
 
-    def _found(self, found: list[SpeechStarted | Ended], *, respond: bool = True) -> None:
-        """What happened in the client's sound."""
+    def _found(
+        self, found: list[SpeechStarted | Ended], event_id: str | None, *, respond: bool = True
+    ) -> None:
+        """What happened in the client's sound. One turn that cannot be used hides no other."""
         vad = vad_of(self._settings)
         for event in found:
             if isinstance(event, SpeechStarted):
@@ -283,15 +292,24 @@ class Client:
                 continue
             if vad is not None:
                 said = event.utterance
-                end_ms = self._sound.heard_ms if said is None else said.end_ns // NS_PER_MS
-                self._say(SpeechStopped(audio_end_ms=end_ms, item_id=self._speech_id))
-            item_id, before = self._speech_id, self._conversation.last_id
-            self._speech_id = new_id("item")
-            entry = sound_entry(self._sound.take(event), item_id)
+                self._stopped(self._sound.heard_ms if said is None else said.end_ns // NS_PER_MS)
+            try:
+                self._commit(event)
+                if respond and vad is not None and vad.create_response:
+                    self._respond(_Wanted(ResponseSettings()), by_voice=True)
+            except EdgeError as error:
+                self.refuse(error, event_id)
+
+    def _stopped(self, end_ms: int) -> None:
+        self._say(SpeechStopped(audio_end_ms=end_ms, item_id=self._speech_id))
+
+    def _commit(self, ended: Ended) -> None:
+        """What was said becomes an item."""
+        item_id, self._speech_id = self._speech_id, new_id("item")
+        sound, before = self._sound.take(ended), self._conversation.last_id
+        if sound is not None:
             self._say(AudioCommitted(item_id=item_id, previous_item_id=before))
-            self._add(entry)
-            if respond and vad is not None and vad.create_response:
-                self._respond(_Wanted(ResponseSettings()), by_voice=True)
+            self._add(sound_entry(sound, item_id))
 
     async def _create(self, settings: ResponseSettings) -> None:
         """Decode the input, if it has one of its own; others are served meanwhile."""

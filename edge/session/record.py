@@ -32,7 +32,7 @@ from edge.session.turn import Failed, Question
 from edge.types import AudioChunk, Frame
 
 T = TypeVar("T")
-FORMAT = 4
+FORMAT = 5
 LIBRARY = "omni-edge"
 TOPICS = {
     "session": "omni_edge.Session",
