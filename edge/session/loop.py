@@ -304,16 +304,17 @@ class LiveLoop:
             join_by_s = time.monotonic() + FEED_JOIN_S
             for feed in feeds:
                 feed.join(max(0.0, join_by_s - time.monotonic()))
+        self._answers.give_way()
 
     def _end_all(self) -> None:
         """Nobody answers those who still wait, and what was told to have begun is over."""
         with self._turns_lock:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
-            turn.deliver(Failed(_STOPPING))
-        self._answers.fail_all(_STOPPING)
+            self._deliver(turn.deliver, Failed(_STOPPING))
         self._conversation.close()
         self._triggers.close()
+        self._answers.fail_all(_STOPPING)
 
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""
@@ -346,7 +347,8 @@ class LiveLoop:
         self._notes.write_if_wanted()
         self._triggers.judge_if_due()
         if not len(self._answers):
-            return self._perception.step() or self._context.rebase()
+            is_busy = self._perception.step() or self._context.rebase()
+            return is_busy or self._triggers.end_unseen()
         return self._perception.step_if_kept_waiting() or self._answer()
 
     def _answer(self) -> bool:

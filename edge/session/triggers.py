@@ -38,6 +38,9 @@ BEGINS, ENDS = 0.6, 0.4
 REST = 3
 """After a judgement the engine is left alone for so many times as long as it worked for it: time in
 which a question went before it is no part of that."""
+MAX_GROWTH = 2
+"""A judgement counts as so many times as long as the one before at most: a board that stood still
+in the middle of one, for once, is no reason to be blind for three times as long."""
 UNSEEN_NS = 30 * NS_PER_S
 """A trigger that is on ends when nothing has come from its cameras and microphones for so long.
 Answers keep perception waiting for much less."""
@@ -287,6 +290,7 @@ class Triggers:
         self._watched: dict[str, _Watched] = {}
         self._is_judging = False
         self._rest_since_ns = self._rest_until_ns = self._rested_ns = 0
+        self._worked_ns = 0  # for the newest judgement, as it counts
         self._senses = senses
         self._taken: dict[str, tuple[int, int]] = {}  # items of a sense, and when that was seen
 
@@ -304,6 +308,7 @@ class Triggers:
         for watched in self._watched.values():
             if watched.is_on:
                 self._tell(watched.end(self._clock.now_ns(), "stopped"))
+                self._show(watched)
 
     def judge_if_due(self) -> None:
         """Open the turn that judges the most urgent trigger, if the time has come."""
@@ -326,16 +331,24 @@ class Triggers:
         self._answers.open(Turn(question, now_ns, partial(self._judged, chosen)))
 
     def _look(self, now_ns: int) -> None:
-        """What is new for each; one that is on, and whose sources have gone, ends."""
         for sense in self._senses:
             if sense.n_taken != self._taken.get(sense.name, (0, 0))[0]:
                 self._taken[sense.name] = sense.n_taken, now_ns
         for watched in self._watched.values():
             watched.look(self._context, now_ns)
-            if watched.is_on and now_ns > self._unseen_ns(watched):
-                watched.news_ns = None
-                self._tell(watched.end(now_ns, "unseen"))
-                self._show(watched)
+
+    def end_unseen(self) -> bool:
+        """End those that are on and whose sources have gone; whether there are any. To be called
+        when all that has come was taken, so that a loop that was held up is not blind for that."""
+        on = [w for w in self._watched.values() if w.is_on and not w.is_wanted]
+        if not on:
+            return False
+        now_ns = self._clock.now_ns()
+        unseen = [watched for watched in on if now_ns > self._unseen_ns(watched)]
+        for watched in unseen:
+            self._tell(watched.end(now_ns, "unseen"))
+            self._show(watched)
+        return bool(unseen)
 
     def _unseen_ns(self, watched: _Watched) -> int:
         """When it ends, if nothing comes of what it is about."""
@@ -354,7 +367,7 @@ class Triggers:
         nothing."""
         watched = self._watched.values()
         waiting = [max(w.next_ns, self._rest_until_ns) for w in watched if w.is_wanted]
-        waiting += [self._unseen_ns(w) + 1 for w in watched if w.is_on]
+        waiting += [self._unseen_ns(w) + 1 for w in watched if w.is_on and not w.is_wanted]
         if not waiting:
             return None
         return max(0.0, (min(waiting) - self._clock.now_ns()) / NS_PER_S)
@@ -382,8 +395,10 @@ class Triggers:
         if not isinstance(event, Done) or event.confidence is None:
             return
         times = event.timeline
+        most_ns = MAX_GROWTH * self._worked_ns or times.worked_ns
+        self._worked_ns = min(times.worked_ns, most_ns)
         self._rest_since_ns = times.finished_ns
-        self._rest_until_ns = times.finished_ns + REST * times.worked_ns
+        self._rest_until_ns = times.finished_ns + REST * self._worked_ns
         self._counters["judgements"] += 1
         if watched.id not in self._watched:
             return

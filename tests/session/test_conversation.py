@@ -494,13 +494,32 @@ def shut_down(robot):
     robot.loop.run()
 
 
-def fail(robot):
-    def broken():
-        raise EngineError("engine", "gave NaN", "restart")
+class Broken:
+    """An engine that fails whatever it is asked for, as a GPU does after an illegal access."""
 
-    robot.loop._step = broken
-    with pytest.raises(EngineError):
+    def __init__(self, engine):
+        self.spec, self.embed = engine.spec, engine.embed
+
+    def __getattr__(self, name):
+        def fails(*_):
+            raise EngineError("engine", f"{name}: an illegal memory access", "restart")
+
+        return fails
+
+
+def fail(robot):
+    """In the middle of an answer to one who types, while another waits, in an encoder's call."""
+    told = [[], []]
+    for heard in told:
+        robot.loop.ask(Question((Message("user", "Hello"),), Sampling(), 60), heard.append)
+    while not robot.loop._context.is_forked:
+        robot.loop.step()
+    robot.loop._context.engine = broken = Broken(robot.loop._context.engine)
+    robot.loop._step = broken.encode_tubelets
+    with pytest.raises(EngineError, match="encode_tubelets"):
         robot.loop.run()
+    ends = [[type(e) for e in heard if not isinstance(e, TextDelta)] for heard in told]
+    assert ends == [[Failed], [Failed]]
 
 
 @pytest.mark.parametrize("n_paused", [0, SOFT_END_BLOCKS + 2])

@@ -269,6 +269,16 @@ def test_a_trigger_whose_camera_has_gone_ends_as_unseen_and_begins_again_when_it
     ]
 
 
+def test_a_loop_that_is_held_up_does_not_take_its_camera_for_gone(make):
+    """What was seen meanwhile waits in the ring."""
+    loop = make()
+    events, _ = let_begin(loop, "one?", modality="video")
+    loop._clock.sleep_until(loop._clock.now_ns() + 2 * UNSEEN_NS)  # in one step
+    put(loop, [frame(2), frame(3)])
+    drive(loop)
+    assert ends(events) == []
+
+
 def test_what_is_seen_without_a_change_is_still_seen(make):
     """Frames come, and none of them makes a segment: the trigger stays on."""
     loop = make()
@@ -341,6 +351,7 @@ def test_a_condition_that_does_not_fit_is_counted_and_the_loop_goes_on(make):
     while not len(loop._answers):
         loop.step()
     loop._answers.fail_all(CapacityError("question", "does not fit", "shorten it"))
+    loop._answers.give_way()
     drive(loop)
     assert loop.status().counters["judgements_refused"] == 1
     assert not loop._triggers._is_judging
@@ -400,6 +411,35 @@ def test_a_question_that_comes_into_a_judgement_is_no_work_of_the_judgement():
             clock.sleep_until(clock.now_ns() + NS_PER_S // 20)
             world.sight.put(Item(clock.now_ns()))
     assert clock.now_ns() - ended_ns < 2 * NS_PER_S
+
+
+def test_a_board_that_stands_still_for_once_in_a_judgement_does_not_blind_for_three_times_as_long():
+    """On a board's costs, simulated; one that has become slow is left alone for longer and longer,
+    until it has its three parts in four again."""
+    world = World("thor", 2.0, 3, faults=False)
+    loop, clock = world.loop, world.clock
+    loop.triggers.create(Trigger("Is somebody lying on the floor?", period_s=0.1))
+    took_s, rests_s = [], []
+    judge = loop._triggers._judged
+
+    def judged(watched, event):
+        judge(watched, event)
+        took_s.append(event.timeline.worked_ns / NS_PER_S)
+        rests_s.append((loop._triggers._rest_until_ns - clock.now_ns()) / NS_PER_S)
+
+    loop._triggers._judged = judged
+    while len(took_s) < 24:
+        if not loop.step():
+            clock.sleep_until(clock.now_ns() + NS_PER_S // 20)
+            world.sight.put(Item(clock.now_ns()))
+        if len(took_s) == 4 and len(loop._answers) and not world.engine.stall_ms:
+            world.engine.stall_ms = 30_000.0
+        if len(took_s) == 12:
+            world.engine.slowdown = 20.0
+    assert max(took_s[:6]) > 30
+    assert max(rests_s[:12]) < 6 * REST * np.median(took_s[:12])
+    slow = slice(18, 24)
+    assert rests_s[slow] == pytest.approx([REST * s for s in took_s[slow]], rel=1e-6)
 
 
 def scene_frames(index, shapes):
