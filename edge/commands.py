@@ -52,12 +52,13 @@ def watch(arguments: argparse.Namespace) -> None:
     )
     for triggered in told:
         state = "began" if triggered.began else "ended"
+        why = "" if triggered.cause in (None, "judged") else f"  {triggered.cause}"
         if arguments.json:
             fields = {name: getattr(triggered, name) for name in type(triggered).__slots__}
             print(json.dumps(fields), flush=True)
         else:
             where = ", ".join(str(evidence["source"]) for evidence in triggered.evidence)
-            line = f"{triggered.at_s:9.1f} s  {state}  {triggered.confidence:.2f}  {where}"
+            line = f"{triggered.at_s:9.1f} s  {state}  {triggered.confidence:.2f}  {where}{why}"
             print(line, flush=True)
         if arguments.once:
             return

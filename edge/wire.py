@@ -204,6 +204,9 @@ class Triggered:
     """How likely the condition is met, 0..1."""
     evidence: list[dict[str, Any]]
     """source, start_s, end_s and frame_ids of what shows it."""
+    cause: str | None = None
+    """Of an end: judged (it no longer is), unseen (its cameras and microphones have gone), deleted
+    or stopped (the session ends)."""
 
     @classmethod
     def of(cls, payload: dict[str, Any]) -> Triggered | None:
@@ -216,7 +219,11 @@ class Triggered:
         if kind not in ("edge.trigger.began", "edge.trigger.ended"):
             return None
         checked(payload, _TRIGGERED)
-        return cls(**{name: payload[name] for name in _TRIGGERED}, began=kind.endswith("began"))
+        return cls(
+            **{name: payload[name] for name in _TRIGGERED},
+            began=kind.endswith("began"),
+            cause=payload.get("cause"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """What happens in a conversation, as far as the microphone tells.
 
-SpeechStarted  (SoftEnd  Resumed)*  [SoftEnd]  Ended        with Cut wherever it grows too long
+SpeechStarted  (SoftEnd  Resumed)*  [SoftEnd]  Ended | Withdrawn
+
+with Cut wherever it grows too long. Each SpeechStarted has one end, whatever happens.
 """
 
 from __future__ import annotations
@@ -69,6 +71,15 @@ class Ended:
     """It was said while the button was held: by an operator, not by anybody who can be heard."""
 
 
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The turn is over and asks nothing: whoever spoke has taken it back, or waits no longer for an
+    answer. What was begun at a soft end is to be dropped."""
+
+    at_ns: int
+    """When the last word ended, estimated."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Overheard:
     """Speech that takes no turn: for the context only."""
@@ -76,7 +87,7 @@ class Overheard:
     utterance: Utterance
 
 
-TurnEvent = SpeechStarted | SoftEnd | Resumed | Cut | Ended | Overheard
+TurnEvent = SpeechStarted | SoftEnd | Resumed | Cut | Ended | Withdrawn | Overheard
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,13 @@ class Played:
     """What the robot itself says, as `TurnDetector.play` needs it."""
 
     chunk: AudioChunk
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """No sound has come for so long: the microphone has gone, or nobody listens to it."""
+
+    gap_ns: int
 
 
 Control = Choose | Button | Played

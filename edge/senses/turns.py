@@ -23,10 +23,12 @@ from edge.senses.turn_events import (
     Mode,
     Overheard,
     Resumed,
+    Silence,
     SoftEnd,
     SpeechStarted,
     TurnEvent,
     Utterance,
+    Withdrawn,
 )
 from edge.types import AudioChunk, Float32
 
@@ -75,6 +77,7 @@ class TurnDetector:
         self._blocks: list[AudioChunk] = []  # the utterance so far; before its onset the pre-roll
         self._held = False  # between begin and commit
         self._held_since_ns: int | None = None  # None: no sound has come since
+        self._is_told = False  # that somebody speaks, and not yet that it is over
         self._voiced = False  # the newest block, by hysteresis
         self._n_voiced = 0  # in this utterance; 0 before its onset
         self._n_quiet = 0  # since the last voiced block
@@ -118,10 +121,13 @@ class TurnDetector:
 
     def flush(self) -> list[TurnEvent]:
         """The utterance that the end of the sound cut short; what comes next is heard anew."""
+        self._take_rest()
+        return self._told(self._end()) + self._restart()
+
+    def _take_rest(self) -> None:
         rest = self._sound.rest
         if self._voiced and rest is not None and len(rest.samples):
             self._blocks.append(rest)  # it cannot be judged: speech if the block before it was
-        return self._told(self._end()) + self._restart()
 
     def begin(self) -> list[TurnEvent]:
         """The button is pressed: what is said from now on is for the robot, pauses and all.
@@ -150,9 +156,12 @@ class TurnDetector:
         self._held = False
         return events
 
-    def cancel(self) -> None:
+    def cancel(self) -> list[TurnEvent]:
         """Forget what is being said, and release the button."""
-        self._blocks, self._n_voiced, self._held = [], 0, False
+        events: list[TurnEvent] = [Withdrawn(self._end_ns)] if self._is_told else []
+        self._blocks, self._n_voiced = [], 0
+        self._held = self._is_told = False
+        return events
 
     def choose(self, mode: Mode) -> list[TurnEvent]:
         """Change the mode; what was being said ends by the old one."""
@@ -160,8 +169,8 @@ class TurnDetector:
         self._mode, self._held = mode, False
         return events
 
-    def control(self, control: Control) -> list[TurnEvent]:
-        """Do what a client wants, in order with the sound.
+    def control(self, control: Control | Silence) -> list[TurnEvent]:
+        """Do what a client wants, or what silence ends, in order with the sound.
 
         Raises:
             ProtocolError: the button is pressed in another mode than push_to_talk.
@@ -174,18 +183,29 @@ class TurnDetector:
                 return self.begin()
             if control.do == "commit":
                 return self.commit()
-            dropped: list[TurnEvent] = [Resumed(self._end_ns)] if self._paused else []
-            self.cancel()
-            return dropped
+            return self.cancel()
+        if isinstance(control, Silence):
+            return self._give_up() if self._is_too_long(control.gap_ns) else []
         self.play(control.chunk)
         return []
 
     def _lost(self, gap_ns: int) -> list[TurnEvent]:
         """No clip goes over a gap in the sound; while the button is held the turn does."""
+        if self._is_too_long(gap_ns):
+            return self._give_up()
         if not self._held:
-            was_paused, events = self._paused, self.flush()
-            return events if gap_ns <= MAX_GAP_NS else _too_late(was_paused, events)
+            return self.flush()
         events = self._cut() if self._n_voiced > 0 and self._blocks else []
+        return events + self._restart()
+
+    def _is_too_long(self, gap_ns: int) -> bool:
+        return gap_ns > (MAX_HELD_NS if self._held else MAX_GAP_NS)
+
+    def _give_up(self) -> list[TurnEvent]:
+        """Whoever spoke before the gap waits no longer, and a button was forgotten."""
+        self._take_rest()
+        events = self._withdrawn()
+        self._held = False
         return events + self._restart()
 
     def _restart(self) -> list[TurnEvent]:
@@ -205,7 +225,9 @@ class TurnDetector:
         return self._started and self._n_quiet >= SOFT_END_BLOCKS and not self._held
 
     def _take(self, block: AudioChunk) -> list[TurnEvent]:
-        let_go = self._told(self._end()) if self._is_forgotten(block) else []
+        let_go: list[TurnEvent] = []
+        if self._is_forgotten(block):
+            let_go, self._held = self._withdrawn(), False
         masked = False
         if self._echo is not None:
             block, masked = self._echo.clean(block)
@@ -219,13 +241,12 @@ class TurnDetector:
         return let_go + self._told(events)
 
     def _is_forgotten(self, block: AudioChunk) -> bool:
-        """Whether the button has been held for too long, and was let go."""
+        """Whether the button has been held for too long."""
         if not self._held:
             return False
         if self._held_since_ns is None:
             self._held_since_ns = block.capture_ns
-        self._held = block.capture_ns - self._held_since_ns <= MAX_HELD_NS
-        return not self._held
+        return block.capture_ns - self._held_since_ns > MAX_HELD_NS
 
     def _speech(self, block: AudioChunk, probability: float) -> list[TurnEvent]:
         events: list[TurnEvent] = [Resumed(block.capture_ns)] if self._paused else []
@@ -281,18 +302,23 @@ class TurnDetector:
 
     def _told(self, events: list[TurnEvent]) -> list[TurnEvent]:
         """As it is for the mode: speech that takes no turn is only overheard."""
-        if self._mode == "open" or self._held:
-            return events
-        given = [event.utterance for event in events if isinstance(event, Cut | Ended)]
-        return [Overheard(utterance) for utterance in given if utterance is not None]
+        if self._mode != "open" and not self._held:
+            return _overheard(events)
+        for event in events:
+            if isinstance(event, SpeechStarted | Ended):
+                self._is_told = isinstance(event, SpeechStarted)
+        return events
+
+    def _withdrawn(self) -> list[TurnEvent]:
+        """What was being said takes no turn any more, and is overheard."""
+        told: list[TurnEvent] = [Withdrawn(self._end_ns)] if self._is_told else []
+        self._is_told = False
+        return told + _overheard(self._end())
 
 
-def _too_late(was_paused: bool, events: list[TurnEvent]) -> list[TurnEvent]:
-    """What ended before a long gap, as overheard; an answer begun at its soft end is dropped."""
-    ended = [event.utterance for event in events if isinstance(event, Ended)]
-    undone = [Resumed(utterance.end_ns) for utterance in ended if utterance and was_paused]
-    others = [event for event in events if not isinstance(event, Ended)]
-    return [*undone, *others, *(Overheard(utterance) for utterance in ended if utterance)]
+def _overheard(events: list[TurnEvent]) -> list[TurnEvent]:
+    given = [event.utterance for event in events if isinstance(event, Cut | Ended)]
+    return [Overheard(utterance) for utterance in given if utterance is not None]
 
 
 class UtteranceDetector:
@@ -319,7 +345,7 @@ class UtteranceDetector:
         """No speech takes a turn."""
         return "typed"
 
-    def control(self, control: Control) -> list[AudioChunk]:
+    def control(self, control: Control | Silence) -> list[AudioChunk]:
         """As `TurnDetector.control`; the utterance that it ends."""
         return _clips(self._turns.control(control))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from edge.clock import NS_PER_MS
-from edge.errors import ProtocolError
 from edge.features.resample import Resampler
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.senses.sound import NS_PER_SAMPLE
@@ -73,12 +72,14 @@ class ClientSound:
         self._waiting: list[Float32] = []
         self._detects = False
         self._detector: TurnDetector | None = None  # made when there is something to hear
+        self._is_told = False  # that somebody speaks, and not yet that it is over
 
-    def detect_turns(self, wanted: bool) -> None:
-        """Whether turns are found here, or end with `commit`. Changing it forgets what waits."""
-        if wanted != self._detects:
-            self.clear()
-            self._detects = wanted
+    def detect_turns(self, wanted: bool) -> bool:
+        """Whether turns are found here, or end with `commit`. Changing it is as `clear`."""
+        if wanted == self._detects:
+            return False
+        self._detects = wanted
+        return self.clear()
 
     def hear(self, form: SoundFormat) -> None:
         """What comes from now on has this format."""
@@ -117,25 +118,26 @@ class ClientSound:
         self._end_stream()
         return [Ended(None)] if self._waiting else []
 
-    def take(self, ended: Ended) -> Sound:
-        """All of a turn that has ended.
+    def take(self, ended: Ended) -> Sound | None:
+        """All of a turn that has ended; None if it was part of the one before, which is taken.
 
         Raises:
-            ProtocolError: there is nothing in it.
             MediaError: it is too short.
         """
         if ended.utterance is not None:
             self._waiting.append(ended.utterance.clip.samples)
         waiting, self._waiting = self._waiting, []
         if not waiting:
-            raise ProtocolError("input_audio_buffer", "is empty", "append sound first")
+            return None
         return sound_of(np.concatenate(waiting)[: MAX_SOUND_S * SAMPLE_RATE_HZ])
 
-    def clear(self) -> None:
-        """Forget what waits."""
+    def clear(self) -> bool:
+        """Forget what waits; whether that ends a turn whose start was told."""
         self._waiting = []
         self._resampler = Resampler(rate_of(self._format), 1)
         self._detector = None
+        was_told, self._is_told = self._is_told, False
+        return was_told
 
     @property
     def heard_ms(self) -> int:
@@ -159,4 +161,6 @@ class ClientSound:
                     told += [Ended(None), SpeechStarted(event.utterance.end_ns, 0)]
             elif isinstance(event, SpeechStarted | Ended):
                 told.append(event)
+        if told:
+            self._is_told = isinstance(told[-1], SpeechStarted)
         return told

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -158,6 +159,8 @@ class Client:
         """To be answered as soon as the cancelled reply has ended; the room holds its input."""
         self._topics: frozenset[Topic] = frozenset()
         self._triggers: set[str] = set()
+        self._naming = threading.Lock()
+        """Held until a trigger's name is known: nothing is told of it before."""
         self._start_ns = session.status().start_ns
         self._say(SessionCreated(session=self._settings))
 
@@ -183,8 +186,9 @@ class Client:
 
     def _observed(self, event: object) -> None:
         topic = TOPICS.get(type(event))
-        if topic in self._topics or getattr(event, "id", None) in self._triggers:
-            self._outbox.deliver(event)
+        with self._naming:
+            if topic in self._topics or getattr(event, "id", None) in self._triggers:
+                self._outbox.deliver(event)
 
     def _heard(self, event: SpokenEvent) -> None:
         if "speech" in self._topics:
@@ -253,7 +257,7 @@ class Client:
         if isinstance(event, AudioAppend):
             data = from_base64("audio", event.audio)
             # Finding speech takes its time; others are served meanwhile.
-            self._found(await asyncio.to_thread(self._sound.push, data))
+            self._found(await asyncio.to_thread(self._sound.push, data), event_id)
         elif isinstance(event, ItemCreate):
             entry = await _entry(event, event.item.id or new_id("item"), self._format)
             self._add(entry, event.previous_item_id)
@@ -268,9 +272,10 @@ class Client:
                     "append sound first",
                     code="input_audio_buffer_commit_empty",
                 )
-            self._found(found, respond=False)
+            self._found(found, event_id, respond=False)
         elif isinstance(event, AudioClear):
-            self._sound.clear()
+            if self._sound.clear():
+                self._stopped(self._sound.heard_ms)
             self._say(AudioCleared())
         elif isinstance(event, ItemDelete):
             self._conversation.delete(event.item_id)
@@ -287,9 +292,10 @@ class Client:
             played = await asyncio.to_thread(self._playback.push, data, starts_ns, self._format)
             self._session.control(Played(played))
         elif isinstance(event, TriggerCreate):
-            name = self._session.triggers.create(event.trigger)
-            self._triggers.add(name)
-            self._say(EdgeTriggerCreated(trigger_id=name, trigger=event.trigger))
+            with self._naming:
+                name = self._session.triggers.create(event.trigger)
+                self._triggers.add(name)
+                self._say(EdgeTriggerCreated(trigger_id=name, trigger=event.trigger))
         elif isinstance(event, TriggerDelete):
             self._session.triggers.delete(event.trigger_id)
             self._say(EdgeTriggerDeleted(trigger_id=event.trigger_id))
@@ -303,7 +309,8 @@ class Client:
         before = self._topics
         self._settings, refused, unheard = changed(self._settings, wanted, self._config)
         self._topics = frozenset((self._settings.edge and self._settings.edge.events) or ())
-        self._sound.detect_turns(vad_of(self._settings) is not None)
+        if self._sound.detect_turns(vad_of(self._settings) is not None):
+            self._stopped(self._sound.heard_ms)
         self._sound.hear(self._format)
         self._tell_of(refused, unheard, event_id)
         self._say(SessionUpdated(session=self._settings))
@@ -324,8 +331,10 @@ class Client:
         self._say(ItemAdded(item=entry.item, previous_item_id=before))
         self._say(ItemDone(item=entry.item, previous_item_id=before))
 
-    def _found(self, found: list[SpeechStarted | Ended], *, respond: bool = True) -> None:
-        """What happened in the client's sound."""
+    def _found(
+        self, found: list[SpeechStarted | Ended], event_id: str | None, *, respond: bool = True
+    ) -> None:
+        """What happened in the client's sound. One turn that cannot be used hides no other."""
         vad = vad_of(self._settings)
         for event in found:
             if isinstance(event, SpeechStarted):
@@ -337,15 +346,24 @@ class Client:
                 continue
             if vad is not None:
                 said = event.utterance
-                end_ms = self._sound.heard_ms if said is None else said.end_ns // NS_PER_MS
-                self._say(SpeechStopped(audio_end_ms=end_ms, item_id=self._speech_id))
-            item_id, before = self._speech_id, self._conversation.last_id
-            self._speech_id = new_id("item")
-            entry = sound_entry(self._sound.take(event), item_id)
+                self._stopped(self._sound.heard_ms if said is None else said.end_ns // NS_PER_MS)
+            try:
+                self._commit(event)
+                if respond and vad is not None and vad.create_response:
+                    self._respond(_Wanted(ResponseSettings()), by_voice=True)
+            except EdgeError as error:
+                self.refuse(error, event_id)
+
+    def _stopped(self, end_ms: int) -> None:
+        self._say(SpeechStopped(audio_end_ms=end_ms, item_id=self._speech_id))
+
+    def _commit(self, ended: Ended) -> None:
+        """What was said becomes an item."""
+        item_id, self._speech_id = self._speech_id, new_id("item")
+        sound, before = self._sound.take(ended), self._conversation.last_id
+        if sound is not None:
             self._say(AudioCommitted(item_id=item_id, previous_item_id=before))
-            self._add(entry)
-            if respond and vad is not None and vad.create_response:
-                self._respond(_Wanted(ResponseSettings()), by_voice=True)
+            self._add(sound_entry(sound, item_id))
 
     async def _create(self, settings: ResponseSettings) -> None:
         """Decode the input, if it has one of its own; others are served meanwhile."""

@@ -246,6 +246,15 @@ class EdgeSpeechStarted(_Event, frozen=True, kw_only=True, tag="edge.speech.star
     onset_s: float
 
 
+class EdgeSpeechStopped(_Event, frozen=True, kw_only=True, tag="edge.speech.stopped"):
+    """Nobody speaks any more: one for each `edge.speech.started`, whatever happens."""
+
+    end_s: float
+    is_asked: bool
+    """Whether it is a question: then `edge.speech.asked` follows, or `edge.speech.done` where there
+    was no room for it. Else it was taken back, or its microphone has gone."""
+
+
 class EdgeSpeechAsked(_Event, frozen=True, kw_only=True, tag="edge.speech.asked"):
     """That was a question; it is being answered."""
 
@@ -305,6 +314,7 @@ ServerEvent = (
     | EdgeRebased
     | EdgeNoted
     | EdgeSpeechStarted
+    | EdgeSpeechStopped
     | EdgeSpeechAsked
     | EdgeSpeechDelta
     | EdgeSpeechDone

@@ -20,6 +20,7 @@ from edge.serve.server_events import (
     EdgeSpeechDelta,
     EdgeSpeechDone,
     EdgeSpeechStarted,
+    EdgeSpeechStopped,
     ServerEvent,
 )
 from edge.serve.trigger_events import EdgeTriggerBegan, EdgeTriggerEnded, ServerTriggerEvent
@@ -28,7 +29,7 @@ from edge.session.intake import Refused
 from edge.session.notes import Noted
 from edge.session.perception import Rebased
 from edge.session.triggers import TriggerBegan, TriggerEnded
-from edge.session.turn import Done, Failed, Spoken, TextDelta
+from edge.session.turn import Done, Failed, SpeechStopped, Spoken, TextDelta
 from edge.types import Evidence, Stages
 
 TOPICS: dict[type, Topic] = {
@@ -74,21 +75,26 @@ def told_event(event: object, start_ns: int) -> ServerEvent | ServerTriggerEvent
         return EdgeNoted(at_s=at_s(event.at_ns), text=event.text)
     if not isinstance(event, TriggerBegan | TriggerEnded):
         return _spoken_event(event, start_ns)
-    kind = EdgeTriggerBegan if isinstance(event, TriggerBegan) else EdgeTriggerEnded
-    return kind(
-        id=event.id,
-        condition=event.condition,
-        at_s=at_s(event.at_ns),
-        began_s=at_s(event.began_ns),
-        confidence=round(event.confidence, 4),
-        evidence=[where(evidence) for evidence in event.evidence],
-    )
+    judged: Json = {
+        "id": event.id,
+        "condition": event.condition,
+        "at_s": at_s(event.at_ns),
+        "began_s": at_s(event.began_ns),
+        "confidence": round(event.confidence, 4),
+        "evidence": [where(evidence) for evidence in event.evidence],
+    }
+    if isinstance(event, TriggerBegan):
+        return EdgeTriggerBegan(**judged)
+    return EdgeTriggerEnded(**judged, cause=event.cause)
 
 
 def _spoken_event(event: object, start_ns: int) -> ServerEvent | None:
     """What happens in the robot's own conversation."""
     if isinstance(event, SpeechStarted):
         return EdgeSpeechStarted(onset_s=round((event.onset_ns - start_ns) / NS_PER_S, 3))
+    if isinstance(event, SpeechStopped):
+        end_s = round((event.end_ns - start_ns) / NS_PER_S, 3)
+        return EdgeSpeechStopped(end_s=end_s, is_asked=event.is_asked)
     if isinstance(event, Spoken):
         return EdgeSpeechAsked(asked_s=round((event.asked_ns - start_ns) / NS_PER_S, 3))
     if isinstance(event, TextDelta):

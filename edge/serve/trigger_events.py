@@ -7,7 +7,7 @@ import uuid
 import msgspec
 
 from edge.serve.protocol import Json
-from edge.session.triggers import Trigger
+from edge.session.triggers import Cause, Trigger
 
 
 class TriggerCreate(msgspec.Struct, frozen=True, kw_only=True, tag="edge.trigger.create"):
@@ -57,7 +57,11 @@ class EdgeTriggerBegan(_Judged, frozen=True, kw_only=True, tag="edge.trigger.beg
 
 
 class EdgeTriggerEnded(_Judged, frozen=True, kw_only=True, tag="edge.trigger.ended"):
-    """It no longer is."""
+    """It no longer is, or nobody watches for it any more."""
+
+    cause: Cause
+    """judged: it no longer is. unseen: nothing comes from its cameras and microphones any more.
+    deleted: a client watches no longer. stopped: the session ends."""
 
 
 ClientTriggerEvent = TriggerCreate | TriggerDelete

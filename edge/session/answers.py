@@ -125,9 +125,10 @@ class Answers:
             self.give_way()
 
     def fail_all(self, error: EdgeError) -> None:
-        """End all turns."""
-        for answering in list(self._open):
-            self._end(answering, Failed(error))
+        """End all turns without the engine, which may be broken; `give_way` comes afterwards."""
+        ended, self._open = self._open, []
+        for answering in ended:
+            answering.turn.deliver(Failed(error))
 
     def step(self, cancelled: Sequence[int]) -> None:
         """Bring the most urgent answer on by a token or a chunk of its prefill.

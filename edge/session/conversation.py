@@ -18,7 +18,16 @@ from edge.config import Config
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError
 from edge.model.sampling import Sampling
-from edge.senses.turn_events import Ended, Resumed, SoftEnd, SpeechStarted, TurnEvent, Utterance
+from edge.senses.turn_events import (
+    Ended,
+    Resumed,
+    SoftEnd,
+    SpeechStarted,
+    TurnEvent,
+    Utterance,
+    Withdrawn,
+)
+from edge.senses.turns import MAX_GAP_NS, MAX_HELD_NS
 from edge.session.answers import Answers
 from edge.session.context import LiveContext
 from edge.session.intake import Intake
@@ -30,6 +39,7 @@ from edge.session.turn import (
     Failed,
     Message,
     Question,
+    SpeechStopped,
     Spoken,
     SpokenEvent,
     Turn,
@@ -85,6 +95,19 @@ class _Speculation:
     """Then it is given up."""
 
 
+@dataclass(slots=True)
+class _Speaker:
+    """Somebody who speaks, as clients were told."""
+
+    sense: Sense[Any]
+    newest_ns: int | None
+    """Up to here it was heard..."""
+    heard_ns: int
+    """...which was taken at this time."""
+    overdue_ns: int
+    """Then the microphone has been silent for too long."""
+
+
 class Conversation:
     """The spoken turns of one microphone."""
 
@@ -111,19 +134,49 @@ class Conversation:
         self._counters = counters
         self._speculation: _Speculation | None = None
         self._answered: Turn | None = None
+        self._speaker: _Speaker | None = None
 
     def hear(self, sense: Sense[Any], events: list[TurnEvent]) -> None:
         """Take what has happened in the microphone's newest sound."""
         for event in events:
             if isinstance(event, SpeechStarted):
                 self.interrupt()
+                self._speaker = _Speaker(sense, None, 0, 0)
                 self._deliver(event)
             elif isinstance(event, SoftEnd):
                 self._soft_end(sense, event.utterance)
             elif isinstance(event, Resumed):
                 self.give_up()
+            elif isinstance(event, Withdrawn):
+                self.give_up()
+                self._stop(event.at_ns)
             elif isinstance(event, Ended):
                 self._end(sense, event)
+        speaker = self._speaker
+        if speaker is not None and speaker.sense is sense and speaker.newest_ns != sense.newest_ns:
+            speaker.newest_ns, speaker.heard_ns = sense.newest_ns, self._clock.now_ns()
+            speaker.overdue_ns = speaker.heard_ns + MAX_GAP_NS
+
+    def end_if_silent(self) -> bool:
+        """End what is being said if its microphone gives no sound any more; whether that was so."""
+        speaker = self._speaker
+        if speaker is None or (now_ns := self._clock.now_ns()) <= speaker.overdue_ns:
+            return False
+        if speaker.sense.is_full:  # what it hears is left in its ring
+            speaker.overdue_ns = now_ns + MAX_GAP_NS
+            return False
+        speaker.overdue_ns = now_ns + MAX_HELD_NS  # a button that is held ends later
+        self.hear(speaker.sense, speaker.sense.miss(now_ns - speaker.heard_ns))
+        return True
+
+    def close(self) -> None:
+        """The session ends."""
+        if self._speaker is not None:
+            self._stop(self._clock.now_ns())
+
+    def _stop(self, end_ns: int, *, is_asked: bool = False) -> None:
+        self._speaker = None
+        self._deliver(SpeechStopped(end_ns, is_asked))
 
     def interrupt(self) -> None:
         """Somebody speaks: the answer to the last spoken question ends."""
@@ -141,16 +194,17 @@ class Conversation:
 
     def give_up_if_overdue(self) -> bool:
         """Undo it if the turn neither ended nor went on in time; whether that was so."""
-        if self.wait_s() != 0.0:
+        if self._speculation is None or self._clock.now_ns() < self._speculation.until_ns:
             return False
         self.give_up()
         return True
 
     def wait_s(self) -> float | None:
-        """Until what was begun is given up, if nothing is heard; None if nothing was."""
-        if self._speculation is None:
-            return None
-        return max(0.0, (self._speculation.until_ns - self._clock.now_ns()) / NS_PER_S)
+        """Until something is given up, if nothing is heard; None if nothing was begun."""
+        begun, speaker = self._speculation, self._speaker
+        until_ns = [] if begun is None else [begun.until_ns]
+        until_ns += [] if speaker is None else [speaker.overdue_ns + 1]
+        return max(0.0, (min(until_ns) - self._clock.now_ns()) / NS_PER_S) if until_ns else None
 
     def _soft_end(self, sense: Sense[Any], utterance: Utterance | None) -> None:
         if utterance is None or len(self._answers) or self.config.answer.remember:
@@ -166,6 +220,7 @@ class Conversation:
 
     def _end(self, sense: Sense[Any], ended: Ended) -> None:
         begun, utterance = self._speculation, ended.utterance
+        self._stop(self._clock.now_ns() if utterance is None else utterance.end_ns, is_asked=True)
         if begun is not None and utterance is not None and _same(begun.clip, utterance.clip):
             self._speculation = None
             self._answers.settle()

@@ -135,7 +135,7 @@ class LiveLoop:
         of_notes = (prompt.tokenizer, clock, self._saw, self._counters)
         self._notes = Notes(self._context, self._answers, *of_notes)
         self._book = TriggerBook(self._wake.set)
-        self._triggers = Triggers(self._book, self._context, self._answers, *of_notes)
+        self._triggers = Triggers(self._book, self._context, self._answers, *of_notes, senses)
         self._spoken = Audience[SpokenEvent]()
         self._events = Audience[object]()
         self._microphone = next((sense for sense in senses if sense.hears), None)
@@ -304,17 +304,20 @@ class LiveLoop:
                         raise sense.defect
         finally:
             self.stop()
-            self._refuse_waiting()
+            self._end_all()
             join_by_s = time.monotonic() + FEED_JOIN_S
             for feed in feeds:
                 feed.join(max(0.0, join_by_s - time.monotonic()))
+        self._answers.give_way()
 
-    def _refuse_waiting(self) -> None:
-        """Tell those who still wait; nobody will answer them."""
+    def _end_all(self) -> None:
+        """Nobody answers those who still wait, and what was told to have begun is over."""
         with self._turns_lock:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
-            turn.deliver(Failed(_STOPPING))
+            self._deliver(turn.deliver, Failed(_STOPPING))
+        self._conversation.close()
+        self._triggers.close()
         self._answers.fail_all(_STOPPING)
 
     def step(self) -> bool:
@@ -340,7 +343,7 @@ class LiveLoop:
         self._take_settings()
         self._perception.look_at_the_load(self._board_health)
         self._perception.notice_rebase()
-        if self._take_turn() or self._listen():
+        if self._take_turn() or self._listen() or self._conversation.end_if_silent():
             return True
         self._triggers.take(self._outside("triggers", self._book.changes) or ())
         if self._answers.is_tentative:  # only its own turn comes on
@@ -348,7 +351,8 @@ class LiveLoop:
         self._notes.write_if_wanted()
         self._triggers.judge_if_due()
         if not len(self._answers):
-            return self._perception.step() or self._context.rebase()
+            is_busy = self._perception.step() or self._context.rebase()
+            return is_busy or self._triggers.end_unseen()
         return self._perception.step_if_kept_waiting() or self._answer()
 
     def _answer(self) -> bool:
@@ -360,9 +364,10 @@ class LiveLoop:
 
     def _wait_s(self) -> float | None:
         """How long the loop may sleep after an idle step if nothing wakes it; None: for ever."""
-        if self._answers.is_tentative:
-            return self._conversation.wait_s()
-        return self._triggers.wait_s()
+        left_s = [self._conversation.wait_s()]
+        if not self._answers.is_tentative:
+            left_s += [self._triggers.wait_s(), self._perception.wait_s()]
+        return min((one_s for one_s in left_s if one_s is not None), default=None)
 
     def _take_settings(self) -> None:
         def changed() -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from edge.model.prompt import audio_text, tubelet_text
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.model.tokenizer import Tokenizer
 from edge.senses.sound import end_ns, goes_on, joined
-from edge.senses.turn_events import Control, Cut, Mode, Overheard, TurnEvent
+from edge.senses.turn_events import Control, Cut, Mode, Overheard, Silence, TurnEvent
 from edge.session.budget import LADDER, Rung
 from edge.session.slot import Perceived
 from edge.types import AudioChunk, Evidence, Float32, Frame, Int32, Stages
@@ -202,8 +202,8 @@ class Collector(Protocol):
     def flush(self) -> Sequence[AudioChunk | TurnEvent]:
         """At the end of the source: what is left."""
 
-    def control(self, control: Control) -> Sequence[AudioChunk | TurnEvent]:
-        """Do what a client wants; likewise.
+    def control(self, control: Control | Silence) -> Sequence[AudioChunk | TurnEvent]:
+        """Do what a client wants, or what silence ends; likewise.
 
         Raises:
             ProtocolError: that cannot be done now.
@@ -239,7 +239,7 @@ class WindowCollector:
         chunks, self._chunks = self._chunks, []
         return [joined(chunks)] if chunks else []
 
-    def control(self, _control: Control) -> list[AudioChunk]:
+    def control(self, _control: Control | Silence) -> list[AudioChunk]:
         """Nothing: windows take no turns."""
         return []
 
@@ -282,8 +282,8 @@ class Listener:
         """Clips that are complete and not encoded."""
         return len(self._clips)
 
-    def take(self, item: AudioChunk | Control) -> list[TurnEvent]:
-        """Take a chunk, or what a client wants; what that says about turns.
+    def take(self, item: AudioChunk | Control | Silence) -> list[TurnEvent]:
+        """Take a chunk, what a client wants, or silence; what that says about turns.
 
         Raises:
             MediaError: a sample is not a finite number.

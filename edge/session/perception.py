@@ -16,7 +16,7 @@ from typing import Any
 
 from edge.clock import NS_PER_S, Clock
 from edge.session.answers import Answers
-from edge.session.budget import Budget, Degraded, Load
+from edge.session.budget import LADDER, Budget, Degraded, Load
 from edge.session.context import LiveContext
 from edge.session.health import BoardHealth
 from edge.session.intake import N_RECENT_STAGES, Intake
@@ -24,6 +24,8 @@ from edge.session.sense import Sense
 
 log = logging.getLogger(__name__)
 
+LOOK_NS = NS_PER_S
+"""From one look at the load to the next."""
 MAX_KEPT_WAITING_NS = NS_PER_S
 """Answers may keep perception waiting for so long; from then on, until it has caught up, it has its
 share."""
@@ -119,11 +121,17 @@ class Perception:
             for sense in self._senses:
                 sense.start_again()
 
+    def wait_s(self) -> float | None:
+        """Until the budget must look again although nothing comes: it may let a rung up."""
+        if self._budget.rung is LADDER[0]:
+            return None
+        return max(0.0, (self._looked_ns + LOOK_NS - self._clock.now_ns()) / NS_PER_S)
+
     def look_at_the_load(self, read_health: Callable[[], BoardHealth]) -> None:
         """Once a second the budget sees what perception costs, and how the board is."""
         now_ns = self._clock.now_ns()
         since_ns = now_ns - self._looked_ns
-        if since_ns < NS_PER_S:
+        if since_ns < LOOK_NS:
             return
         intake = self.intake
         late_s, busy_share = intake.lateness_ns / NS_PER_S, intake.worked_ns / since_ns

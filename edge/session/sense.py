@@ -19,7 +19,7 @@ from edge.model.spec import SAMPLE_RATE_HZ
 from edge.senses.ring import Ring, oldest_of
 from edge.senses.sound import end_ns
 from edge.senses.source import AudioSource, FrameSource
-from edge.senses.turn_events import Button, Choose, Control, Mode, Played, TurnEvent
+from edge.senses.turn_events import Button, Choose, Control, Mode, Played, Silence, TurnEvent
 from edge.session.budget import Rung
 from edge.session.perceive import Listener, Perceiver, Seen, Watcher
 from edge.types import AudioChunk, Frame
@@ -77,6 +77,8 @@ class Sense(Generic[T]):
         self.defect: Exception | None = None
         """An error in the source's code, which must end the service."""
         self.n_received = self.n_skipped = self.n_failed = 0
+        self.n_taken = 0
+        """Items of the source that the loop has taken."""
         self.n_lost: Callable[[], int] = lambda: 0
         """How often the source has lost something before it could be `put`."""
         self._perceiver, self._items = perceiver, items
@@ -133,6 +135,10 @@ class Sense(Generic[T]):
             raise CapacityError("wish", problem, "ask again later")
         self._wishes.put(control)
 
+    def miss(self, gap_ns: int) -> list[TurnEvent]:
+        """Say that no sound has come for so long; what that ends."""
+        return self._perceiver.take(Silence(gap_ns))
+
     def put_again(self, item: T | Control) -> None:
         """Let a recorded item wait: it was taken, whatever the budget says."""
         if isinstance(item, Control):
@@ -159,6 +165,11 @@ class Sense(Generic[T]):
         """What is complete and not encoded."""
         return self._perceiver.n_waiting
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be encoded that nothing is taken."""
+        return self._perceiver.n_waiting >= MAX_WAITING
+
     def encode(self) -> Seen:
         """What waits longest, as a segment.
 
@@ -179,13 +190,14 @@ class Sense(Generic[T]):
             MediaError: the item cannot be used.
             ProtocolError: a client's wish cannot be done now.
         """
-        if self._perceiver.n_waiting >= MAX_WAITING:
+        if self.is_full:
             return None
         ended = self._ended  # looked at first: what was put before the end is in the ring by now
         ring = oldest_of((self._ring, self._played, self._wishes))
         item = None if ring is None else ring.take()
         if item is not None:
             self.taken(self.name, item)
+            self.n_taken += not isinstance(item, Control)
             if isinstance(item, Frame | AudioChunk):
                 self.source = self._perceiver.name or item.source
                 self.newest_ns = item.capture_ns if isinstance(item, Frame) else end_ns(item)

@@ -2,8 +2,8 @@
 
 A trigger is judged when there is something new to see or hear: on a fork of the live context, by
 one step that may only say yes or no. It begins when yes has been likely for its debounce time and
-ends when no has; between the two thresholds nothing changes. One is judged at a time, below every
-question, and they take at most one part in four of the engine's time.
+ends when no has, or nobody watches any more; between the two thresholds nothing changes. One is
+judged at a time, below every question, and they take at most one part in four of the engine's time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from edge.clock import NS_PER_S, Clock
+from edge.clock import NS_PER_MS, NS_PER_S, Clock
 from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.session.answers import Answers
 from edge.session.context import LiveContext
+from edge.session.sense import Sense
 from edge.session.turn import AnswerEvent, Done, Failed, Message, Question, Turn, YesNo
 from edge.types import Evidence
 
@@ -37,11 +38,20 @@ BEGINS, ENDS = 0.6, 0.4
 REST = 3
 """After a judgement the engine is left alone for so many times as long as it worked for it: time in
 which a question went before it is no part of that."""
+MAX_GROWTH = 2
+"""A judgement counts as so many times as long as the one before at most: a board that stood still
+in the middle of one, for once, is no reason to be blind for three times as long."""
+UNSEEN_NS = 30 * NS_PER_S
+"""A trigger that is on ends when nothing has come from its cameras and microphones for so long.
+Answers keep perception waiting for much less."""
 ASKED = "Is this true now: {}? Answer yes or no."
 """How a condition is asked that is no question itself."""
 
 Rank = Literal["high", "normal", "low"]
 RANKS: tuple[str, ...] = get_args(Rank)
+Cause = Literal["judged", "unseen", "deleted", "stopped"]
+"""Why a trigger ended: it no longer is the case · its sources have gone, so nobody knows · a client
+watches for it no longer · the session ends."""
 Seconds = Annotated[float, Meta(ge=0.0, le=3600.0)]
 
 
@@ -87,6 +97,7 @@ class TriggerEnded:
     began_ns: int
     confidence: float
     evidence: tuple[Evidence, ...]
+    cause: Cause = "judged"
 
 
 TriggerEvent = TriggerBegan | TriggerEnded
@@ -177,7 +188,8 @@ class _Watched:
     looked: tuple[int, int] = (0, 0)
     """Rebases and segments when it was last looked for something new."""
     newest: Evidence | None = None
-    has_news: bool = False
+    news_ns: int | None = None
+    """Since when there is something new."""
     is_on: bool = False
     since_ns: int | None = None
     """Since when the other state has been likely."""
@@ -189,9 +201,14 @@ class _Watched:
     @property
     def is_wanted(self) -> bool:
         """Whether it is to be judged: there was something new, or a change is awaited."""
-        return self.has_news or self.since_ns is not None
+        return self.news_ns is not None or self.since_ns is not None
 
-    def look(self, context: LiveContext) -> None:
+    @property
+    def due_ns(self) -> int:
+        """Since when it is to be judged, if it is wanted."""
+        return max(self.next_ns, self.news_ns or 0)
+
+    def look(self, context: LiveContext, now_ns: int) -> None:
         """Whether there is something new."""
         place = (context.n_rebases, len(context.ledger))
         if place != self.looked:
@@ -207,7 +224,7 @@ class _Watched:
                 None,
             )
             if newest is not None and newest != self.newest:
-                self.newest, self.has_news = newest, True
+                self.newest, self.news_ns = newest, self.news_ns or now_ns
 
     def judge(self, confidence: float, now_ns: int) -> TriggerEvent | None:
         """Take a judgement; an event if it changes something."""
@@ -221,17 +238,17 @@ class _Watched:
         if held_ns < self.trigger.debounce_s * NS_PER_S:
             return None
         if self.is_on:
-            return self.end(now_ns)
+            self.cool_until_ns = now_ns + int(self.trigger.cooldown_s * NS_PER_S)
+            return self.end(now_ns, "judged")
         if now_ns < self.cool_until_ns:
             return None
         self.is_on, self.began_ns, self.since_ns = True, self.since_ns, None
         return TriggerBegan(*self._event(now_ns))
 
-    def end(self, now_ns: int) -> TriggerEnded:
+    def end(self, now_ns: int, cause: Cause) -> TriggerEnded:
         """It is over."""
         self.is_on, self.since_ns = False, None
-        self.cool_until_ns = now_ns + int(self.trigger.cooldown_s * NS_PER_S)
-        return TriggerEnded(*self._event(now_ns))
+        return TriggerEnded(*self._event(now_ns), cause)
 
     def _event(self, now_ns: int) -> tuple[str, str, int, int, float, tuple[Evidence, ...]]:
         evidence = () if self.newest is None else (self.newest,)
@@ -251,19 +268,24 @@ class Triggers:
         clock: Clock,
         saw: Callable[[object], None],
         counters: Counter[str],
+        senses: Sequence[Sense[Any]],
     ) -> None:
         """Begin with none.
 
         Args:
             saw: is told when one begins and ends.
             counters: where to count.
+            senses: without which there is nothing to watch.
         """
         self._book, self._context, self._answers, self._clock = book, context, answers, clock
         self._saw, self._counters = saw, counters
         self._yes_no = yes_no(tokenizer)
         self._watched: dict[str, _Watched] = {}
         self._is_judging = False
-        self._rest_until_ns = 0
+        self._rest_since_ns = self._rest_until_ns = self._rested_ns = 0
+        self._worked_ns = 0  # for the newest judgement, as it counts
+        self._senses = senses
+        self._taken: dict[str, tuple[int, int]] = {}  # items of a sense, and when that was seen
 
     def take(self, changes: Sequence[dict[str, Any]]) -> None:
         """Do what clients want: `TriggerBook.changes`."""
@@ -272,34 +294,90 @@ class Triggers:
             if change["trigger"] is not None:
                 self._watched[name] = _Watched(name, msgspec.convert(change["trigger"], Trigger))
             elif (gone := self._watched.pop(name)).is_on:
-                self._saw(gone.end(self._clock.now_ns()))
+                self._tell(gone.end(self._clock.now_ns(), "deleted"))
+
+    def close(self) -> None:
+        """The session ends: nobody watches any more."""
+        for watched in self._watched.values():
+            if watched.is_on:
+                self._tell(watched.end(self._clock.now_ns(), "stopped"))
+                self._show(watched)
 
     def judge_if_due(self) -> None:
         """Open the turn that judges the most urgent trigger, if the time has come."""
         if not self._watched or self._is_judging:
             return
-        for watched in self._watched.values():
-            watched.look(self._context)
         now_ns = self._clock.now_ns()
+        self._look(now_ns)
         if now_ns < self._rest_until_ns:
             return
         due = [w for w in self._watched.values() if w.is_wanted and w.next_ns <= now_ns]
         if not due:
             return
+        self._count_rest(min(w.due_ns for w in due))
         chosen = min(due, key=lambda w: (RANKS.index(w.trigger.priority), w.next_ns))
-        chosen.has_news = False
+        chosen.news_ns = None
         chosen.next_ns = now_ns + int(chosen.trigger.period_s * NS_PER_S)
         self._is_judging = True
         message = Message("user", asked(chosen.trigger.condition))
         question = Question((message,), Sampling(), 1, priority="trigger", yes_no=self._yes_no)
         self._answers.open(Turn(question, now_ns, partial(self._judged, chosen)))
 
+    def _look(self, now_ns: int) -> None:
+        for sense in self._senses:
+            if sense.n_taken != self._taken.get(sense.name, (0, 0))[0]:
+                self._taken[sense.name] = sense.n_taken, now_ns
+        for watched in self._watched.values():
+            watched.look(self._context, now_ns)
+
+    def end_unseen(self) -> bool:
+        """End those that are on and whose sources have gone; whether there are any. To be called
+        when all that has come was taken, so that a loop that was held up is not blind for that."""
+        on = [w for w in self._watched.values() if w.is_on and not w.is_wanted]
+        if not on:
+            return False
+        now_ns = self._clock.now_ns()
+        unseen = [watched for watched in on if now_ns > self._unseen_ns(watched)]
+        for watched in unseen:
+            self._tell(watched.end(now_ns, "unseen"))
+            self._show(watched)
+        return bool(unseen)
+
+    def _unseen_ns(self, watched: _Watched) -> int:
+        """When it ends, if nothing comes of what it is about."""
+        about = watched.trigger.modality
+        senses = [s for s in self._senses if about in ("any", "audio" if s.hears else "video")]
+        return UNSEEN_NS + max((self._taken.get(s.name, (0, 0))[1] for s in senses), default=0)
+
+    def _count_rest(self, due_ns: int) -> None:
+        """Count how long triggers rested although one was due."""
+        self._rested_ns += max(0, self._rest_until_ns - max(self._rest_since_ns, due_ns))
+        self._rest_since_ns = self._rest_until_ns
+        self._counters["triggers_rested_ms"] = self._rested_ns // NS_PER_MS
+
     def wait_s(self) -> float | None:
-        """Until one is due, if nothing else happens; None if none will be. Changes nothing."""
-        waiting = [w.next_ns for w in self._watched.values() if w.is_wanted]
+        """Until one is due or ends, if nothing else happens; None if none will be. Changes
+        nothing."""
+        watched = self._watched.values()
+        waiting = [max(w.next_ns, self._rest_until_ns) for w in watched if w.is_wanted]
+        waiting += [self._unseen_ns(w) + 1 for w in watched if w.is_on and not w.is_wanted]
         if not waiting:
             return None
-        return max(0.0, (max(min(waiting), self._rest_until_ns) - self._clock.now_ns()) / NS_PER_S)
+        return max(0.0, (min(waiting) - self._clock.now_ns()) / NS_PER_S)
+
+    def _tell(self, event: TriggerEvent) -> None:
+        self._counters["trigger_changes"] += 1
+        self._saw(event)
+        what = "began" if isinstance(event, TriggerBegan) else f"ended cause={event.cause}"
+        log.info("trigger=%s event=%s confidence=%.3f", event.id, what, event.confidence)
+
+    def _show(self, watched: _Watched) -> None:
+        self._book.judged(
+            TriggerStatus(
+                *(watched.id, watched.trigger, watched.is_on),
+                *(watched.confidence, watched.n_judged),
+            )
+        )
 
     def _judged(self, watched: _Watched, event: AnswerEvent) -> None:
         self._is_judging = False
@@ -310,22 +388,17 @@ class Triggers:
         if not isinstance(event, Done) or event.confidence is None:
             return
         times = event.timeline
-        self._rest_until_ns = times.finished_ns + REST * times.worked_ns
+        most_ns = MAX_GROWTH * self._worked_ns or times.worked_ns
+        self._worked_ns = min(times.worked_ns, most_ns)
+        self._rest_since_ns = times.finished_ns
+        self._rest_until_ns = times.finished_ns + REST * self._worked_ns
         self._counters["judgements"] += 1
         if watched.id not in self._watched:
             return
         changed = watched.judge(event.confidence, times.finished_ns)
-        self._book.judged(
-            TriggerStatus(
-                *(watched.id, watched.trigger, watched.is_on),
-                *(watched.confidence, watched.n_judged),
-            )
-        )
+        self._show(watched)
         if changed is not None:
-            self._counters["trigger_changes"] += 1
-            self._saw(changed)
-            what = "began" if watched.is_on else "ended"
-            log.info("trigger=%s event=%s confidence=%.3f", watched.id, what, changed.confidence)
+            self._tell(changed)
 
 
 def asked(condition: str) -> str:

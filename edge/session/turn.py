@@ -295,7 +295,18 @@ class Spoken:
     """Where the question is in the live context."""
 
 
-SpokenEvent = SpeechStarted | Spoken | AnswerEvent
+@dataclass(frozen=True, slots=True)
+class SpeechStopped:
+    """Nobody speaks any more: one for each SpeechStarted, whatever happens."""
+
+    end_ns: int
+    """When the last word ended, estimated."""
+    is_asked: bool
+    """Whether it takes the turn: then Spoken follows, or Failed. Else a button was let go without a
+    question, the sound has stayed away for too long, or the session ends."""
+
+
+SpokenEvent = SpeechStarted | SpeechStopped | Spoken | AnswerEvent
 """What those hear who watch spoken turns, in order. Speech that starts interrupts the answer to
 an earlier one: its Done says `cancelled`, and who plays it should stop."""
 

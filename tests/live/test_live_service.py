@@ -140,8 +140,9 @@ source = "device:pulse"
         said = "".join(event["delta"] for event in heard if "delta" in event)
         line = next(line for line in supervisor.log.splitlines() if "turn=" in line)
         print(f"asked aloud: {said!r}: {line.split('INFO ')[-1]}")
-        assert [event["type"] for event in heard][:2] == [
+        assert [event["type"] for event in heard][:3] == [
             "edge.speech.started",
+            "edge.speech.stopped",
             "edge.speech.asked",
         ]
         assert said == "green"

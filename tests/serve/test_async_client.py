@@ -33,7 +33,7 @@ ENDED = TriggerEnded("trigger_1", "Is it?", 12 * S, 8 * S, 0.25, ())
 EVIDENCE = [{"source": "camera", "start_s": 1.0, "end_s": 2.0, "frame_ids": [3, 4]}]
 TOLD = [
     Triggered("trigger_1", "Is it?", True, 9.0, 8.0, 0.75, EVIDENCE),
-    Triggered("trigger_1", "Is it?", False, 12.0, 8.0, 0.25, []),
+    Triggered("trigger_1", "Is it?", False, 12.0, 8.0, 0.25, [], "judged"),
 ]
 
 

@@ -38,7 +38,8 @@ from edge.senses.still import decode_picture
 from edge.senses.turn_events import SpeechStarted
 from edge.serve.realtime import _text_frame
 from edge.session.budget import LADDER, Degraded
-from edge.session.turn import Failed, Message, Spoken, TextDelta, ToolCall
+from edge.session.triggers import TriggerBegan, TriggerEnded
+from edge.session.turn import Failed, Message, SpeechStopped, Spoken, TextDelta, ToolCall
 from edge.types import Evidence, Picture, Sound, Stages
 
 pytest_plugins = ["media"]
@@ -253,9 +254,7 @@ def test_too_much_sound_is_refused(path):
 
 def test_the_service_hears_where_speech_begins_and_ends(path, speech):
     """A spoken word in silence makes a turn, which is answered without being asked."""
-    with wave.open(str(speech / "Front_Center.wav")) as file:
-        words = np.frombuffer(file.readframes(file.getnframes()), "<i2")[::2] / (1 << 15)
-    silence = np.zeros(24_000)
+    words, silence = words_of(speech), np.zeros(24_000)
     sound = np.concatenate([silence, words, silence])
     session = ScriptedSession(answer("Front."))
     with served(path, session), connected(path) as client:
@@ -279,9 +278,83 @@ def test_the_service_hears_where_speech_begins_and_ends(path, speech):
     assert len(sound.samples) / 4 / 16 > 0.6 * spoken_ms
 
 
-def test_speech_interrupts_the_answer(path, speech):
+def words_of(speech):
+    """A spoken word at 24 kHz."""
     with wave.open(str(speech / "Front_Center.wav")) as file:
-        words = np.frombuffer(file.readframes(file.getnframes()), "<i2")[::2] / (1 << 15)
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")[::2] / (1 << 15)
+
+
+STARTED, STOPPED = "input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped"
+
+
+def speech_events(client):
+    """Kinds and items of those that tell of speech, in order."""
+    return [(e["type"], e["item_id"]) for e in client.heard if e["type"] in (STARTED, STOPPED)]
+
+
+@pytest.mark.parametrize("how", ["clear", "no turn detection"])
+def test_speech_that_is_forgotten_has_an_end(path, speech, how):
+    off = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        client.send("input_audio_buffer.append", audio=pcm(words_of(speech)))
+        client.until(STARTED)
+        if how == "clear":
+            client.send("input_audio_buffer.clear")
+            client.until("input_audio_buffer.cleared")
+            client.send("input_audio_buffer.clear")  # nothing is on any more
+            client.until("input_audio_buffer.cleared")
+        else:
+            client.send("session.update", session=off)
+            client.until("session.updated")
+            client.send("input_audio_buffer.append", audio=pcm(words_of(speech)))
+            client.send("input_audio_buffer.commit")
+            client.until("input_audio_buffer.committed")
+        (started, item), (stopped, same) = speech_events(client)
+    assert (started, stopped, item) == (STARTED, STOPPED, same)
+
+
+def test_a_turn_that_is_refused_hides_none_of_those_after_it(path, speech):
+    """Several turns in one piece of sound: every start has its end, of the same item."""
+    piece = np.concatenate([words_of(speech), np.zeros(24_000)])
+    refusal = CapacityError("question", "8 others wait", "ask later")
+    session = ScriptedSession(answer("x"), refusal=refusal)
+    with served(path, session), connected(path) as client:
+        client.send("input_audio_buffer.append", audio=pcm(np.tile(piece, 3)), event_id="e1")
+        for _ in range(3):
+            assert client.until("error")["error"]["event_id"] == "e1"
+    found = speech_events(client)
+    assert [kind for kind, _ in found] == [STARTED, STOPPED] * 3
+    assert [item for _, item in found[::2]] == [item for _, item in found[1::2]]
+    assert len({item for _, item in found}) == 3
+
+
+def test_what_a_trigger_tells_at_once_comes_behind_its_name(path):
+    """The session's thread may judge it before the client's own thread goes on."""
+    session = ScriptedSession(answer("x"))
+    create, told = session.triggers.create, threading.Event()
+
+    def judged_at_once(trigger):
+        name = create(trigger)
+
+        def tell():
+            told.set()
+            session.events.tell(TriggerBegan(name, "?", 2, 1, 0.9, ()))
+            session.events.tell(TriggerEnded(name, "?", 3, 1, 0.9, (), "deleted"))
+
+        threading.Thread(target=tell).start()
+        assert told.wait(TIMEOUT_S)
+        return name
+
+    session.triggers.create = judged_at_once
+    with served(path, session), connected(path) as client:
+        client.send("edge.trigger.create", trigger={"condition": "a person"})
+        client.until("edge.trigger.ended")
+    kinds = [event["type"].removeprefix("edge.trigger.") for event in client.heard[1:]]
+    assert kinds == ["created", "began", "ended"]
+
+
+def test_speech_interrupts_the_answer(path, speech):
+    words = words_of(speech)
     started, seen = threading.Event(), threading.Event()
     session = ScriptedSession(speak_until_cancelled(started, seen))
     with served(path, session), connected(path) as client:
@@ -453,7 +526,8 @@ def test_our_own_events_for_those_who_want_them(path):
         session.events.tell(Degraded(2000 * MS, LADDER[1], "heat"))
         session.events.tell(TextDelta("somebody else's answer"))
         evidence = Evidence("microphone", 1, 2)
-        for event in (SpeechStarted(3, 4), Spoken(5, evidence), TextDelta("Hi"), DONE):
+        spoken = SpeechStarted(3, 4), SpeechStopped(5, is_asked=True), Spoken(5, evidence)
+        for event in (*spoken, TextDelta("Hi"), DONE):
             session.spoken.tell(event)
         assert client.until("edge.speech.done")["edge"] == REPORT
         other.send("response.create")
@@ -462,6 +536,7 @@ def test_our_own_events_for_those_who_want_them(path):
         "edge.perceived",
         "edge.degraded",
         "edge.speech.started",
+        "edge.speech.stopped",
         "edge.speech.asked",
         "edge.speech.delta",
         "edge.speech.done",

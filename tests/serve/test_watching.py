@@ -17,7 +17,7 @@ from edge.session.intake import Refused
 from edge.session.notes import Noted
 from edge.session.perception import Rebased
 from edge.session.triggers import MAX_TRIGGERS, Trigger, TriggerBegan, TriggerEnded
-from edge.session.turn import Spoken, TextDelta
+from edge.session.turn import SpeechStopped, Spoken, TextDelta
 from edge.types import Evidence, Stages
 
 S = 1_000_000_000
@@ -163,9 +163,12 @@ EVENTS = [
     Noted(S, "a red circle", 5),
     Refused(S, "camera", "has no room"),
     TriggerBegan("trigger_1", "?", S, S, 0.9, ()),
-    TriggerEnded("trigger_1", "?", S, S, 0.1, ()),
+    TriggerEnded("trigger_1", "?", S, S, 0.1, (), "unseen"),
 ]
-SPOKEN = [SpeechStarted(S, 2 * S), Spoken(S, SEEN), TextDelta("green"), DONE]
+SPOKEN = [
+    *(SpeechStarted(S, 2 * S), SpeechStopped(2 * S, is_asked=True)),
+    *(Spoken(S, SEEN), TextDelta("green"), DONE),
+]
 
 
 def test_all_events_of_the_session_and_none_of_other_clients_answers(client, session):
@@ -181,9 +184,12 @@ def test_all_events_of_the_session_and_none_of_other_clients_answers(client, ses
         found = [next(events) for _ in (*EVENTS, *SPOKEN, EVENTS[0])]
     assert [event["type"] for event in found] == [
         *("edge.perceived", "edge.degraded", "edge.rebased", "edge.noted", "edge.refused"),
-        *("edge.trigger.began", "edge.trigger.ended", "edge.speech.started", "edge.speech.asked"),
+        *("edge.trigger.began", "edge.trigger.ended", "edge.speech.started"),
+        *("edge.speech.stopped", "edge.speech.asked"),
         *("edge.speech.delta", "edge.speech.done", "edge.perceived"),
     ]
+    assert found[6]["cause"] == "unseen"
+    assert (found[8]["end_s"], found[8]["is_asked"]) == (2.0, True)
     assert found[-3]["delta"] == "green"
     assert found[0]["segment"]["n_tokens"] == 30
     assert found[1] == {

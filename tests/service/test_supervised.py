@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
 import time
+import wave
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from supervisor import TIMEOUT_S, Supervisor
 from edge.client import Client, Finished
 from edge.errors import CapacityError, SocketError
 
+pytest_plugins = ["media"]
 WEDGED = Path(__file__).with_name("wedged_edge.py")
 MAX_DRAIN_S = 5.0
 
@@ -153,6 +156,41 @@ def test_the_end_waits_for_answers_under_way(supervised, tmp_path, token_s, is_c
         assert "is stopping" in str(asking.error)
     else:
         assert asking.done().usage["completion_tokens"] == 12
+
+
+def test_what_has_begun_is_told_to_be_over_when_the_service_ends(supervised, speech, tmp_path):
+    """On the wire too: somebody speaks with the button held, and a question is being answered."""
+    settings, wedge = tmp_path / "edge.toml", tmp_path / "wedge"
+    settings.write_text('[perception]\nlisten = "utterances"\n[turns]\nmode = "push_to_talk"\n')
+    with (
+        wave.open(str(speech / "Front_Center.wav")) as word,
+        wave.open(str(tmp_path / "word.wav"), "wb") as file,
+    ):
+        file.setparams(word.getparams())
+        file.writeframes(word.readframes(word.getnframes()) + bytes(2 * 48_000))  # and 1 s silence
+    words = ("--audio", tmp_path / "word.wav", "--repeat", "--config", settings)
+    supervisor = supervised(*words, wedge=wedge)
+    supervisor.start()
+    supervisor.wait_for("READY=1")
+    client = Client(supervisor.path, TIMEOUT_S)
+    told = client.events(["edge.perceived", "edge.speech"])
+    assert next(told)["type"] == "edge.perceived"  # nobody holds the button yet
+    with client._answer("POST", "/v1/edge/turns", b'{"button": "begin"}'):
+        pass
+    while next(told)["type"] != "edge.speech.started":
+        pass
+    wedge.write_text("0.8")  # s a token
+    asking = Asking(supervisor.path, 12)
+    assert asking.begun.wait(TIMEOUT_S)
+    assert supervisor.stop()[0] == 0
+    rest = []
+    with contextlib.suppress(SocketError):
+        rest.extend(told)
+    rest = [event for event in rest if event["type"] != "edge.perceived"]
+    assert [event["type"] for event in rest] == ["edge.speech.stopped"]
+    assert not rest[0]["is_asked"]
+    asking.join(TIMEOUT_S)
+    assert "is stopping" in str(asking.error)
 
 
 def test_settings_are_reloaded_and_the_context_stays(supervised, tmp_path):

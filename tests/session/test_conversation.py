@@ -13,13 +13,18 @@ from turn_scenes import chunks, conversations
 
 from edge.clock import NS_PER_S, VirtualClock
 from edge.config import load_config
-from edge.errors import CapacityError, ProtocolError
+from edge.errors import CapacityError, EngineError, ProtocolError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.sound import BLOCK_NS, BLOCK_SAMPLES
 from edge.senses.turn_events import Button, Choose, Played, SpeechStarted
-from edge.senses.turns import MIN_SILENCE_BLOCKS, SOFT_END_BLOCKS, TurnDetector
+from edge.senses.turns import (
+    MIN_SILENCE_BLOCKS,
+    MIN_SPEECH_BLOCKS,
+    SOFT_END_BLOCKS,
+    TurnDetector,
+)
 from edge.session.intake import Refused
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
@@ -28,7 +33,16 @@ from edge.session.record import RecordedClock, Recorder, read
 from edge.session.replay import replay
 from edge.session.sense import MAX_WISHES, audio_sense, video_sense
 from edge.session.triggers import Trigger
-from edge.session.turn import Done, Failed, Message, Question, Spoken, TextDelta, Turn
+from edge.session.turn import (
+    Done,
+    Failed,
+    Message,
+    Question,
+    SpeechStopped,
+    Spoken,
+    TextDelta,
+    Turn,
+)
 from edge.types import AudioChunk
 
 pytest_plugins = ["media"]
@@ -115,7 +129,7 @@ def test_an_answer_is_begun_at_the_soft_end_and_told_at_the_end(robot):
     assert robot.loop._context.n_tokens > n_before
     assert not len(robot.loop._answers)
     robot.hears(MIN_SILENCE_BLOCKS - SOFT_END_BLOCKS, SILENCE)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
     assert not robot.loop._context.is_tentative
     spoken = next(event for event in robot.events if isinstance(event, Spoken))
     assert spoken.evidence.source == "microphone"
@@ -157,7 +171,7 @@ def test_a_pause_that_was_not_the_end_leaves_no_trace(robot):
     assert robot.kinds() == [SpeechStarted]
     robot.hears(6, SPEECH)
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
     assert robot.counts("speculations") == 2
     assert robot.counts("speculations_given_up") == 1
     # The clip that stays is the whole question.
@@ -190,7 +204,7 @@ def test_a_typed_question_in_the_pause_comes_first_and_both_are_answered(robot):
     assert isinstance(typed[-1], Done)
     assert not robot.loop._context.is_tentative
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
     assert sum(s.n_tokens for s in robot.loop._context.ledger) == robot.loop._context.n_tokens
 
 
@@ -226,7 +240,7 @@ def test_what_the_robot_plays_is_no_sign_that_its_microphone_is_there(robot):
         if i == 15:
             robot.sees(0)
         drive(robot.loop)
-    assert [s.modality for s in robot.loop._context.ledger] == ["text", "video"]
+    assert [s.modality for s in robot.loop._context.ledger] == ["text", "video", "audio"]
     assert robot.counts("speculations_given_up") == 1
 
 
@@ -297,7 +311,7 @@ def test_speech_interrupts_the_answer_to_a_spoken_question(robot):
         assert robot.loop.step()
     robot.hears(10, SPEECH, work=False)
     drive(robot.loop)
-    assert robot.kinds() == [SpeechStarted, Spoken, SpeechStarted, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, SpeechStarted, Done]
     assert robot.events[-1].finish_reason == "cancelled"
 
 
@@ -311,7 +325,7 @@ def test_a_sentence_that_a_gap_cut_is_answered_only_if_somebody_may_still_wait(
     robot.hears(n_paused, SILENCE)
     robot.n_blocks += gap_s * NS_PER_S // BLOCK_NS
     robot.hears(10, SILENCE)
-    assert robot.kinds() == [SpeechStarted, *told]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, *told]
     assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio"]
     assert not robot.loop._context.is_tentative
 
@@ -346,7 +360,7 @@ def test_the_button_decides_what_is_for_the_robot(robot):
     assert Spoken not in robot.kinds()  # a pause ends nothing
     robot.loop.control(Button("commit"))
     drive(robot.loop)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
     robot.loop.control(Button("begin"))
     robot.hears(10, SPEECH)
     robot.loop.control(Button("cancel"))
@@ -364,7 +378,7 @@ def test_the_mode_may_change_and_is_told(robot):
     assert robot.loop.status().mode == "open"
     robot.hears(10, SPEECH)
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
 
 
 def test_a_busy_loop_loses_sound_but_nothing_that_a_client_wants(robot):
@@ -378,7 +392,7 @@ def test_a_busy_loop_loses_sound_but_nothing_that_a_client_wants(robot):
         robot.loop.control(Played(noise(i)))
     assert robot.loop.status().mode == "push_to_talk"
     drive(robot.loop)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
     assert robot.loop.status().mode == "typed"
     assert not robot.detector._held
     assert robot.counts("audio_dropped") > 200  # of the sound, and of what was played
@@ -417,7 +431,7 @@ def test_a_button_that_is_pressed_again_is_not_released(robot):
     assert robot.kinds() == [SpeechStarted]
     robot.loop.control(Button("commit"))
     drive(robot.loop)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
 
 
 def test_a_button_that_a_dead_client_holds_is_let_go(robot):
@@ -434,8 +448,144 @@ def test_a_button_that_a_dead_client_holds_is_let_go(robot):
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
     robot.loop.control(Button("commit"))
     drive(robot.loop)
-    assert robot.kinds() == [SpeechStarted]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped]
     assert robot.counts("audio_segments") == 2  # it is only heard
+
+
+def forget_the_button(robot):
+    robot.hears(60 * NS_PER_S // BLOCK_NS + 2, SILENCE)
+
+
+def lose_sound(robot):
+    robot.n_blocks += 100
+    robot.hears(1, SILENCE)
+
+
+def unplug(robot):
+    """No sound comes any more; the loop is woken by what it waits for."""
+    while (wait_s := robot.loop._wait_s()) is not None:
+        robot.clock.sleep_until(robot.clock.now_ns() + int(wait_s * NS_PER_S) + 1)
+        drive(robot.loop)
+
+
+def press(what):
+    def pressed(robot):
+        robot.loop.control(Button(what))
+        drive(robot.loop)
+
+    return pressed
+
+
+def choose(mode):
+    def chosen(robot):
+        robot.loop.control(Choose(mode))
+        drive(robot.loop)
+
+    return chosen
+
+
+def end_the_source(robot):
+    robot.senses[0].end()
+    drive(robot.loop)
+
+
+def shut_down(robot):
+    robot.loop.stop()
+    robot.loop.run()
+
+
+class Broken:
+    """An engine that fails whatever it is asked for, as a GPU does after an illegal access."""
+
+    def __init__(self, engine):
+        self.spec, self.embed = engine.spec, engine.embed
+
+    def __getattr__(self, name):
+        def fails(*_):
+            raise EngineError("engine", f"{name}: an illegal memory access", "restart")
+
+        return fails
+
+
+def fail(robot):
+    """In the middle of an answer to one who types, while another waits, in an encoder's call."""
+    told = [[], []]
+    for heard in told:
+        robot.loop.ask(Question((Message("user", "Hello"),), Sampling(), 60), heard.append)
+    while not robot.loop._context.is_forked:
+        robot.loop.step()
+    robot.loop._context.engine = broken = Broken(robot.loop._context.engine)
+    robot.loop._step = broken.encode_tubelets
+    with pytest.raises(EngineError, match="encode_tubelets"):
+        robot.loop.run()
+    ends = [[type(e) for e in heard if not isinstance(e, TextDelta)] for heard in told]
+    assert ends == [[Failed], [Failed]]
+
+
+@pytest.mark.parametrize("n_paused", [0, SOFT_END_BLOCKS + 2])
+@pytest.mark.parametrize(
+    ("mode", "end", "is_asked"),
+    [
+        ("open", lose_sound, False),
+        ("open", unplug, False),
+        ("open", choose("typed"), True),
+        ("open", end_the_source, True),
+        ("open", shut_down, False),
+        ("open", fail, False),
+        ("push_to_talk", forget_the_button, False),
+        ("push_to_talk", unplug, False),
+        ("push_to_talk", press("cancel"), False),
+        ("push_to_talk", press("commit"), True),
+        ("push_to_talk", choose("open"), True),
+        ("push_to_talk", end_the_source, True),
+        ("push_to_talk", shut_down, False),
+    ],
+)
+@pytest.mark.parametrize("n_spoken", [3, 10])
+def test_speech_that_was_told_to_start_is_told_to_stop_once(
+    robot, mode, end, is_asked, n_paused, n_spoken
+):
+    """Whatever ends it; what is said afterwards is another one."""
+    robot = robot(mode)
+    if mode == "push_to_talk":
+        robot.loop.control(Button("begin"))
+    robot.hears(n_spoken, SPEECH)
+    robot.hears(n_paused, SILENCE)
+    is_told = mode == "push_to_talk" or n_spoken >= MIN_SPEECH_BLOCKS
+    assert robot.kinds() == [SpeechStarted] * is_told
+    end(robot)
+    if end not in (shut_down, fail):
+        robot.hears(2 * MIN_SILENCE_BLOCKS, SILENCE)
+        assert not robot.loop._context.is_tentative
+        assert robot.loop._wait_s() is None
+    told = [e for e in robot.events if isinstance(e, SpeechStarted | SpeechStopped | Spoken)]
+    kinds = [SpeechStarted, SpeechStopped, *([Spoken] * is_asked)] * is_told
+    assert [type(event) for event in told] == kinds
+    assert all(e.is_asked == is_asked for e in told if isinstance(e, SpeechStopped))
+
+
+def test_a_loop_that_is_held_up_does_not_take_that_for_silence(robot):
+    """The sound of that time waits in its ring, and is one sentence."""
+    robot = robot()
+    robot.hears(10, SPEECH)
+    robot.hears(200, SPEECH, work=False)
+    robot.hears(MIN_SILENCE_BLOCKS, SILENCE, work=False)
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
+
+
+def test_a_held_button_keeps_the_turn_over_a_short_silence(robot):
+    robot = robot("push_to_talk")
+    robot.loop.control(Button("begin"))
+    robot.hears(10, SPEECH)
+    robot.clock.sleep_until(robot.clock.now_ns() + 10 * NS_PER_S)
+    drive(robot.loop)
+    assert robot.kinds() == [SpeechStarted]
+    assert 49 < robot.loop._conversation.wait_s() < 62
+    robot.n_blocks += 10 * NS_PER_S // BLOCK_NS
+    robot.hears(10, SPEECH)
+    press("commit")(robot)
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
 
 
 def test_without_utterances_there_are_no_turns(robot):
@@ -448,7 +598,7 @@ def test_a_long_question_is_cut_and_answered_once(robot):
     robot = robot(context={"max_tokens": 2000, "keep_tokens": 1500})
     robot.hears(500, SPEECH)
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
     assert [s.modality for s in robot.loop._context.ledger] == ["text", "audio", "audio"]
 
 
@@ -463,7 +613,7 @@ def test_a_spoken_question_without_room_is_told_to_those_who_watch(robot):
     assert {event.source for event in refused} == {"microphone"}
     assert all("the context keeps 4" in event.reason for event in refused)
     assert len(refused) == robot.counts("segments_refused") > 0
-    assert robot.kinds() == [SpeechStarted, Failed]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Failed]
 
 
 def test_a_spoken_question_may_be_remembered_and_thought_about(robot):
@@ -483,7 +633,7 @@ def test_a_deadline_begins_when_the_question_is_known_to_be_over(robot, remember
     robot = robot(answer={"max_tokens": 4, "deadline_s": 0.2, "remember": remember})
     robot.hears(10, SPEECH)
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE)
-    assert robot.kinds() == [SpeechStarted, Spoken, Done]
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
     assert robot.events[-1].finish_reason in ("stop", "length")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate import DEADLINE_S, FAULTS, TEXT_TOKENS, World, check, report
+from simulate import DEADLINE_S, FAULTS, HOT, TEXT_TOKENS, WARM, World, check, report
 
 from edge.clock import NS_PER_S
 from edge.engines.engine import MAX_PREFILL_TOKENS
@@ -207,6 +207,19 @@ def test_heat_in_a_world_is_an_event_with_its_cause():
     world.run(30)
     assert "the board throttles at 97 °C" in {step.cause for step in world.steps}
     assert world.sight._perceiver.rung != LADDER[0]
+
+
+def test_a_board_that_is_well_again_is_told_so_although_nothing_comes_any_more():
+    """The sources have gone: nothing wakes the loop but what it waits for."""
+    world = World("thor", 2.0, 1, faults=False)
+    world.health = HOT
+    world.run(30)
+    assert world.steps[-1].rung != LADDER[0]
+    world.health, loop, clock = WARM, world.loop, world.clock
+    while (wait_s := loop._wait_s()) is not None:
+        clock.sleep_until(clock.now_ns() + int(wait_s * NS_PER_S) + 1)
+        loop.step()
+    assert world.steps[-1].rung == LADDER[0]
 
 
 def test_linux_says_how_warm_it_is_and_how_full(tmp_path):

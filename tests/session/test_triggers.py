@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +21,7 @@ from test_priorities import Journal, until_begun
 from test_pruning import HEIGHT, WIDTH, a_loop, folder, trained
 
 from edge.clock import NS_PER_S, MonotonicClock, VirtualClock
-from edge.errors import CapacityError, ProtocolError
+from edge.errors import CapacityError, MediaError, ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.turns import MIN_SILENCE_BLOCKS
 from edge.session.confidence import confidence
@@ -30,6 +32,8 @@ from edge.session.triggers import (
     BEGINS,
     ENDS,
     MAX_TRIGGERS,
+    REST,
+    UNSEEN_NS,
     Trigger,
     TriggerBegan,
     TriggerBook,
@@ -209,9 +213,134 @@ def test_a_deleted_trigger_ends_and_one_that_is_being_judged_is_forgotten(make):
     loop.triggers.delete(name)
     drive(loop)
     ended = [event for event in events if isinstance(event, TriggerEnded)]
-    assert [event.id for event in ended] == [name]
+    assert [(event.id, event.cause) for event in ended] == [(name, "deleted")]
     with pytest.raises(ProtocolError, match="does not exist"):
         loop.triggers.delete(name)
+
+
+def let_begin(loop, *conditions, **settings):
+    """Triggers that are on, and what clients are told from now on."""
+    loop._triggers._yes_no = YesNo(tuple(range(2, 200)), (1,))  # nearly always yes
+    events, names = watching(loop, *conditions, cooldown_s=3600, **settings)
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    while any(not status.is_on for status in loop.triggers.entries()):
+        loop._clock.sleep_until(loop._triggers._rest_until_ns)
+        drive(loop)
+    assert [event.id for event in events if isinstance(event, TriggerBegan)] == names
+    return events, names
+
+
+def ends(events):
+    return [(event.id, event.cause) for event in events if isinstance(event, TriggerEnded)]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_triggers_that_are_on_end_with_the_session(make, broken):
+    loop = make()
+    events, names = let_begin(loop, "one?", "two?")
+    watching(loop, "never judged?", modality="audio")
+    if broken:
+        loop._step = partial(next, iter(()))
+    else:
+        loop.stop()
+    with pytest.raises(StopIteration) if broken else contextlib.nullcontext():
+        loop.run()
+    assert ends(events) == [(name, "stopped") for name in names]
+
+
+def test_a_trigger_whose_camera_has_gone_ends_as_unseen_and_begins_again_when_it_is_back(make):
+    loop = make()
+    events, (name,) = let_begin(loop, "one?", modality="video")
+    put(loop, chunks=[chunk(i) for i in range(3)])  # what is heard says nothing of it
+    drive(loop)
+    assert ends(events) == []
+    wait_s = loop._wait_s()
+    assert 25 < wait_s <= UNSEEN_NS / NS_PER_S + 0.1
+    loop._clock.sleep_until(loop._clock.now_ns() + int(wait_s * NS_PER_S))
+    drive(loop)
+    assert ends(events) == [(name, "unseen")]
+    assert not loop.triggers.entries()[0].is_on
+    assert loop._wait_s() is None
+    put(loop, [frame(2), frame(3)])
+    drive(loop)  # at once, however long its cooldown is
+    assert [type(e) for e in events if isinstance(e, TriggerBegan | TriggerEnded)] == [
+        *(TriggerBegan, TriggerEnded, TriggerBegan)
+    ]
+
+
+def test_a_loop_that_is_held_up_does_not_take_its_camera_for_gone(make):
+    """What was seen meanwhile waits in the ring."""
+    loop = make()
+    events, _ = let_begin(loop, "one?", modality="video")
+    loop._clock.sleep_until(loop._clock.now_ns() + 2 * UNSEEN_NS)  # in one step
+    put(loop, [frame(2), frame(3)])
+    drive(loop)
+    assert ends(events) == []
+
+
+def test_what_is_seen_without_a_change_is_still_seen(make):
+    """Frames come, and none of them makes a segment: the trigger stays on."""
+    loop = make()
+    events, _ = let_begin(loop, "one?", modality="video")
+    sight = loop._senses[1]
+    encode = sight.encode
+
+    def refuse():
+        encode()
+        raise MediaError("x", "y", "z")
+
+    sight.encode = refuse
+    for i in range(1, 8):
+        loop._clock.sleep_until(loop._clock.now_ns() + UNSEEN_NS // 2)
+        put(loop, [frame(2 * i), frame(2 * i + 1)])
+        drive(loop)
+    assert ends(events) == []
+    assert loop.status().counters["segments_refused"] == 7
+
+
+def test_the_time_in_which_triggers_rest_although_one_is_due_is_counted():
+    """What a judgement costs, three times over: on a board's costs, simulated."""
+    world = World("thor", 2.0, 3, faults=False)
+    world.loop._triggers._yes_no = YesNo((0,), (1,))
+    for i in range(4):
+        world.loop.triggers.create(Trigger(f"Is it {i}?", period_s=0.1))
+    judge, rested_ns = world.loop._triggers._judged, 0
+
+    def judged(watched, event):
+        nonlocal rested_ns
+        judge(watched, event)
+        rested_ns += REST * event.timeline.worked_ns
+
+    world.loop._triggers._judged = judged
+    world.run(60)
+    counters = world.loop.status().counters
+    assert counters["judgements"] > 40
+    last_ms = 1000  # the newest rest is counted when it is over
+    assert rested_ns / 1e6 - last_ms < counters["triggers_rested_ms"] <= rested_ns / 1e6
+
+
+def test_a_rest_in_which_nothing_was_due_holds_up_nobody(make):
+    loop = make()
+    watching(loop, "one?", period_s=10.0)
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    loop._triggers._rest_since_ns, loop._triggers._rest_until_ns = 0, 4 * NS_PER_S
+    put(loop, [frame(2), frame(3)])
+    loop._clock.sleep_until(10 * NS_PER_S)
+    drive(loop)
+    assert n_judged(loop) == [2]
+    assert loop.status().counters["triggers_rested_ms"] == 0
+    # News comes 1 s before the end of a rest that outlasts the period.
+    rest = loop._triggers
+    rest._rest_since_ns, rest._rest_until_ns = 11 * NS_PER_S, 25 * NS_PER_S
+    loop._clock.sleep_until(24 * NS_PER_S)
+    put(loop, [frame(4), frame(5)])
+    drive(loop)
+    loop._clock.sleep_until(40 * NS_PER_S)
+    drive(loop)
+    assert n_judged(loop) == [3]
+    assert loop.status().counters["triggers_rested_ms"] == 1000
 
 
 def test_a_condition_that_does_not_fit_is_counted_and_the_loop_goes_on(make):
@@ -222,6 +351,7 @@ def test_a_condition_that_does_not_fit_is_counted_and_the_loop_goes_on(make):
     while not len(loop._answers):
         loop.step()
     loop._answers.fail_all(CapacityError("question", "does not fit", "shorten it"))
+    loop._answers.give_way()
     drive(loop)
     assert loop.status().counters["judgements_refused"] == 1
     assert not loop._triggers._is_judging
@@ -280,6 +410,35 @@ def test_a_question_that_comes_into_a_judgement_is_no_work_of_the_judgement():
             clock.sleep_until(clock.now_ns() + NS_PER_S // 20)
             world.sight.put(Item(clock.now_ns()))
     assert clock.now_ns() - ended_ns < 2 * NS_PER_S
+
+
+def test_a_board_that_stands_still_for_once_in_a_judgement_does_not_blind_for_three_times_as_long():
+    """On a board's costs, simulated; one that has become slow is left alone for longer and longer,
+    until it has its three parts in four again."""
+    world = World("thor", 2.0, 3, faults=False)
+    loop, clock = world.loop, world.clock
+    loop.triggers.create(Trigger("Is somebody lying on the floor?", period_s=0.1))
+    took_s, rests_s = [], []
+    judge = loop._triggers._judged
+
+    def judged(watched, event):
+        judge(watched, event)
+        took_s.append(event.timeline.worked_ns / NS_PER_S)
+        rests_s.append((loop._triggers._rest_until_ns - clock.now_ns()) / NS_PER_S)
+
+    loop._triggers._judged = judged
+    while len(took_s) < 24:
+        if not loop.step():
+            clock.sleep_until(clock.now_ns() + NS_PER_S // 20)
+            world.sight.put(Item(clock.now_ns()))
+        if len(took_s) == 4 and len(loop._answers) and not world.engine.stall_ms:
+            world.engine.stall_ms = 30_000.0
+        if len(took_s) == 12:
+            world.engine.slowdown = 20.0
+    assert max(took_s[:6]) > 30
+    assert max(rests_s[:12]) < 6 * REST * np.median(took_s[:12])
+    slow = slice(18, 24)
+    assert rests_s[slow] == pytest.approx([REST * s for s in took_s[slow]], rel=1e-6)
 
 
 def scene_frames(index, shapes):

@@ -10,7 +10,18 @@ from test_turns import BLOCK_SAMPLES, START_NS, cut, scripted, stream
 
 from edge.errors import MediaError, ProtocolError
 from edge.senses.sound import BLOCK_NS, end_ns
-from edge.senses.turn_events import Cut, Ended, Overheard, Resumed, SoftEnd, SpeechStarted
+from edge.senses.turn_events import (
+    Button,
+    Choose,
+    Cut,
+    Ended,
+    Overheard,
+    Resumed,
+    Silence,
+    SoftEnd,
+    SpeechStarted,
+    Withdrawn,
+)
 from edge.senses.turns import (
     MAX_BLOCKS,
     MIN_SILENCE_BLOCKS,
@@ -189,7 +200,7 @@ def test_sound_lost_while_the_button_is_held_does_not_end_the_turn():
 def test_cancel_forgets():
     detector = TurnDetector("open", scripted)
     assert kinds(told(detector, (10, 0.0), (20, 0.9))) == [SpeechStarted]
-    detector.cancel()
+    assert kinds(detector.cancel()) == [Withdrawn]
     assert detector.flush() == []
     assert kinds(told(detector, (20, 0.0), (20, 0.9), (40, 0.0))) == [SpeechStarted, SoftEnd, Ended]
 
@@ -242,3 +253,41 @@ def test_any_cutting_of_a_stream_gives_the_same_events(runs, odd, lengths, mode)
         return [facts(event) for event in found + detector.flush()]
 
     assert events([*lengths, 1600]) == events([max(len(samples), 1)])
+
+
+WISH = st.one_of(
+    st.sampled_from(["begin", "commit", "cancel"]).map(Button),
+    st.sampled_from(["open", "typed", "push_to_talk"]).map(Choose),
+    st.sampled_from([BLOCK_NS, 3_000_000_000, 61_000_000_000]).map(Silence),
+)
+HAPPENING = st.one_of(RUN, WISH, st.sampled_from([0.5, 3.0, 70.0]), st.just("end"))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(HAPPENING, max_size=20), st.sampled_from(["open", "push_to_talk"]))
+def test_each_start_of_speech_has_one_end_whatever_happens(happenings, mode):
+    """Runs of blocks, wishes, sound that is missing for so many seconds, the end of the source."""
+    detector, at_ns, is_on = TurnDetector(mode, scripted), START_NS, False
+    for one in [*happenings, Choose("typed")]:
+        events = []
+        if isinstance(one, float):
+            at_ns += int(one * 1e9)
+        elif one == "end":
+            events = detector.flush()
+        elif isinstance(one, tuple):
+            for chunk in cut(stream(one), [BLOCK_SAMPLES]):
+                events += detector.push(AudioChunk(chunk.samples, at_ns, chunk.source))
+                at_ns += BLOCK_NS
+        elif not (isinstance(one, Button) and detector.mode != "push_to_talk"):
+            events = detector.control(one)
+        for event in events:
+            if isinstance(event, SpeechStarted):
+                assert not is_on
+                is_on = True
+            elif isinstance(event, Ended | Withdrawn):
+                assert is_on
+                is_on = False
+            elif isinstance(event, SoftEnd | Resumed):
+                assert is_on
+        assert not is_on or detector._held or detector.mode == "open"  # else it takes no turn
+    assert not is_on
