@@ -24,7 +24,7 @@ from edge.model.spec import ModelSpec
 from edge.types import Float32, Int32
 
 HIDDEN, VOCABULARY, MEL_FRAMES_PER_TOKEN, N_MELS = 2, 512, 8, 8
-TURN_END, THINK_END = 11, 13
+TURN_END, THINK_END, TOOL_CALL, TOOL_CALL_END = 11, 13, 14, 15
 YES, NO = 483, 365
 """Of the small model's tokenizer."""
 _MASK = 2**64 - 1
@@ -72,6 +72,8 @@ def logits_after(state: Chained) -> Float32:
         logits[TURN_END] = 7.0
     if (chance >> 36) % 6 == 0:
         logits[THINK_END] = 6.5
+    if (chance >> 44) % 8 == 0:
+        logits[(TOOL_CALL, TOOL_CALL_END)[chance >> 50 & 1]] = 6.0
     mood = 1.5 if state.n_tokens // 96 % 2 else -1.5  # some things last
     logits[YES], logits[NO] = mood + ((chance >> 40) % 17 - 8) / 3, 0.0
     return logits

@@ -22,14 +22,23 @@ from chained_engine import NO, YES, Call, Chained, embedded, heard_rows, logits_
 
 from edge.clock import NS_PER_S
 from edge.config import Config
-from edge.errors import CapacityError, DeadlineError, EdgeError, MediaError, ProtocolError
+from edge.errors import (
+    CapacityError,
+    DeadlineError,
+    EdgeError,
+    MediaError,
+    ProtocolError,
+    TurnError,
+)
 from edge.features.evs import CausalPruner
 from edge.features.mel import LogMelStream
-from edge.features.pixels import tubelet_patches, video_grid
+from edge.features.pixels import image_grids, image_patches, tubelet_patches, video_grid
+from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
 from edge.model.prompt import LIVE, ChatTemplate
 from edge.model.sampling import Sampler, Sampling
-from edge.model.spec import ModelSpec
+from edge.model.spec import ModelSpec, VisionSpec
 from edge.model.tokenizer import Detokenizer, Tokenizer
+from edge.model.tool_calls import parse_tool_call
 from edge.senses.turn_events import (
     Button,
     Choose,
@@ -42,7 +51,7 @@ from edge.senses.turn_events import (
     SpeechStarted,
     Utterance,
 )
-from edge.session.budget import LADDER, Degraded, Rung
+from edge.session.budget import LADDER, Degraded
 from edge.session.health import BoardHealth
 from edge.session.intake import Refused
 from edge.session.notes import Noted
@@ -60,10 +69,11 @@ from edge.session.turn import (
     Status,
     TextDelta,
     Timeline,
+    ToolCall,
     Verdict,
     YesNo,
 )
-from edge.types import AudioChunk, Evidence, Float32, Frame, Stages
+from edge.types import AudioChunk, Evidence, Float32, Frame, Picture, Sound, Stages
 
 CALL_TOKENS, WORTHWHILE_TOKENS = 256, 128
 """The longest prefill; what makes one worth its floor."""
@@ -196,6 +206,13 @@ class Turn:
     evidence: tuple[Evidence, ...] = ()
     freshness: tuple[Freshness, ...] = ()
     surprise: list[float] = field(default_factory=list)
+    attached: list[Float32] | None = None
+    """Rows of its pictures and sounds, once they are encoded."""
+    asked: dict[tuple[bool, str | None], Float32] = field(default_factory=dict)
+    """Its rows, as they were once asked for."""
+    grammar: str = ""
+    constraint: Constraint | None = None
+    nameable: tuple[Evidence, ...] = ()
     check: Generator[None, None, Consistency] | None = None
     ended: Any = None
 
@@ -221,18 +238,42 @@ class Words:
         self.is_thinking = self.question.thinking
         self.tokens = Detokenizer(self.tokenizer)
         self.text, self.n_told, self.reply, self.is_over = "", 0, "", False
+        self.call: list[int] | None = None
 
-    def take(self, token: int) -> list[TextDelta]:
+    def take(self, token: int) -> list[TextDelta | ToolCall]:
+        special, tools = self.tokenizer.special, self.question.tools
+        if self.call is not None:
+            if token != special.tool_call_end:
+                self.call.append(token)
+                return []
+            text, self.call = self.tokenizer.decode(self.call), None
+            found = parse_tool_call(text, tools)
+            return [ToolCall(*found)] if found else self._as_it_is(f"{text}</tool_call>")
+        may_call = bool(tools) and self.question.channel == "operator" and not self.is_thinking
+        if may_call and token == special.tool_call:
+            self.call = []
+            return [] if self.is_over else [*self._until(len(self.text))]
+        return [*self._take_text(token)]
+
+    def _as_it_is(self, text: str) -> list[TextDelta | ToolCall]:
+        """What began like a call and is none: nothing is hidden."""
+        self.reply += f"<tool_call>{text}"
+        return [TextDelta(f"<tool_call>{text}")]
+
+    def _take_text(self, token: int) -> list[TextDelta]:
         if self.is_thinking and token == self.tokenizer.special.think_end:
             told = self._told(self.tokens.flush())
             self.is_thinking, self.tokens = False, Detokenizer(self.tokenizer)
             return told
         return self._told(self.tokens.push(token))
 
-    def finish(self) -> list[TextDelta]:
-        told = self._told(self.tokens.flush())
+    def finish(self) -> list[TextDelta | ToolCall]:
+        told: list[TextDelta | ToolCall] = [*self._told(self.tokens.flush())]
         if not self.is_thinking and not self.is_over:
             told += self._until(len(self.text))
+        if self.call is not None:
+            told += self._as_it_is(self.tokenizer.decode(self.call))
+            self.call = None
         return told
 
     def _told(self, text: str) -> list[TextDelta]:
@@ -348,6 +389,8 @@ class Observed:
     """To whom, and what: "all", "spoken", or a client's number."""
     heard: Sequence[Any]
     """What the turn detectors made of what they were given: events, or an error."""
+    taken: Sequence[tuple[str, object]]
+    """Which item of which sense, or which question."""
     status: Status
     triggers: tuple[TriggerStatus, ...]
     ledger: Sequence[tuple[str, int, Evidence | None]]
@@ -383,6 +426,7 @@ class Reference:
         self.counts: Counter[str] = Counter()
         self.calls, self.events = deque(calls), list[tuple[Any, object]]()
         self.heard: deque[Any] = deque()
+        self.taken: list[tuple[str, object]] = []
         self.settings: Config | None = None
         self.health = BoardHealth()
         self.wanted_mode = self.mode_of_settings = config.turns.mode
@@ -503,6 +547,8 @@ class Reference:
 
     def make(self, trigger: Trigger) -> str | type[EdgeError]:
         """A client wants to be told of something; its name."""
+        if "<|im_start|>" in trigger.condition:
+            return ProtocolError
         if len(self.book) >= 16:
             return CapacityError
         self.n_made += 1
@@ -527,7 +573,7 @@ class Reference:
             Difference: it is not what was due.
         """
         self.now, self.calls, self.events = seen.began_ns, deque(seen.calls), []
-        self.heard = deque(seen.heard)
+        self.heard, self.taken = deque(seen.heard), []
         error, busy = None, False
         try:
             busy = self._step()
@@ -539,6 +585,7 @@ class Reference:
         if error is None:
             same("busy", seen.busy, busy)
             same("ends at", seen.ended_ns, self.now)
+            same("taken", list(seen.taken), self.taken)
             self._compare_standing(seen)
 
     def stop(self, seen: Observed) -> None:
@@ -553,11 +600,12 @@ class Reference:
         self._compare(seen, None)
 
     def _compare(self, seen: Observed, error: Exception | None) -> None:
-        found = [(to, plain(event)) for to, event in seen.events]
-        due = [(to, plain(event)) for to, event in self.events]
-        for n, pair in enumerate(zip(found, due, strict=False)):
-            same(f"event {n}", *pair)
-        same("further events", found[len(due) :], due[len(found) :])
+        if seen.events or self.events:
+            found = [(to, plain(event)) for to, event in seen.events]
+            due = [(to, plain(event)) for to, event in self.events]
+            for pair in zip(found, due, strict=False):
+                same("event", *pair)
+            same("further events", found[len(due) :], due[len(found) :])
         if self.calls:
             call = self.calls[0]
             raise Difference(f"{call.what}({call.content!r}) on {call.before} was not due")
@@ -582,7 +630,8 @@ class Reference:
         microphone = self._first_microphone
         same("mode", status.mode, "typed" if microphone is None else microphone.mode)
         same("uptime", status.uptime_ns, self.now - self.start_ns)
-        same("triggers", *([plain(one) for one in all_] for all_ in (seen.triggers, self.book.values())))
+        if seen.triggers or self.book:
+            same("triggers", [*map(plain, seen.triggers)], [*map(plain, self.book.values())])
         same("may sleep for", seen.wait_s, self._wait_s())
 
     def _counters(self) -> dict[str, int]:
@@ -672,7 +721,9 @@ class Reference:
                     sense.pruner.start_again()
         if self.queue:
             self._give_up()
-            self._open(self.queue.popleft())
+            turn = self.queue.popleft()
+            self.taken.append(("turn", turn.question))
+            self._open(turn)
             return True
         if self._listen():
             return True
@@ -714,6 +765,7 @@ class Reference:
         else:
             _, item = ring.popleft()
             due_ns = self.now
+        self.taken.append((sense.name, item))
         if isinstance(item, AudioChunk):
             due_ns = sense.newest_ns = _end_ns(item)
             sense.source = sense.own_name or item.source
@@ -764,10 +816,12 @@ class Reference:
             if not sense.has_ended:
                 return False
             sense.has_ended = False
+            self.taken.append((sense.name, None))
             if sense.parts:
                 self._complete(sense, self.now)
             return True
         _, frame = sense.ring.popleft()
+        self.taken.append((sense.name, frame))
         sense.newest_ns, sense.source = frame.capture_ns, sense.own_name or frame.source
         if sense.parts:
             last, rung = sense.parts[-1], LADDER[self.rung]
@@ -824,8 +878,8 @@ class Reference:
         taken_ns, rung, vision = self.now, LADDER[self.rung], self.spec.vision
         height, width = frames[0].pixels.shape[:2]
         grid = video_grid(width, height, int(vision.video_target_patches * rung.patch_share))
-        patches = tubelet_patches([frame.pixels for frame in frames], grid, vision)
-        whole = seen_rows(patches)[0]
+        shape = frames[0].pixels.shape
+        whole = _looks(vision, grid, shape, *(frame.pixels.tobytes() for frame in frames))
         self._called("see", None, len(whole))
         media = whole
         if sense.pruner is not None:
@@ -1115,7 +1169,7 @@ class Reference:
                 self.current = chosen
             comes_on = not chosen.said or not len(chosen.waiting)
             done = self._come_on(chosen)
-        except (CapacityError, ProtocolError, MediaError) as error:
+        except (CapacityError, ProtocolError, MediaError, TurnError) as error:
             self._end(chosen, Failed(error))
             return True
         except EdgeError as error:
@@ -1166,9 +1220,18 @@ class Reference:
         line = self.live if question.recall_s is None else self._recalled(turn)
         if turn.started_ns is None:
             turn.started_ns = self.now
+        if turn.attached is None:
+            turn.attached = self._attached(question)
+            turn.grammar = question.grammar
+            if names_frames(question.grammar):
+                looks = {p.evidence.source: p.evidence for p in line.media if p.modality == "video"}
+                turn.nameable = tuple(sorted(looks.values(), key=lambda look: look.end_ns))
+                names = [f"{look.source}:{look.frame_ids[-1]}" for look in turn.nameable]
+                turn.grammar = fill_frames(question.grammar, names)
+            turn.constraint = self._constraint(turn)
         for message in question.messages:
             self.tokenizer.refuse_special_tokens(message.content)
-        asked = embedded(self._asked(question, line.ends_with_media))
+        asked = self._asked(turn, line.ends_with_media)
         turn.n_context = line.state.n_tokens + len(line.waiting)
         turn.n_question = len(asked)
         most = self.spec.decoder.max_tokens
@@ -1180,10 +1243,40 @@ class Reference:
                 "ask for fewer max_tokens or lower context.max_tokens",
             )
         turn.waiting = np.concatenate([asked, embedded(np.array(turn.said, np.int32))])
-        turn.evidence = tuple(piece.evidence for piece in line.media[-4:])
+        newest = [piece.evidence for piece in line.media[-4:]]
+        turn.evidence = (*(one for one in turn.nameable if one not in newest), *newest)
         turn.captured_ns = line.newest_ns()
         turn.freshness = tuple(self._freshness(sense, line) for sense in self.senses)
         turn.line, turn.state = line, None
+
+    def _attached(self, question: Question) -> list[Float32]:
+        """Rows of what a question brings along; pictures share what it leaves of the room."""
+        vision, context = self.spec.vision, self.config.context
+        media = [one for message in question.messages for one in message.media]
+        n_free = self.spec.decoder.max_tokens - context.max_tokens - question.max_tokens
+        sizes = [(one.width, one.height) for one in media if isinstance(one, Picture)]
+        grids = iter(image_grids(sizes, vision, max(0, n_free), 0) if sizes else ())
+        found = []
+        for one in media:
+            if isinstance(one, Picture):
+                grid, shape = next(grids), (one.height, one.width, 3)
+                pixels = np.frombuffer(one.rgb, np.uint8).reshape(shape)
+                found.append(seen_rows(image_patches(pixels, grid, vision)[None])[0])
+                self._called("see", None, len(found[-1]))
+                continue
+            stream = LogMelStream(self.spec.audio.n_mels)
+            parts = []
+            for mel in stream.push(np.frombuffer(one.samples, np.float32)) + stream.flush():
+                parts.append(heard_rows(mel))
+                self._called("hear", None, len(parts[-1]))
+            found.append(np.concatenate(parts))
+        return found
+
+    def _constraint(self, turn: Turn) -> Constraint | None:
+        if not turn.grammar:
+            return None
+        size, stops = self.spec.decoder.vocab_size, (self.tokenizer.special.turn_end,)
+        return Constraint(vocabulary(self.tokenizer, size, stops), turn.grammar)
 
     def _freshness(self, sense: Sense, line: Line) -> Freshness:
         modality: Any = "audio" if sense.hears else "video"
@@ -1250,10 +1343,14 @@ class Reference:
         assert turn.logits is not None
         if question.yes_no is not None:
             return replace(self._done(turn, "stop"), confidence=_likely(turn.logits))
-        words = self.words[turn]
-        token = self.samplers[turn].choose(turn.logits)
+        words, allowed = self.words[turn], turn.logits
+        if turn.constraint is not None and not words.is_thinking:
+            allowed = turn.constraint.allow(allowed)
+        token = self.samplers[turn].choose(allowed)
         if not words.is_thinking:
-            turn.surprise.append(_log_probability(turn.logits, token))
+            if turn.constraint is not None:
+                turn.constraint.take(token)
+            turn.surprise += _surprise(allowed, token)
         turn.said.append(token)
         if turn.first_ns is None:
             turn.first_ns = self.now
@@ -1291,12 +1388,15 @@ class Reference:
             self._remember(turn)
 
     def _remember(self, turn: Turn) -> None:
-        ids = self._asked(
-            turn.question, self.live.ends_with_media, reply=self.words[turn].reply
-        )
+        reply = self.words[turn].reply
+        try:
+            self.tokenizer.refuse_special_tokens(reply)
+        except ProtocolError:
+            return
+        rows = self._asked(turn, self.live.ends_with_media, reply)
         evidence = Evidence("dialogue", turn.asked_ns, self.now)
         try:
-            self._enter(Piece("text", embedded(ids), evidence))
+            self._enter(Piece("text", rows, evidence))
         except CapacityError:
             return
         finally:
@@ -1340,24 +1440,26 @@ class Reference:
         nothing = yield from self._follow(turn, [], said)
         by_seen = (yield from self._follow(turn, seen, said)) if seen else None
         by_heard = (yield from self._follow(turn, heard, said)) if heard else None
-        return _verdict(said, nothing, by_seen, by_heard)
+        return _verdict(nothing, by_seen, by_heard)
 
     def _follow(
         self, turn: Turn, pieces: Sequence[Piece], said: Sequence[int]
-    ) -> Generator[None, None, list[Float32]]:
-        """The logits before each token of an answer, had only these been perceived."""
+    ) -> Generator[None, None, list[tuple[Float32, int]]]:
+        """What was allowed and what was said, token by token, had only these been perceived."""
         line = self._new_line(pieces)
         while len(line.waiting):
             self._advance(line)
             yield
-        rows = embedded(self._asked(turn.question, bool(pieces)))
-        state = line.state
+        rows, state, constraint = self._asked(turn, bool(pieces)), line.state, self._constraint(turn)
         for start in range(0, len(rows), CALL_TOKENS):
             state = self._prefill(state, rows[start : start + CALL_TOKENS])
             yield
         steps = []
         for n, token in enumerate(said):
-            steps.append(logits_after(state))
+            logits = logits_after(state)
+            steps.append((logits if constraint is None else constraint.allow(logits), token))
+            if constraint is not None:
+                constraint.take(token)
             if n + 1 < len(said):
                 state = self._decode(state, token)
                 yield
@@ -1373,16 +1475,21 @@ class Reference:
         system = self.config.context.system
         return [{"role": "system", "content": system}] if system else []
 
-    def _asked(self, question: Question, after_media: bool, reply: str | None = None) -> Any:
-        """Ids behind the live context: a question, and where it is remembered its answer too."""
-        text = "\n".join(
-            message.content
-            for message in sorted(question.messages, key=lambda message: message.role != "system")
-        )
-        system = self.config.context.system
-        return _asked_ids(
-            self.tokenizer, self.template, system, text, question.thinking, after_media, reply
-        )
+    def _asked(self, turn: Turn, after_media: bool, reply: str | None = None) -> Float32:
+        """Rows behind the live context: a question, and where it is remembered its answer too."""
+        rows = turn.asked.get((after_media, reply))
+        if rows is None:
+            n_attached = tuple(map(len, turn.attached or ()))
+            system, question = self.config.context.system, turn.question
+            ids = _asked_ids(
+                *(self.tokenizer, self.template, system, question),
+                *(after_media, reply, n_attached),
+            )
+            rows, special = embedded(ids), self.tokenizer.special
+            if turn.attached:
+                rows[np.isin(ids, (special.image, special.audio))] = np.concatenate(turn.attached)
+            turn.asked[after_media, reply] = rows
+        return rows
 
     # Speech.
 
@@ -1692,25 +1799,52 @@ def _short(content: Any) -> str:
     return f"{len(content)} rows" if isinstance(content, np.ndarray) else repr(content)
 
 
-@lru_cache(maxsize=4096)
 def _asked_ids(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     system: str,
-    text: str,
-    thinking: bool,
+    question: Question,
     after_media: bool,
     reply: str | None,
+    n_attached: tuple[int, ...],
 ) -> Any:
-    content = f"{LIVE}\n{text}" if after_media and text else f"{LIVE}{text}"
-    chat = [{"role": "user", "content": content}]
+    """Instructions come before the first user message's text, which continues what was perceived."""
+    chat: list[dict[str, Any]] = []
+    instructions: list[str] = []
+    for message in question.messages:
+        if message.role == "system":
+            instructions.append(message.content)
+            continue
+        markers = ["<image>" if isinstance(m, Picture) else "<so_embedding>" for m in message.media]
+        content = "\n".join([*markers, *([message.content] if message.content or not markers else [])])
+        chat.append({"role": message.role, "content": content})
+        calls = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
+        if calls:
+            chat[-1]["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    if question.tools and question.channel == "operator":
+        instructions.append(template.tools_text(question.tools))
+    first = next(message for message in chat if message["role"] == "user")
+    text = "\n".join([*instructions, first["content"]])
+    first["content"] = f"{LIVE}\n{text}" if after_media and text else f"{LIVE}{text}"
     if system:
         chat.insert(0, {"role": "system", "content": system})
     if reply is None:
-        return tokenizer.encode(template.around_live(chat, thinking=thinking)[1])
-    chat += [{"role": "assistant", "content": reply}, {"role": "user", "content": NEXT}]
-    after = template.around_live(chat, thinking=False)[1]
-    return tokenizer.encode(after.partition(NEXT)[0])
+        after = template.around_live(chat, thinking=question.thinking)[1]
+    else:
+        chat += [{"role": "assistant", "content": reply}, {"role": "user", "content": NEXT}]
+        after = template.around_live(chat, thinking=False)[1].partition(NEXT)[0]
+    kinds = [isinstance(one, Sound) for message in question.messages for one in message.media]
+    for is_sound, n in zip(kinds, n_attached, strict=True):
+        marker, whole = ("<so_embedding>", f"<so_start>{'<hear>' * n}<so_end>") if is_sound else (
+            "<image>", f"<img>{'<see>' * n}</img>")  # fmt: skip
+        after = after.replace(marker, whole, 1)
+    after = after.replace("<hear>", "<so_embedding>").replace("<see>", "<image>")
+    return tokenizer.encode(after)
+
+
+def _surprise(allowed: Float32, token: int) -> list[float]:
+    """Of a token that had alternatives."""
+    return [_log_probability(allowed, token)] if np.isfinite(allowed).sum() > 1 else []
 
 
 def _log_probability(logits: Float32, token: int) -> float:
@@ -1724,26 +1858,32 @@ def _likely(logits: Float32) -> float:
     return float(yes / (yes + no))
 
 
-def _verdict(
-    said: Sequence[int],
-    nothing: Sequence[Float32],
-    seen: Sequence[Float32] | None,
-    heard: Sequence[Float32] | None,
-) -> Consistency:
+@lru_cache(maxsize=4096)
+def _looks(vision: VisionSpec, grid: Any, shape: tuple[int, ...], *pictures: bytes) -> Float32:
+    """Rows of a tubelet: the same pictures are seen often."""
+    frames = [np.frombuffer(picture, np.uint8).reshape(shape) for picture in pictures]
+    rows: Float32 = seen_rows(tubelet_patches(frames, grid, vision, 1))[0]
+    return rows
+
+
+Steps = Sequence[tuple[Float32, int]]
+
+
+def _verdict(nothing: Steps, seen: Steps | None, heard: Steps | None) -> Consistency:
     """A sense gives an answer that is likely with it alone, and would not be with nothing."""
 
-    def likelihood(steps: Sequence[Float32] | None) -> float | None:
+    def likelihood(steps: Steps | None) -> float | None:
         if steps is None:
             return None
-        total = sum(_log_probability(*pair) for pair in zip(steps, said, strict=True))
-        return round(math.exp(total / len(said)), 3)
+        found = [one for step in steps for one in _surprise(*step)]
+        return round(math.exp(sum(found) / len(found)), 3) if found else 1.0
 
-    def objects(steps: Sequence[Float32] | None) -> bool:
+    def objects(steps: Steps | None) -> bool:
         """Its first other word is likely, and not what would be said with nothing."""
-        for token, logits, usual in zip(said, steps or (), nothing, strict=False):
-            favourite = int(logits.argmax())
+        for (allowed, token), (usual, _) in zip(steps or (), nothing, strict=False):
+            favourite = int(allowed.argmax())
             if favourite != token:
-                is_likely = math.exp(_log_probability(logits, favourite)) >= 0.5
+                is_likely = math.exp(_log_probability(allowed, favourite)) >= 0.5
                 return is_likely and favourite != int(usual.argmax())
         return False
 
@@ -1759,5 +1899,3 @@ def _verdict(
         verdict = "seen" if gives[0] else "heard"
     return Consistency(verdict, by_seen, by_heard, by_nothing)
 
-
-__all__ = ["Difference", "Observed", "Reference", "Rung", "Sense"]

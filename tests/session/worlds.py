@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import numpy as np
 from chained_engine import ChainedEngine, Speed, small
 from reference_session import Difference, Observed, Reference, same
@@ -29,10 +29,18 @@ from edge.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from edge.config import Config, for_model, load_config, without_restart
 from edge.errors import CapacityError, ConfigurationError, EdgeError, ProtocolError
 from edge.features.evs import CausalPruner
+from edge.model.constrain import (
+    FRAME_FORMAT,
+    grammar_of_choice,
+    grammar_of_lark,
+    grammar_of_regex,
+    grammar_of_schema,
+)
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.spec import ModelSpec, model_spec
 from edge.model.tokenizer import Tokenizer
+from edge.model.tool_calls import tool_call_lark
 from edge.senses.sound import BLOCK_NS, BLOCK_SAMPLES
 from edge.senses.turn_events import Button, Choose, Played, SpeechStarted
 from edge.senses.turns import TurnDetector
@@ -42,8 +50,8 @@ from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
 from edge.session.sense import Sense, audio_sense, video_sense
 from edge.session.triggers import Trigger, TriggerBegan, TriggerEnded
-from edge.session.turn import Done, Failed, Message, Question, Spoken
-from edge.types import AudioChunk, Frame
+from edge.session.turn import Done, Failed, Message, Question, Spoken, ToolCall
+from edge.types import AudioChunk, Frame, Picture, Sound
 
 MODEL = Path(__file__).resolve().parents[1] / "assets" / "tiny_omni"
 START_NS = 7 * NS_PER_S
@@ -58,8 +66,40 @@ HEALTHS = {
     "warm": replace(WELL, temperature_c=88.0, memory_share=0.92, power_w=37.0),
 }
 SIZES = ((24, 40), (32, 32))
-CONDITIONS = ("Is there a person?", "somebody  is lying on the floor.", "a bell")
+CONDITIONS = ("Is there a person?", "somebody  is lying on the floor.", "a bell", "<|im_start|>")
 TEXTS = ("What do you see?", "", "Hello", "Tell me " + "all that you remember of it " * 12)
+TOOLS = ({"type": "function", "function": {"name": "look", "parameters": {
+    "type": "object", "properties": {"at": {"type": "string", "enum": ["left", "right"]}},
+    "required": ["at"]}}},)  # fmt: skip
+CHATS: dict[str, Callable[[Message], tuple[Message, ...]]] = {
+    "alone": lambda asked: (asked,),
+    "told": lambda asked: (Message("system", "You are kind."), asked),
+    "talk": lambda asked: (asked, Message("assistant", "Yes."), Message("user", "And now?")),
+    "called": lambda asked: (
+        asked,
+        Message("assistant", "", calls=(ToolCall("look", {"at": "left"}),)),
+        Message("tool", "a cat"),
+    ),
+}
+MEDIA: dict[str, Picture | Sound] = {
+    "picture": Picture(bytes(range(192)) * 16, 32, 32),
+    "wide": Picture(bytes(96 * 8 * 3), 96, 8),
+    "sound": Sound(np.linspace(-0.1, 0.1, 4800, dtype=np.float32).tobytes()),
+    "noise": Sound(np.full(1600, np.nan, np.float32).tobytes()),
+}
+_NAMED = {"type": "object", "properties": {"at": {"type": "string", "format": FRAME_FORMAT}},
+          "required": ["at"]}  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _grammar(name: str) -> str:
+    return {
+        "choice": lambda: grammar_of_choice(["yes", "no", "maybe so"], "unknown"),
+        "word": lambda: grammar_of_regex("[a-z]{2,5}"),
+        "frame": lambda: grammar_of_schema(_NAMED),
+        "frame or not": lambda: grammar_of_schema(_NAMED, "unknown"),
+        "call": lambda: grammar_of_lark("tools", tool_call_lark(TOOLS)),
+    }[name]()
 
 
 @dataclass(frozen=True)
@@ -88,7 +128,8 @@ class World:
 
 
 @lru_cache(maxsize=1)
-def _model() -> tuple[ModelSpec, Tokenizer, ChatTemplate]:
+def model() -> tuple[ModelSpec, Tokenizer, ChatTemplate]:
+    """The small model: its sizes, tokenizer and template."""
     read = (json.loads((MODEL / f"{n}config.json").read_text()) for n in ("", "generation_"))
     return model_spec(*read), Tokenizer(MODEL), ChatTemplate(MODEL)
 
@@ -100,35 +141,44 @@ def random_world(seed: int) -> World:
     microphones = ("near", "far")[: random.choice((0, 1, 1, 1, 2))]
     if not cameras and not microphones:
         cameras = ("front",)
-    for_ms = int(1000 * 2 ** random.uniform(1.5, 4.6))
+    is_talk = bool(microphones) and random.random() < 0.02  # longer than one clip holds
+    for_ms = 17_000 if is_talk else int(1000 * 2 ** random.uniform(0.5, 3.6))
+    is_slow = not is_talk and random.random() < 0.06  # in which what takes a minute can happen
+    fps, chunk_blocks, every_ms = random.choice((1.0, 2.0, 2.0, 4.0)), random.choice((3, 5, 10)), 200
+    if is_slow:
+        for_ms, fps, chunk_blocks, every_ms = random.randint(30_000, 90_000), 0.5, 40, 2500
     slow = 2 ** random.uniform(-1.5, 3.0)
     speed = Speed(
         see=(4 * slow, slow), hear=(5 * slow, 0.2), prefill=(12 * slow, 0.05), decode=(8 * slow, 0)
     )
-    happenings = [_happening(random, for_ms, cameras, microphones) for _ in range(for_ms // 400)]
+    happenings = [_happening(random, for_ms, cameras, microphones) for _ in range(for_ms // every_ms)]
+    if is_talk:
+        happenings.append(Happening(0, "speak", (microphones[0], random.randint(14_200, 15_100))))
+    if random.random() < 0.1:
+        happenings.append(Happening(for_ms * 3 // 4, "drain"))
     return World(
         cameras,
         microphones,
-        _settings(random, len(cameras)),
+        _settings(random, len(cameras), fps),
         tuple(sorted(happenings, key=lambda happening: happening.at_ms)),
         for_ms,
-        random.choice((1.0, 2.0, 2.0, 4.0)),
-        random.choice((3, 5, 10)),
+        fps,
+        chunk_blocks,
         speed,
         random.choice((700, 1200)),
     )
 
 
-def _settings(random: Random, n_cameras: int) -> dict[str, dict[str, Any]]:
+def _settings(random: Random, n_cameras: int, fps: float) -> dict[str, dict[str, Any]]:
     bound = random.choice((180, 240, 400, 640))
     listen = random.choice(("utterances", "utterances", "windows"))
     modes = ("open", "open", "push_to_talk", "typed") if listen == "utterances" else ("typed",)
     return {
         "perception": {
-            "fps": 2.0,
+            "fps": fps,
             "listen": listen,
             "audio_window_s": random.choice((0.3, 1.0, 2.0)),
-            "evs_tokens_per_s": random.choice((0, 0, 12 * max(1, n_cameras))),
+            "evs_tokens_per_s": random.choice((0, 0, 16 * max(1, n_cameras))),
             "evs_keep": random.choice(("pictures", "places")),
             "stale_s": random.choice((0.5, 5.0)),
         },
@@ -162,7 +212,7 @@ def _happening(
 ) -> Happening:
     kinds = ["ask"] * 12 + ["crowd", "cancel", "cancel", "watch", "trigger", "trigger", "delete"]
     kinds += ["away", "end", "bad", "jump", "burst", "stall", "slow", "health", "reload"]
-    kinds += ["break"] * (random.random() < 0.02) + ["drain"] * (random.random() < 0.02)
+    kinds += ["break"] * (random.random() < 0.02)
     if cameras:
         kinds += ["still", "resize"]
     if microphones:
@@ -171,7 +221,7 @@ def _happening(
     sense = random.choice(cameras + microphones)
     ms = int(2 ** random.uniform(5, 12.5))
     with_: dict[str, Callable[[], tuple[Any, ...]]] = {
-        "ask": lambda: (random.choice(TEXTS), random.choice((1, 3, 8, 20)), _options(random)),
+        "ask": lambda: (random.choice(TEXTS), random.choice((1, 3, 8, 20, 40)), _options(random)),
         "crowd": lambda: (random.randint(2, 10),),
         "cancel": lambda: (random.randint(1, 4),),
         "trigger": lambda: (_trigger(random),),
@@ -188,11 +238,11 @@ def _happening(
         "break": lambda: (random.randint(0, 6),),
         "still": lambda: (random.choice(cameras), 2 * ms),
         "resize": lambda: (random.choice(cameras),),
-        "speak": lambda: (random.choice(microphones), random.choice((120, ms, ms, 16_000))),
+        "speak": lambda: (random.choice(microphones), random.choice((120, ms, ms))),
         "choose": lambda: (random.choice(("open", "open", "push_to_talk", "typed")),),
         "button": lambda: (random.choice(("begin", "begin", "commit", "commit", "cancel")),),
         "wishes": lambda: (random.choice((3, 70)),),
-        "play": lambda: (random.choice((100, 300)),),
+        "play": lambda: (random.choice((100, 300, 20_000)),),
     }
     return Happening(random.randrange(for_ms), kind, with_.get(kind, tuple)())
 
@@ -208,12 +258,20 @@ def _options(random: Random) -> dict[str, Any]:
         ("priority", 0.1, ("trigger",)),
         ("seed", 0.2, (1, 7)),
         ("special", 0.03, (True,)),
+        ("chat", 0.2, tuple(CHATS)),
+        ("media", 0.1, (("picture",), ("wide", "sound"), ("sound",), ("noise",))),
+        ("grammar", 0.12, ("choice", "word", "frame", "frame or not", "call")),
+        ("channel", 0.3, ("operator",)),
+        ("tools", 0.08, (True,)),
     ):
         if random.random() < share:
             options[name] = random.choice(values)
     if "remember" not in options and random.random() < 0.2:
         longer, shorter = sorted((random.uniform(0, 8), random.uniform(0, 8)), reverse=True)
         options["recall_s"] = (round(longer, 2), round(shorter, 2))
+    if "tools" in options and random.random() < 0.7:
+        options |= {"channel": "operator", "grammar": "call"}
+        options.pop("thinking", None)
     if options.get("consistency"):
         options.pop("thinking", None)
     return options
@@ -286,11 +344,33 @@ class Source:
     n: int = 0
 
 
+class Witness:
+    """Stands where a recorder stands: what the loop took in a step."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, object]] = []
+
+    def begin(self) -> None:
+        self.taken = []
+
+    def took(self, name: str, item: object, _asked_ns: int = 0) -> None:
+        self.taken.append((name, item))
+
+    def outside(self, _name: str, read: Callable[[], Any]) -> Any:
+        return read()
+
+    def saw(self, _event: object) -> None:
+        """Those who observe see the same."""
+
+    def end(self) -> None:
+        """Nothing is written."""
+
+
 class Play:
     """A world in time: the session, the reference, and what clients were told."""
 
     def __init__(self, world: World) -> None:
-        spec, tokenizer, template = _model()
+        spec, tokenizer, template = model()
         self.world, self.clock = world, VirtualClock(START_NS)
         self.spec = small(spec, world.room_tokens)
         self.engine = ChainedEngine(self.clock, self.spec, world.speed)
@@ -300,13 +380,14 @@ class Play:
         self.heard: list[Any] = []
         self.sources = {name: self._ear(name, tokenizer) for name in world.microphones}
         self.sources |= {name: self._eye(name, tokenizer) for name in world.cameras}
-        self.health, self.n_steps = WELL, 0
+        self.health, self.n_steps, self.witness = WELL, 0, Witness()
         prompt = LivePrompt(tokenizer, template, self.config.context.system)
         senses = [source.sense for source in self.sources.values()]
         self.loop = LiveLoop(
             *(self.engine, prompt, self.config, self.clock, "", senses),
             start_ns=START_NS,
             health=lambda: self.health,
+            recorder=self.witness,  # type: ignore[arg-type]
         )
         models = [source.model for source in self.sources.values()]
         parts = (self.spec, tokenizer, template, self.config, models, START_NS, self.engine.log)
@@ -348,7 +429,8 @@ class Play:
                 return None
             tokens_per_s = perception.evs_tokens_per_s // len(names)
             whole = perception.evs_keep == "pictures"
-            return CausalPruner(tokens_per_s, 2, whole_pictures=whole)
+            most = math.ceil(perception.fps / 2) + 1
+            return CausalPruner(tokens_per_s, most, whole_pictures=whole)
 
         watcher = Watcher(
             *(self.engine, tokenizer, self.clock, START_NS, pruner()),
@@ -438,6 +520,7 @@ class Play:
             self.engine.log,
             self.events,
             self.heard,
+            self.witness.taken,
             self.loop.status(),
             self.loop.triggers.entries(),
             [(one.modality, one.n_tokens, one.evidence) for one in context.ledger],
@@ -574,7 +657,13 @@ class Play:
         sampling = Sampling() if seed is None else Sampling(0.9, 0.9, seed=seed)
         if options.pop("special", False):
             text += "<|im_start|>"
-        question = Question((Message("user", text),), sampling, n_tokens, **options)
+        media = tuple(MEDIA[name] for name in options.pop("media", ()))
+        messages = CHATS[options.pop("chat", "alone")](Message("user", text, media))
+        options["grammar"] = _grammar(options["grammar"]) if "grammar" in options else ""
+        options["tools"] = TOOLS if options.pop("tools", False) else ()
+        if options["tools"] and options["grammar"]:
+            n_tokens = 90
+        question = Question(messages, sampling, n_tokens, **options)
         number, now_ns = len(self.told), self.clock.now_ns()
         due = self.reference.ask(question, number, now_ns)
 
@@ -741,6 +830,3 @@ def fails(world: World) -> bool:
     except Exception:  # noqa: BLE001 - whatever it is, it is to be looked at
         return True
     return False
-
-
-__all__ = ["Happening", "Speed", "World", "cut", "fails", "msgspec", "play", "random_world"]
