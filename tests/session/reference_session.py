@@ -4,8 +4,7 @@ The reference is told what the world does (`Reference.put`, `ask`, `cancel`, ...
 of the loop what was seen of it: which calls of the engine, which events, how the session stands. It
 says what is due, in the order of ARCHITECTURE.md ("a step is the smallest thing that can give way"),
 and compares: another call, another word of an answer, another time or counter is a `Difference`.
-It takes nothing of `edge.session` but the types of questions, events and settings, and the ladder's
-table. A state is a value here, so that a fork, a snapshot and a rebase need no undoing.
+It takes nothing of `edge.session` but the types of questions, events and settings. A state is a value here, so that a fork, a snapshot and a rebase need no undoing.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from edge.senses.turn_events import (
     SpeechStarted,
     Utterance,
 )
-from edge.session.budget import LADDER, Degraded
+from edge.session.budget import Degraded, Rung
 from edge.session.health import BoardHealth
 from edge.session.intake import Refused
 from edge.session.notes import Noted
@@ -75,6 +74,15 @@ from edge.session.turn import (
 )
 from edge.types import AudioChunk, Evidence, Float32, Frame, Picture, Sound, Stages
 
+LADDER = (
+    Rung("full"),
+    Rung("fewer tokens", 1, 0.5),
+    Rung("fewer frames", 2, 0.5),
+    Rung("lower resolution", 2, 0.5, 0.5),
+    Rung("sound only", 0),
+    Rung("answers only", 0, sound=False),
+)
+"""One frame in so many, a share of the tokens, a share of the patches."""
 CALL_TOKENS, WORTHWHILE_TOKENS = 256, 128
 """The longest prefill; what makes one worth its floor."""
 CLIPS_WAITING, SOUND_WAITING = 8, 30 * 16_000

@@ -9,7 +9,7 @@ import pytest
 from chained_engine import ChainedEngine, Speed, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import Happening, World, cut, fails, model, play, random_world
+from worlds import TEXTS, Happening, World, cut, fails, model, play, random_world
 
 from edge.clock import VirtualClock
 from edge.model.sampling import Sampling
@@ -61,12 +61,27 @@ EXAMPLES = {
         ),
     ),
     "a forced rebase while notes are written": World(
-        ("front", "rear"),
-        (),
-        {**QUIET, "context": {"max_tokens": 180, "keep_tokens": 100, "notes_tokens": 30}},
-        tuple(Happening(1000 * n, "burst", ("front", 3)) for n in range(1, 9)),
-        fps=4.0,
-        speed=Speed(decode=(60.0, 0.0)),
+        ("front",),
+        ("near", "far"),
+        {
+            "perception": {"fps": 4.0, "listen": "windows", "audio_window_s": 1.0},
+            "context": {
+                **{"max_tokens": 240, "keep_tokens": 60, "notes_tokens": 30},
+                "system": "Be brief.",
+            },
+            "answer": {"max_tokens": 12},
+            "turns": {},
+            "socket": {"max_waiting": 1},
+        },
+        (
+            Happening(163, "jump", ("front", -177, 708)),
+            Happening(617, "ask", (TEXTS[-1], 40, {"consistency": True, "stop": ("the", "a")})),
+            Happening(3551, "stall", (1369,)),
+        ),
+        8111,
+        4.0,
+        speed=Speed((26.2, 6.55), (32.7, 0.2), (78.6, 0.05), (52.4, 0.0)),
+        room_tokens=700,
     ),
 }
 

@@ -156,16 +156,18 @@ def random_world(seed: int) -> World:
         happenings.append(Happening(0, "speak", (microphones[0], random.randint(14_200, 15_100))))
     if random.random() < 0.1:
         happenings.append(Happening(for_ms * 3 // 4, "drain"))
+    settings = _settings(random, len(cameras), fps)
+    n_least = settings["context"]["max_tokens"] + settings["answer"]["max_tokens"]
     return World(
         cameras,
         microphones,
-        _settings(random, len(cameras), fps),
+        settings,
         tuple(sorted(happenings, key=lambda happening: happening.at_ms)),
         for_ms,
         fps,
         chunk_blocks,
         speed,
-        random.choice((700, 1200)),
+        random.choice((n_least + 12, n_least + 30, 700, 1200)),
     )
 
 
@@ -211,7 +213,8 @@ def _happening(
     random: Random, for_ms: int, cameras: tuple[str, ...], microphones: tuple[str, ...]
 ) -> Happening:
     kinds = ["ask"] * 12 + ["crowd", "cancel", "cancel", "watch", "trigger", "trigger", "delete"]
-    kinds += ["away", "end", "bad", "jump", "burst", "stall", "slow", "health", "reload"]
+    kinds += ["away", "end", "bad", "jump", "burst", "stall", "slow", "health"]
+    kinds += ["reload"] * (3 if random.random() < 0.2 else 1)
     kinds += ["break"] * (random.random() < 0.02)
     if cameras:
         kinds += ["still", "resize"]
@@ -277,8 +280,12 @@ def _options(random: Random) -> dict[str, Any]:
     return options
 
 
+def _often(random: Random) -> bool:
+    return random.random() < 0.8
+
+
 def _trigger(random: Random) -> dict[str, Any]:
-    return {
+    trigger = {
         "condition": random.choice(CONDITIONS),
         "modality": random.choice(("any", "video", "audio")),
         "period_s": random.choice((0.1, 0.5, 1.0)),
@@ -286,11 +293,12 @@ def _trigger(random: Random) -> dict[str, Any]:
         "cooldown_s": random.choice((0.0, 1.0, 5.0)),
         "priority": random.choice(("high", "normal", "low")),
     }
+    return {name: value for name, value in trigger.items() if name == "condition" or _often(random)}
 
 
 def _reloaded(random: Random) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {"answer": _answer(random)}
-    if random.random() < 0.5:
+    if _often(random):
         mode = random.choice(("open", "push_to_talk", "typed"))
         changes["turns"] = {"mode": mode, "text": random.choice(("", "Say it."))}
     if random.random() < 0.5:
