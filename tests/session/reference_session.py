@@ -1,10 +1,11 @@
 """What a live session must do, said once more: plainly, and without its code.
 
-The reference is told what the world does (`Reference.put`, `ask`, `cancel`, ...) and after each step
-of the loop what was seen of it: which calls of the engine, which events, how the session stands. It
-says what is due, in the order of ARCHITECTURE.md ("a step is the smallest thing that can give way"),
-and compares: another call, another word of an answer, another time or counter is a `Difference`.
-It takes nothing of `edge.session` but the types of questions, events and settings. A state is a value here, so that a fork, a snapshot and a rebase need no undoing.
+The reference is told what the world does (`Reference.put`, `ask`, `cancel`, ...), and after each
+step of the loop what was seen of it: calls of the engine, events, how the session stands. It says
+what is due, in the order of ARCHITECTURE.md ("a step is the smallest thing that can give way"), and
+compares: another call, another word of an answer, another time or counter is a `Difference`. It
+takes nothing of `edge.session` but the types of questions, events and settings. A state is a value
+here, so that a fork, a snapshot and a rebase need no undoing.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ STOPPING = CapacityError("service", "is stopping", "ask again later")
 Out = Callable[[Any], None]
 
 
-class Difference(AssertionError):
+class Difference(AssertionError):  # noqa: N818 - it is one, not an error
     """The session and the reference do not agree."""
 
 
@@ -947,7 +948,7 @@ class Reference:
 
     def _append(self) -> None:
         """As many as one prefill takes, at least one; what has no room is refused."""
-        began_ns, n_before, entered = self.now, self.live.state.n_tokens, list[Seen]()
+        began_ns, entered = self.now, list[Seen]()
         n_left = CALL_TOKENS
         while self.pending:
             seen = self.pending[0]
@@ -1458,7 +1459,11 @@ class Reference:
         while len(line.waiting):
             self._advance(line)
             yield
-        rows, state, constraint = self._asked(turn, bool(pieces)), line.state, self._constraint(turn)
+        rows, state, constraint = (
+            self._asked(turn, bool(pieces)),
+            line.state,
+            self._constraint(turn),
+        )
         for start in range(0, len(rows), CALL_TOKENS):
             state = self._prefill(state, rows[start : start + CALL_TOKENS])
             yield
@@ -1816,7 +1821,7 @@ def _asked_ids(
     reply: str | None,
     n_attached: tuple[int, ...],
 ) -> Any:
-    """Instructions come before the first user message's text, which continues what was perceived."""
+    """Instructions come before the first user message's text, which goes on with what was seen."""
     chat: list[dict[str, Any]] = []
     instructions: list[str] = []
     for message in question.messages:
@@ -1824,7 +1829,9 @@ def _asked_ids(
             instructions.append(message.content)
             continue
         markers = ["<image>" if isinstance(m, Picture) else "<so_embedding>" for m in message.media]
-        content = "\n".join([*markers, *([message.content] if message.content or not markers else [])])
+        content = "\n".join(
+            [*markers, *([message.content] if message.content or not markers else [])]
+        )
         chat.append({"role": message.role, "content": content})
         calls = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
         if calls:
@@ -1862,7 +1869,9 @@ def _log_probability(logits: Float32, token: int) -> float:
 
 def _likely(logits: Float32) -> float:
     """P(yes) / (P(yes) + P(no))."""
-    yes, no = (np.exp(logits[list(ids)].astype(np.float64)).sum() for ids in (YES_NO.yes, YES_NO.no))
+    yes, no = (
+        np.exp(logits[list(ids)].astype(np.float64)).sum() for ids in (YES_NO.yes, YES_NO.no)
+    )
     return float(yes / (yes + no))
 
 
@@ -1906,4 +1915,3 @@ def _verdict(nothing: Steps, seen: Steps | None, heard: Steps | None) -> Consist
     elif any(gives):
         verdict = "seen" if gives[0] else "heard"
     return Consistency(verdict, by_seen, by_heard, by_nothing)
-

@@ -220,5 +220,7 @@ def test_what_was_said_before_a_tool_call_is_told_before_it(checkpoint):
         assert not speech.push(int(token))
     speech.finish()
     called = events.index(ToolCall("look", {}))
-    before, after = ("".join(e.text for e in part) for part in (events[:called], events[called + 1 :]))
+    before, after = (
+        "".join(e.text for e in part) for part in (events[:called], events[called + 1 :])
+    )
     assert (before, after) == ("I look here", " it is")

@@ -66,7 +66,9 @@ EXAMPLES = {
         {
             "perception": {"fps": 4.0, "listen": "windows", "audio_window_s": 1.0},
             "context": {
-                **{"max_tokens": 240, "keep_tokens": 60, "notes_tokens": 30},
+                "max_tokens": 240,
+                "keep_tokens": 60,
+                "notes_tokens": 30,
                 "system": "Be brief.",
             },
             "answer": {"max_tokens": 12},

@@ -1,9 +1,9 @@
 """Random worlds around a live session, each of which is compared with the reference.
 
-A world is a value: what there is (cameras, microphones, settings, how fast the engine is) and a list
-of happenings, each with its time. `random_world` draws one from a seed; `Play` plays it on a virtual
-clock, step by step beside `reference_session.Reference`; `cut` makes one that fails small, so that
-it can stand in a test as it is printed.
+A world is a value: what there is (cameras, microphones, settings, how fast the engine is) and a
+list of happenings, each with its time. `random_world` draws one from a seed; `Play` plays it on a
+virtual clock, step by step beside `reference_session.Reference`; `cut` makes one that fails small,
+so that it can stand in a test as it is printed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reference_session import Difference, Observed, Reference, same
 from reference_session import Sense as ReferenceSense
 
 from edge.clock import NS_PER_MS, NS_PER_S, VirtualClock
-from edge.config import Config, for_model, load_config, without_restart
+from edge.config import for_model, load_config, without_restart
 from edge.errors import CapacityError, ConfigurationError, EdgeError, ProtocolError
 from edge.features.evs import CausalPruner
 from edge.model.constrain import (
@@ -122,7 +122,7 @@ class World:
     for_ms: int = 10_000
     fps: float = 2.0
     chunk_blocks: int = 5
-    speed: Speed = Speed()
+    speed: Speed = field(default_factory=Speed)
     room_tokens: int = 1200
     """The longest sequence that the engine holds."""
 
@@ -144,14 +144,20 @@ def random_world(seed: int) -> World:
     is_talk = bool(microphones) and random.random() < 0.02  # longer than one clip holds
     for_ms = 17_000 if is_talk else int(1000 * 2 ** random.uniform(0.5, 3.6))
     is_slow = not is_talk and random.random() < 0.06  # in which what takes a minute can happen
-    fps, chunk_blocks, every_ms = random.choice((1.0, 2.0, 2.0, 4.0)), random.choice((3, 5, 10)), 200
+    fps, chunk_blocks, every_ms = (
+        random.choice((1.0, 2.0, 2.0, 4.0)),
+        random.choice((3, 5, 10)),
+        200,
+    )
     if is_slow:
         for_ms, fps, chunk_blocks, every_ms = random.randint(30_000, 90_000), 0.5, 40, 2500
     slow = 2 ** random.uniform(-1.5, 3.0)
     speed = Speed(
         see=(4 * slow, slow), hear=(5 * slow, 0.2), prefill=(12 * slow, 0.05), decode=(8 * slow, 0)
     )
-    happenings = [_happening(random, for_ms, cameras, microphones) for _ in range(for_ms // every_ms)]
+    happenings = [
+        _happening(random, for_ms, cameras, microphones) for _ in range(for_ms // every_ms)
+    ]
     if is_talk:
         happenings.append(Happening(0, "speak", (microphones[0], random.randint(14_200, 15_100))))
     if random.random() < 0.1:
@@ -563,7 +569,11 @@ class Play:
         self._keep_events()
         for leave, heard, n_before in self.watchers:
             leave()
-            same("what a watcher heard", [id(e) for e in heard], [id(e) for e in self.spoken[n_before:]])
+            same(
+                "what a watcher heard",
+                [id(e) for e in heard],
+                [id(e) for e in self.spoken[n_before:]],
+            )
         for number, told in enumerate(self.told):
             ends = [n for n, event in enumerate(told) if isinstance(event, Done | Failed)]
             same(f"the ends of turn {number}", ends, [len(told) - 1])
