@@ -18,7 +18,17 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from chained_engine import NO, YES, Call, Chained, embedded, heard_rows, logits_after, seen_rows
+from chained_engine import (
+    MAX_STATES,
+    NO,
+    YES,
+    Call,
+    Chained,
+    embedded,
+    heard_rows,
+    logits_after,
+    seen_rows,
+)
 
 from edge.clock import NS_PER_S
 from edge.config import Config
@@ -116,8 +126,8 @@ def plain(event: object) -> object:
     if isinstance(event, Failed):
         return "Failed", type(event.error), str(event.error)
     if isinstance(event, TriggerBegan | TriggerEnded | TriggerStatus):
-        confidence = event.confidence  # float32 there
-        return replace(event, confidence=None if confidence is None else round(confidence, 5))
+        confidence = 0.0 if event.confidence is None else round(event.confidence, 5)
+        return replace(event, confidence=confidence), event.confidence is None  # float32 there
     return event
 
 
@@ -223,6 +233,8 @@ class Turn:
     constraint: Constraint | None = None
     nameable: tuple[Evidence, ...] = ()
     check: Generator[None, None, Consistency] | None = None
+    is_followed: bool = False
+    """Whether a state that its check needs is in use."""
     ended: Any = None
 
     @property
@@ -688,8 +700,20 @@ class Reference:
         return state.then(embedded(np.array([token], np.int32)))
 
     def _new_line(self, pieces: Sequence[Piece]) -> Line:
-        self._called("new_state", None, None)
+        try:
+            self._called("new_state", None, None)
+        except CapacityError:
+            if self._n_states < MAX_STATES:
+                raise Difference(f"a state is refused, and {self._n_states} are in use") from None
+            raise
         return Line(self.anchor, self.separator, list(pieces))
+
+    @property
+    def _n_states(self) -> int:
+        """The live one, the next one, a recalled one, and one on which an answer is followed."""
+        recalled = [turn for turn in self.open if turn.line not in (None, self.live)]
+        followed = [turn for turn in self.open if turn.is_followed]
+        return 1 + (self.next is not None) + len(recalled) + len(followed)
 
     def _advance(self, line: Line) -> None:
         chunk, line.waiting = line.waiting[:CALL_TOKENS], line.waiting[CALL_TOKENS:]
@@ -1455,7 +1479,7 @@ class Reference:
         self, turn: Turn, pieces: Sequence[Piece], said: Sequence[int]
     ) -> Generator[None, None, list[tuple[Float32, int]]]:
         """What was allowed and what was said, token by token, had only these been perceived."""
-        line = self._new_line(pieces)
+        line, turn.is_followed = self._new_line(pieces), True
         while len(line.waiting):
             self._advance(line)
             yield
@@ -1476,6 +1500,7 @@ class Reference:
             if n + 1 < len(said):
                 state = self._decode(state, token)
                 yield
+        turn.is_followed = False
         return steps
 
     # The words around what is perceived.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from chained_engine import ChainedEngine, Speed, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import TEXTS, Happening, World, cut, fails, model, play, random_world
+from worlds import TEXTS, Happening, World, cut, fails, model, play, random_world, replayed
 
 from edge.clock import VirtualClock
 from edge.model.sampling import Sampling
@@ -48,6 +50,17 @@ def test_worlds_go_as_the_reference_says_and_show_all_that_there_is():
 @given(seed=st.integers(0, 2**32 - 1))
 def test_any_world_goes_as_the_reference_says(seed):
     play(random_world(seed))
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_world_can_be_recorded_and_run_again(seed):
+    world = random_world(seed)
+    kept = [happening for happening in world.happenings if happening.what != "break"]
+    world = replace(world, happenings=tuple(kept), for_ms=min(world.for_ms, 12_000))
+    with tempfile.TemporaryDirectory() as folder:
+        for step in replayed(world, Path(folder) / "world.mcap"):
+            assert step.events == step.step.events, step.number
 
 
 EXAMPLES = {

@@ -15,18 +15,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 from chained_engine import ChainedEngine, Speed, small
 from reference_session import Difference, Observed, Reference, same
 from reference_session import Sense as ReferenceSense
 
-from edge.clock import NS_PER_MS, NS_PER_S, VirtualClock
-from edge.config import for_model, load_config, without_restart
+from edge.clock import NS_PER_MS, NS_PER_S, Clock, VirtualClock
+from edge.config import Config, for_model, load_config, without_restart
 from edge.errors import CapacityError, ConfigurationError, EdgeError, ProtocolError
 from edge.features.evs import CausalPruner
 from edge.model.constrain import (
@@ -48,6 +49,9 @@ from edge.session.health import BoardHealth
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
+from edge.session.record import RecordedClock, Recorder, ReplayedClock
+from edge.session.replay import Observed as Observed_
+from edge.session.replay import Replayed, replay
 from edge.session.sense import Sense, audio_sense, video_sense
 from edge.session.triggers import Trigger, TriggerBegan, TriggerEnded
 from edge.session.turn import Done, Failed, Message, Question, Spoken, ToolCall
@@ -359,53 +363,147 @@ class Source:
 
 
 class Witness:
-    """Stands where a recorder stands: what the loop took in a step."""
+    """Stands where a recorder stands, and before one: what the loop took in a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None = None) -> None:
         self.taken: list[tuple[str, object]] = []
+        self._recorder = recorder
 
     def begin(self) -> None:
         self.taken = []
+        if self._recorder is not None:
+            self._recorder.begin()
 
-    def took(self, name: str, item: object, _asked_ns: int = 0) -> None:
+    def took(self, name: str, item: object, asked_ns: int = 0) -> None:
         self.taken.append((name, item))
+        if self._recorder is not None:
+            self._recorder.took(name, item, asked_ns)
 
-    def outside(self, _name: str, read: Callable[[], Any]) -> Any:
-        return read()
+    def outside(self, name: str, read: Callable[[], Any]) -> Any:
+        return read() if self._recorder is None else self._recorder.outside(name, read)
 
-    def saw(self, _event: object) -> None:
-        """Those who observe see the same."""
+    def saw(self, event: object) -> None:
+        if self._recorder is not None:
+            self._recorder.saw(event)
 
     def end(self) -> None:
-        """Nothing is written."""
+        if self._recorder is not None:
+            self._recorder.end()
+
+
+def fitted(world: World, settings: dict[str, dict[str, Any]]) -> Config:
+    """Settings with the bounds of the world's model."""
+    decoder = engine_spec(world).decoder
+    return for_model(load_config(None, settings), decoder.trained_tokens, decoder.max_tokens)
+
+
+def engine_spec(world: World) -> ModelSpec:
+    """The sizes of the world's model."""
+    return small(model()[0], world.room_tokens)
+
+
+def _pruner(world: World, config: Config) -> CausalPruner | None:
+    perception = config.perception
+    if not perception.evs_tokens_per_s:
+        return None
+    tokens_per_s, most = (
+        perception.evs_tokens_per_s // len(world.cameras),
+        math.ceil(perception.fps / 2) + 1,
+    )
+    return CausalPruner(tokens_per_s, most, whole_pictures=perception.evs_keep == "pictures")
+
+
+def session(
+    world: World,
+    engine: ChainedEngine,
+    clock: Clock,
+    heard: list[Any],
+    recorder: Any,
+    health: Callable[[], BoardHealth] | None = None,
+) -> tuple[LiveLoop, list[Sense[Any]]]:
+    """The runtime's loop of a world, with its senses, that nothing plays.
+
+    Args:
+        heard: is told what turn detectors made of what they were given.
+    """
+    _, tokenizer, template = model()
+    config = fitted(world, world.settings)
+    parts, perception, senses = (engine, tokenizer, clock), config.perception, list[Sense[Any]]()
+    for name in world.microphones:
+        collector: Collector = WindowCollector(perception.audio_window_s)
+        if perception.listen == "utterances":
+            mode = config.turns.mode if not senses else "typed"
+            detector = TurnDetector(mode, lambda samples: float(samples[0]))
+            collector = Told(detector, name, heard)
+        several = len(world.microphones) > 1
+        listener = Listener(*parts, collector, name=name if several else "", is_named=several)
+        senses.append(audio_sense(listener, name=name))
+    for name in world.cameras:
+        several = len(world.cameras) > 1
+        watcher = Watcher(
+            *(*parts, START_NS, _pruner(world, config)),
+            fps=perception.fps,
+            name=name if several else "",
+            is_named=several,
+        )
+        senses.append(video_sense(watcher, name=name))
+    prompt = LivePrompt(tokenizer, template, config.context.system)
+    about = (engine, prompt, config, clock, "", senses)
+    loop = LiveLoop(*about, start_ns=START_NS, recorder=recorder, health=health)
+    return loop, senses
+
+
+def _as_due(world: World, config: Config) -> list[ReferenceSense]:
+    """The senses as the reference has them."""
+    found = []
+    for names, hears in ((world.microphones, True), (world.cameras, False)):
+        for name in names:
+            pruner = None if hears else _pruner(world, config)
+            several = len(names) > 1
+            found.append(ReferenceSense(name, hears, name if several else "", several, pruner))
+    return found
+
+
+def replayed(world: World, path: Path) -> Iterator[Replayed]:
+    """Record a world to a file and run it again, step by step."""
+    clock = RecordedClock(VirtualClock(START_NS))
+    with Recorder(path, clock) as recorder:
+        settings = msgspec.to_builtins(fitted(world, world.settings))
+        recorder.describe("", START_NS, settings, world.microphones, world.cameras)
+        Play(world, recorder).run()
+
+    def build(
+        _about: dict[str, Any], clock: ReplayedClock, observed: Observed_
+    ) -> tuple[LiveLoop, list[Sense[Any]]]:
+        engine = ChainedEngine(VirtualClock(), engine_spec(world), world.speed)
+        return session(world, engine, clock, [], observed)
+
+    return replay(path, build)
 
 
 class Play:
     """A world in time: the session, the reference, and what clients were told."""
 
-    def __init__(self, world: World) -> None:
-        spec, tokenizer, template = model()
+    def __init__(self, world: World, recorder: Recorder | None = None) -> None:
+        _, tokenizer, template = model()
         self.world, self.clock = world, VirtualClock(START_NS)
-        self.spec = small(spec, world.room_tokens)
-        self.engine = ChainedEngine(self.clock, self.spec, world.speed)
-        decoder = self.spec.decoder
-        self.fitted = lambda config: for_model(config, decoder.trained_tokens, decoder.max_tokens)
-        self.config = self.fitted(load_config(None, world.settings))
+        clock: Clock = self.clock
+        if recorder is not None:
+            clock = recorder.clock
+            self.clock = clock._clock  # type: ignore[assignment]
+        self.config = fitted(world, world.settings)
+        self.engine = ChainedEngine(self.clock, engine_spec(world), world.speed)
         self.heard: list[Any] = []
-        self.sources = {name: self._ear(name, tokenizer) for name in world.microphones}
-        self.sources |= {name: self._eye(name, tokenizer) for name in world.cameras}
-        self.health, self.n_steps, self.witness = WELL, 0, Witness()
-        prompt = LivePrompt(tokenizer, template, self.config.context.system)
-        senses = [source.sense for source in self.sources.values()]
-        self.loop = LiveLoop(
-            *(self.engine, prompt, self.config, self.clock, "", senses),
-            start_ns=START_NS,
-            health=lambda: self.health,
-            recorder=self.witness,  # type: ignore[arg-type]
+        self.health, self.n_steps, self.witness = WELL, 0, Witness(recorder)
+        parts = (world, self.engine, clock, self.heard, self.witness)
+        self.loop, senses = session(*parts, lambda: self.health)
+        due = _as_due(world, self.config)
+        self.sources = {
+            one.name: Source(sense, one) for sense, one in zip(senses, due, strict=True)
+        }
+        self.reference = Reference(
+            *(self.engine.spec, tokenizer, template, self.config, due, START_NS, self.engine.log)
         )
-        models = [source.model for source in self.sources.values()]
-        parts = (self.spec, tokenizer, template, self.config, models, START_NS, self.engine.log)
-        self.reference = Reference(*parts)
         self.reference.health = WELL
         self.events: list[tuple[Any, object]] = []
         self.loop.observe(lambda event: self.events.append(("all", event)))
@@ -421,40 +519,6 @@ class Play:
         self._due: list[tuple[int, int, Callable[[], object]]] = []
         self._order = itertools.count()
 
-    def _ear(self, name: str, tokenizer: Tokenizer) -> Source:
-        perception, names = self.config.perception, self.world.microphones
-        collector: Collector = WindowCollector(perception.audio_window_s)
-        if perception.listen == "utterances":
-            mode = self.config.turns.mode if name == names[0] else "typed"
-            detector = TurnDetector(mode, lambda samples: float(samples[0]))
-            collector = Told(detector, name, self.heard)
-        is_named, own_name = len(names) > 1, name if len(names) > 1 else ""
-        parts = (self.engine, tokenizer, self.clock, collector)
-        listener = Listener(*parts, name=own_name, is_named=is_named)
-        model = ReferenceSense(name, True, own_name, is_named)
-        return Source(audio_sense(listener, name=name), model)
-
-    def _eye(self, name: str, tokenizer: Tokenizer) -> Source:
-        perception, names = self.config.perception, self.world.cameras
-        is_named, own_name = len(names) > 1, name if len(names) > 1 else ""
-
-        def pruner() -> CausalPruner | None:
-            if not perception.evs_tokens_per_s:
-                return None
-            tokens_per_s = perception.evs_tokens_per_s // len(names)
-            whole = perception.evs_keep == "pictures"
-            most = math.ceil(perception.fps / 2) + 1
-            return CausalPruner(tokens_per_s, most, whole_pictures=whole)
-
-        watcher = Watcher(
-            *(self.engine, tokenizer, self.clock, START_NS, pruner()),
-            fps=perception.fps,
-            name=own_name,
-            is_named=is_named,
-        )
-        model = ReferenceSense(name, False, own_name, is_named, pruner())
-        return Source(video_sense(watcher, name=name), model)
-
     # Time.
 
     def run(self) -> Counter[str]:
@@ -468,7 +532,7 @@ class Play:
         end_ns = START_NS + self.world.for_ms * NS_PER_MS
         for happening in self.world.happenings:
             at_ns = START_NS + happening.at_ms * NS_PER_MS
-            self._at(at_ns, lambda happening=happening: self._happen(happening))
+            self._at(at_ns, partial(self._happen, happening))
         for n, (name, source) in enumerate(self.sources.items()):
             ticks = self._sounds(source) if name in self.world.microphones else self._looks(source)
             self._again(START_NS + 7 * n * NS_PER_MS, ticks)
@@ -762,8 +826,12 @@ class Play:
         for section, values in changes.items():
             wanted_settings[section] = {**wanted_settings[section], **values}
         try:
-            wanted = self.fitted(load_config(None, wanted_settings))
-            taken, _ = without_restart(self.config, wanted, self.fitted)
+            wanted = fitted(self.world, wanted_settings)
+            decoder = self.engine.spec.decoder
+            fit = partial(
+                for_model, trained_tokens=decoder.trained_tokens, max_tokens=decoder.max_tokens
+            )
+            taken, _ = without_restart(self.config, wanted, fit)
         except ConfigurationError:
             return
         due = self.reference.change(taken)
