@@ -90,6 +90,7 @@ class Speech:
                 return False
         if self.calls(token):
             self._end_thought()
+            self._deliver(TextDelta(self._stops.flush()))  # no stop text goes on in a call
             self._call = []
         elif token == special.think_end:
             self._end_thought()
