@@ -134,7 +134,7 @@ def _question(request: _Request, config: Config, thinking_sampling: Sampling) ->
         sampling=Sampling(
             temperature=_first(request.temperature, answer.temperature, default.temperature),
             top_p=_first(request.top_p, answer.top_p, default.top_p),
-            top_k=request.top_k or 0,
+            top_k=_first(request.top_k, default.top_k),
             seed=request.seed,
         ),
         max_tokens=_max_tokens(request, config),
