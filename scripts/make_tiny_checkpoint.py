@@ -204,11 +204,19 @@ def encoder_tensors(config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
 def tensor_dtype(
     name: str, default: np.dtype[Any], router: np.dtype[Any] | None = None
 ) -> np.dtype[Any]:
-    """The file's dtype of a tensor: the router and frozen buffers are not in the model's dtype."""
+    """The file's dtype of a tensor.
+
+    Args:
+        default: of the model.
+        router: of routers, where it is another. All of the published BF16 files is BF16 but what
+            corrects the choice of experts, which is float32: so 17 shards have the published size,
+            to 4 bytes. The published NVFP4 files have the size that routers in float32 give.
+    """
     if name.endswith("num_batches_tracked"):
         return np.dtype(np.int64)
-    frozen = ("e_score_correction_bias", "gate.weight", ".featurizer.fb", ".featurizer.window")
-    return F32 if name.endswith(frozen) else default
+    if name.endswith("e_score_correction_bias"):
+        return F32
+    return router if router is not None and name.endswith(".gate.weight") else default
 
 
 def tensor_values(name: str, shape: Shape, seed: int) -> NDArray[Any]:
