@@ -179,7 +179,10 @@ def checkpoint_config(change: dict[str, Any]) -> dict[str, Any]:
     }
     config = merged(base, {k: v for k, v in change.items() if k not in ("dtype", "shards")})
     config["llm_config"]["num_hidden_layers"] = len(config["llm_config"]["hybrid_override_pattern"])
-    config["vit_hidden_size"] = config["vision_config"]["hidden_size"]
+    vision = config["vision_config"]
+    config["vit_hidden_size"] = vision["hidden_size"]
+    for key in ("patch_size", "video_temporal_patch_size"):
+        config[key] = vision[key]
     config["torch_dtype"] = "bfloat16" if change.get("dtype") == BF16 else "float32"
     return config
 
@@ -299,10 +302,10 @@ def write_files(out: Path, config: dict[str, Any]) -> None:
             "max_new_tokens": 16384,
         },
         "preprocessor_config.json": {
-            "patch_size": 16,
+            "patch_size": config["patch_size"],
             "downsample_ratio": 0.5,
-            "norm_mean": CLIP_MEAN,
-            "norm_std": CLIP_STD,
+            "norm_mean": config["norm_mean"],
+            "norm_std": config["norm_std"],
             "min_num_patches": vision["min_num_patches"],
             "max_num_patches": vision["max_num_patches"],
             "max_model_len": 16384,

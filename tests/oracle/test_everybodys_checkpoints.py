@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_tiny_checkpoint import make_checkpoint
+from faults.test_any_configuration import SIZES
+from make_tiny_checkpoint import PRESETS, checkpoint_config, make_checkpoint, merged
 
 from build_engine.bundle import build_bundle
 from build_engine.checkpoint import Checkpoint
@@ -21,6 +23,7 @@ from edge.engines.cpu import CpuEngine
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
 from edge.errors import CheckpointError
 from edge.model import config_keys as keys
+from edge.model.spec import model_spec
 
 VISION_NORM = "vision_final_layernorm"
 
@@ -53,17 +56,20 @@ def differences(folder, tmp_path):
 
     build_bundle(folder, tmp_path / "bundle", "cpu", lambda *_: None)
     engine, reference = CpuEngine(Bundle(tmp_path / "bundle"), exact=True), load(folder)
-    rng = np.random.default_rng(0)
-    patches, mel = rng.standard_normal((24, 768), np.float32), rng.standard_normal((37, 128))
-    frames = rng.standard_normal((2, 3, 64, 96), np.float32)
-    cut = frames.reshape(1, 2, 3, 4, 16, 6, 16).transpose(0, 3, 5, 1, 2, 4, 6).reshape(1, 24, -1)
-    mel = mel.astype(np.float32)
+    vision, rng = engine.spec.vision, np.random.default_rng(0)
+    side, n_frames = vision.patch_size, vision.tubelet_frames
+    patches = rng.standard_normal((24, 3 * side**2), np.float32)
+    mel = rng.standard_normal((37, engine.spec.audio.n_mels), np.float32)
+    frames = rng.standard_normal((n_frames, 3, 4 * side, 6 * side), np.float32)
+    cut = frames.reshape(1, n_frames, 3, 4, side, 6, side).transpose(0, 3, 5, 1, 2, 4, 6)
     got = {
         "image": engine.encode_image(patches, (4, 6)),
-        "tubelets": engine.encode_tubelets(cut, (4, 6)),
+        "tubelets": engine.encode_tubelets(cut.reshape(1, 24, -1), (4, 6)),
         "audio": engine.encode_audio(mel),
     }
-    rows = np.concatenate([got["image"], got["audio"], engine.embed(np.arange(20, 60, dtype="i4"))])
+    rows = np.concatenate(
+        [got["image"], got["audio"], engine.embed(np.arange(20, 60, dtype=np.int32))]
+    )
     got["logits"] = engine.prefill(engine.new_state(), rows)
     expected = {
         "image": reference.image_features(patches, 4, 6),
@@ -99,6 +105,30 @@ SERVED = {
 def test_a_variant_equals_transformers(transformers, tmp_path, change):
     make_checkpoint(tmp_path / "base", "base", change)
     assert differences(tmp_path / "base", tmp_path) == {}
+
+
+def drawn(rng):
+    """A few sizes at random, of one configuration that is served."""
+    places = [(s, key) for s, keys in SIZES.items() for key in keys if s]
+    while True:
+        change = {}
+        for i in rng.choice(len(places), 8, replace=False):
+            section, key = places[i]
+            values = SIZES[section][key]
+            change.setdefault(section, {})[key] = values[rng.integers(len(values))]
+        with contextlib.suppress(CheckpointError):
+            model_spec(checkpoint_config(merged(PRESETS["base"], change)), {})
+            llm = change.get("llm_config", {})
+            experts = llm.get("hidden_size", 64), llm.get("moe_intermediate_size", 48)
+            if not any(n % 4 for n in experts):  # torch multiplies no others
+                return change
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_model_of_other_sizes_equals_transformers(transformers, tmp_path, seed):
+    change = drawn(np.random.default_rng(seed))
+    make_checkpoint(tmp_path / "base", "base", change)
+    assert differences(tmp_path / "base", tmp_path) == {}, change
 
 
 def test_defaults_of_absent_keys_are_transformers(transformers, tmp_path):
