@@ -15,10 +15,10 @@ from build_engine.building import building, refuse_existing
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_weights import write_decoder
 from build_engine.encoder_graphs import write_encoders
+from build_engine.survey import require_sound
 from build_engine.verify import check_prompts, verify, write_self_check
 from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
 from edge.engines.cpu import CpuEngine
-from edge.errors import CheckpointError
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with a stage's name, its steps done and its steps in all."""
@@ -37,6 +37,7 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
     """
     refuse_existing(out)
     checkpoint = Checkpoint(checkpoint_folder)
+    require_sound(checkpoint)
     with _partial_folder(out) as folder:
         _copy_tokenizer(checkpoint, folder)
         write_decoder(checkpoint, folder / DECODER_WEIGHTS, progress)
@@ -45,7 +46,7 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
             format=FORMAT,
             name=checkpoint.folder.resolve().name,
             target=target,
-            recipe=checkpoint.quantization.get("quant_algo", "unquantized"),
+            recipe=checkpoint.quantization,
             spec=checkpoint.spec,
             checkpoint_sha256=checkpoint.sha256(),
             builder_version=edge.__version__,
@@ -77,10 +78,7 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     for name in TOKENIZER_FILES:
-        source = checkpoint.folder / name
-        if not source.is_file():
-            raise CheckpointError(source, "is missing", "download the checkpoint again, complete")
-        shutil.copyfile(source, folder / name)
+        shutil.copyfile(checkpoint.folder / name, folder / name)
     check_prompts(folder)
 
 

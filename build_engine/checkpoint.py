@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from build_engine.quantization_config import Told
 from edge.engines.safetensors import SafetensorsFile
 from edge.errors import CheckpointError
+from edge.model.config_keys import (
+    GENERATION,
+    IMAGES,
+    TOKENIZER,
+    Judged,
+    judge,
+    judge_config,
+    published_names,
+    refuse,
+)
 from edge.model.spec import ModelSpec, model_spec
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 QUANTIZATION = "hf_quant_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+PROCESSORS = tuple(
+    f"{kind}_config.json" for kind in ("preprocessor", "processor", "video_preprocessor")
+)
 RESTORE = "download the checkpoint again, complete"
 CHECKED_AT_ONCE = 1 << 22
 NOT_FINITE: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
@@ -40,11 +57,39 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(folder, "is not a directory", "give a checkpoint's folder")
         self.config = self.json("config.json")
-        self.spec: ModelSpec = model_spec(self.config, self.json("generation_config.json"))
+        self.generation = self.json("generation_config.json")
+        self.processors = self._processors()
+        self.spec: ModelSpec = model_spec(self.config, self.generation, self.processors)
+        refuse(judge(TOKENIZER_CONFIG, self.tokenizer_config, TOKENIZER))
         self._files: dict[str, SafetensorsFile] = {}
         self._shard_of = self._shards()
         self.read: dict[str, str] = {}
         """sha256 of each tensor that was read from end to end."""
+        self.saturated: dict[str, int] = {}
+        """By module: block scales that are NaN in the file, and were read as the largest number."""
+
+    def _processors(self) -> dict[str, dict[str, Any]]:
+        """What is said of the processing of pictures and sound, in any of the files for it."""
+        found = {name: self.json(name) for name in PROCESSORS if (self.folder / name).exists()}
+        for name, values in list(found.items()):
+            for part in ("image_processor", "video_processor", "feature_extractor"):
+                if isinstance(values.get(part), dict):
+                    found[f"{name}.{part}"] = values[part]
+        return found
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """tokenizer_config.json, which need not be there."""
+        exists = (self.folder / TOKENIZER_CONFIG).exists()
+        return self.json(TOKENIZER_CONFIG) if exists else {}
+
+    def judged(self) -> Iterator[Judged]:
+        """What is done about each key of each configuration file."""
+        yield from judge_config(published_names(self.config))
+        yield from judge("generation_config.json", self.generation, GENERATION)
+        for name, values in self.processors.items():
+            yield from judge(name, values, IMAGES)
+        yield from judge(TOKENIZER_CONFIG, self.tokenizer_config, TOKENIZER)
 
     def _shards(self) -> dict[str, str]:
         if (self.folder / INDEX).exists():
@@ -80,12 +125,28 @@ class Checkpoint:
         return list(self._shard_of)
 
     @cached_property
-    def quantization(self) -> dict[str, Any]:
-        """What the checkpoint says of its quantization; empty if it says nothing."""
-        described = self.config.get("quantization_config")
-        if described is None and (self.folder / QUANTIZATION).exists():
-            described = self.json(QUANTIZATION).get("quantization")
-        return described if isinstance(described, dict) else {}
+    def told(self) -> dict[str, Told]:
+        """By file, what the checkpoint says of its quantization.
+
+        Raises:
+            CheckpointError: it is not of ModelOpt's form.
+        """
+        return {name: Told(name, said) for name, said in self._quantization().items()}
+
+    @property
+    def quantization(self) -> str:
+        """How it is quantized as a whole, in ModelOpt's words."""
+        algorithms = (said.get("quant_algo") for said in self._quantization().values())
+        return str(next(filter(None, algorithms), "unquantized"))
+
+    def _quantization(self) -> dict[str, dict[str, Any]]:
+        found = {"config.json.quantization_config": self.config.get("quantization_config")}
+        if (self.folder / QUANTIZATION).exists():
+            found[QUANTIZATION] = self.json(QUANTIZATION).get("quantization")
+        for name, said in found.items():
+            if said is not None and not isinstance(said, dict):
+                raise CheckpointError(name, "is not an object", RESTORE)
+        return {name: said for name, said in found.items() if isinstance(said, dict)}
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
@@ -127,7 +188,7 @@ class Checkpoint:
             CheckpointError: it is missing or has another shape.
         """
         file = self._file_of(name)
-        if file.shape(name) != shape and (shape, file.shape(name)) != ((), (1,)):
+        if file.shape(name) != shape and (shape, math.prod(file.shape(name))) != ((), 1):
             raise CheckpointError(
                 name,
                 f"has shape {file.shape(name)}, but config.json means {shape}",
@@ -146,16 +207,20 @@ class Checkpoint:
         return self._file_of(name).tensor(name).reshape(shape)
 
     def finite(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """`tensor`, read once from end to end.
+        """`whole`, without a NaN or an infinity.
 
         Raises:
-            CheckpointError: as `tensor`, or it holds a NaN or an infinity.
+            CheckpointError: as `tensor`, or there is one.
         """
+        return self.whole(name, shape, finite=True)
+
+    def whole(self, name: str, shape: tuple[int, ...], *, finite: bool = False) -> NDArray[Any]:
+        """`tensor`, read once from end to end."""
         values = self.tensor(name, shape)
         flat, digest = values.reshape(-1), hashlib.sha256()
         for start in range(0, flat.size, CHECKED_AT_ONCE):
             piece = flat[start : start + CHECKED_AT_ONCE]
-            if not _all_finite(piece):
+            if finite and not _all_finite(piece):
                 raise CheckpointError(name, "holds a NaN or an infinity", RESTORE)
             if name not in self.read:
                 digest.update(piece.view(np.uint8).data)

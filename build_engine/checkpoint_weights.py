@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_weights import Packed, packed_tensors
 from edge.types import Float32, Int32
@@ -30,4 +32,6 @@ class CheckpointWeights:
         return table[ids].astype("float32")
 
     def _read(self, packed: Packed, index: int) -> Float32:
+        if not packed.sources:
+            return np.zeros(packed.source_shape, np.float32)
         return self._checkpoint.float32(packed.sources[index], packed.source_shape)

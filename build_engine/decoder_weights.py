@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from build_engine.checkpoint import Checkpoint
@@ -15,6 +17,8 @@ from build_engine.stored import FLOAT32, Layout, stored, stored_layout
 from edge.engines.safetensors import SafetensorsWriter
 from edge.errors import CheckpointError
 from edge.model.spec import DecoderSpec
+
+log = logging.getLogger(__name__)
 
 ROOT = "language_model.backbone"
 
@@ -26,7 +30,7 @@ class Packed:
     name: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]
-    """Checkpoint tensors; more than one are stacked along a new first dimension."""
+    """Checkpoint tensors; more than one are stacked along a new first dimension. None: zeros."""
     source_shape: tuple[int, ...]
     matrix: bool
     """Kept as the checkpoint has it, quantized or BF16; all else becomes float32."""
@@ -64,6 +68,8 @@ class Packed:
     def _values(
         self, checkpoint: Checkpoint, suffix: str, shape: tuple[int, ...]
     ) -> Iterator[NDArray[Any]]:
+        if not self.sources:
+            yield np.zeros(shape, np.float32)
         for source in self.sources:
             if self.matrix:
                 yield stored(checkpoint, source, self.source_shape, suffix)
@@ -95,7 +101,9 @@ def packed_tensors(spec: DecoderSpec) -> Iterator[Packed]:
                 (spec.conv_dim, 1, spec.conv_kernel),
                 matrix=False,
             )
-            yield one(f"{at}.conv_bias", f"{mixer}.conv1d.bias", spec.conv_dim)
+            bias = (f"{mixer}.conv1d.bias",) if spec.conv_bias else ()
+            channels = (spec.conv_dim,)
+            yield Packed(f"{at}.conv_bias", channels, bias, channels, matrix=False)
             for name in ("dt_bias", "A_log", "D"):
                 yield one(f"{at}.{name}", f"{mixer}.{name}", spec.mamba_n_heads)
             yield one(f"{at}.gated_norm", f"{mixer}.norm.weight", spec.d_inner)
@@ -107,8 +115,8 @@ def packed_tensors(spec: DecoderSpec) -> Iterator[Packed]:
             yield matrix(f"{at}.o_proj", f"{mixer}.o_proj.weight", hidden, q)
         else:
             yield one(f"{at}.gate", f"{mixer}.gate.weight", spec.n_experts, hidden)
-            bias = f"{mixer}.gate.e_score_correction_bias"
-            yield one(f"{at}.gate_bias", bias, spec.n_experts)
+            correction = f"{mixer}.gate.e_score_correction_bias"
+            yield one(f"{at}.gate_bias", correction, spec.n_experts)
             shapes = {"up": (spec.expert_size, hidden), "down": (hidden, spec.expert_size)}
             for name, shape in shapes.items():
                 experts = range(spec.n_experts)
@@ -144,6 +152,13 @@ def write_decoder(
             progress("decoder", done, len(tensors))
             tensor.write(checkpoint, writer)
             checkpoint.release()
+    if checkpoint.saturated:
+        log.warning(
+            "%d block scales of %d matrices are NaN over values, as of an older ModelOpt; "
+            "they are read as 448, the largest that there is",
+            sum(checkpoint.saturated.values()),
+            len(checkpoint.saturated),
+        )
     _leave_page_cache(path)
     progress("decoder", len(tensors), len(tensors))
 

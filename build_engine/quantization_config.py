@@ -1,4 +1,4 @@
-"""What a checkpoint says of its quantization, as ModelOpt's export writes it.
+"""What a checkpoint says of its quantization, as ModelOpt's export writes it; and reading that.
 
 Source: `process_layer_quant_config` and `convert_hf_quant_config_format` of `modelopt.torch.export`
 0.47.0. Written here, because importing ModelOpt takes half a minute and weight-only recipes need
@@ -7,11 +7,15 @@ nothing else of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import fnmatch
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from build_engine.recipe import Format
 from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP
+from edge.errors import CheckpointError
 
 PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 """Whose layout it is: other runtimes look for this name."""
@@ -35,6 +39,127 @@ GROUPS: dict[Format, dict[str, Any]] = {
     "w4a16": {"weights": E2M1},
     "int4": {"weights": INT4},
 }
+
+
+ALGORITHMS: dict[str, Format] = {
+    "FP8": "fp8",
+    "NVFP4": "nvfp4",
+    "W4A16_NVFP4": "w4a16",
+    "W4A16_AWQ": "int4",
+}
+"""ModelOpt's names of the formats that an engine can read."""
+METHODS = ("modelopt", "modelopt_fp4", "modelopt_mixed")
+ROOTS = ("model", "language_model", "backbone")
+"""Names of what holds the decoder's blocks: exporters write all, some or none of them."""
+
+
+class Told:
+    """What a checkpoint says of the format of each module.
+
+    It is read as liberally as ModelOpt's exports are written: with any prefix of the decoder, or
+    none; by a parent; fused experts as one module; with patterns; with a marker of ModelOpt's own
+    (a NUL and what follows) behind a name.
+    """
+
+    def __init__(self, at: str, described: Mapping[str, Any]) -> None:
+        """Take quantization_config of config.json, or what hf_quant_config.json says.
+
+        Args:
+            at: what errors call it.
+        Raises:
+            CheckpointError: it is of another tool, or not of its form.
+        """
+        self._at, method = at, described.get("quant_method", METHODS[0])
+        if method not in METHODS:
+            raise CheckpointError(
+                at,
+                f"is by quant_method {method!r}, which is not read",
+                "export the checkpoint with ModelOpt, or take the BF16 one",
+            )
+        layers = described.get("quantized_layers")
+        kept = [*(described.get(key) or [] for key in ("exclude_modules", "ignore"))]
+        if not isinstance(layers, dict | None) or not all(isinstance(k, list) for k in kept):
+            raise CheckpointError(at, "is not of ModelOpt's form", "export it again")
+        self._algorithm = described.get("quant_algo")
+        self._layers = layers and {_plain(name): said for name, said in layers.items()}
+        self._kept = [self._pattern(str(name)) for names in kept for name in names]
+
+    def allows(self, module: str, found: Format) -> Format | None:
+        """None where tensors of the format `found` may be; else the format that is told.
+
+        Raises:
+            CheckpointError: a format is told that is not known.
+        """
+        if self._layers is not None:
+            said = self._layer(module)
+            algorithm = said.get("quant_algo") if isinstance(said, dict) else None
+            named = self._known(module, algorithm) or "bf16"
+            return None if named == found else named
+        # one format for all but some, which patterns name, and not always all of them: a matrix
+        # without scales is whole
+        if found == "bf16":
+            return None
+        names = [module, *_names(module)]
+        if any(pattern.match(name) for name in names for pattern in self._kept):
+            return "bf16"
+        if self._algorithm == "MIXED_PRECISION":
+            return None
+        told = self._known(self._at, self._algorithm)
+        same = told in (None, found) or (told, found) == ("nvfp4", "w4a16")
+        return None if same else told
+
+    def _layer(self, module: str) -> Any:
+        layers = self._layers or {}
+        for name in _names(module):
+            if name in layers:
+                return layers[name]
+            for pattern in self._patterns:
+                if fnmatch.fnmatchcase(name, pattern):
+                    return layers[pattern]
+        return None
+
+    @functools.cached_property
+    def _patterns(self) -> list[str]:
+        return [name for name in self._layers or {} if "*" in name]
+
+    def _pattern(self, name: str) -> re.Pattern[str]:
+        """What exclude_modules and ignore name: * is any text, `re:` comes before a regex."""
+        try:
+            if name.startswith("re:"):
+                return re.compile(name[3:])
+            return re.compile(fnmatch.translate(_plain(name)))
+        except re.error as error:
+            raise CheckpointError(
+                self._at, f"ignores {name!r}, which is no pattern ({error})", "export it again"
+            ) from None
+
+    @staticmethod
+    def _known(at: str, algorithm: Any) -> Format | None:
+        if algorithm is None:
+            return None
+        if algorithm not in ALGORITHMS:
+            raise CheckpointError(
+                at, f"has the unknown quant_algo {algorithm!r}", f"known: {', '.join(ALGORITHMS)}"
+            )
+        return ALGORITHMS[algorithm]
+
+
+def _plain(name: str) -> str:
+    """A module's name without the marker and without the decoder's prefixes."""
+    parts = name.partition("\0")[0].rstrip(".").split(".")
+    while len(parts) > 1 and parts[0] in ROOTS:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _names(module: str) -> Iterator[str]:
+    """All that may stand for a module: its name, that among fused experts, its parents."""
+    name = _plain(module)
+    fused = re.sub(r"\.experts\.\d+", ".experts", name)
+    yield from dict.fromkeys([name, fused])
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def quantization_configuration(

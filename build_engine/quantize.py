@@ -36,6 +36,7 @@ from build_engine.pack import (
 from build_engine.quantization_config import quantization_configuration
 from build_engine.recipe import CALIBRATED, Format, Recipe
 from build_engine.stored import format_of
+from build_engine.survey import require_sound
 from edge import advice
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
 from edge.errors import CheckpointError, ConfigurationError
@@ -95,6 +96,7 @@ def quantize(job: Job, progress: Progress) -> dict[str, int]:
             followed, the interrupted run was another, or somebody else is at it.
     """
     refuse_existing(job.out)
+    require_sound(job.checkpoint)
     chosen = _formats(job)
     if job.recipe.kv_cache == "bf16" and not set(chosen.values()) & set(CALIBRATED):
         job = replace(job, samples=())

@@ -7,6 +7,7 @@ Hugging Face export of ModelOpt (`modelopt/torch/export/quant_utils.py` 0.47.0).
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build_engine.checkpoint import RESTORE, Checkpoint
+from build_engine.quantization_config import ALGORITHMS
 from build_engine.recipe import Format
 from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP, interleave_codes, interleave_scales
 from edge.errors import CheckpointError
@@ -25,13 +27,8 @@ FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 UINT8 = np.dtype(np.uint8)
-ALGORITHMS: dict[str, Format] = {
-    "FP8": "fp8",
-    "NVFP4": "nvfp4",
-    "W4A16_NVFP4": "w4a16",
-    "W4A16_AWQ": "int4",
-}
-"""ModelOpt's names of the formats that an engine can read."""
+E4M3_NAN, E4M3_LARGEST = 0x7F, 0x7E
+"""Bits without the sign: not a number, and 448."""
 
 
 def format_of(checkpoint: Checkpoint, module: str) -> Format:
@@ -41,13 +38,14 @@ def format_of(checkpoint: Checkpoint, module: str) -> Format:
         CheckpointError: the tensors fit no known format, or the configuration says another one.
     """
     found = _format_of_tensors(checkpoint, module)
-    said = _format_in_configuration(checkpoint, module)
-    if said is not None and said != found:
-        raise CheckpointError(
-            module,
-            f"is {said} by the quantization configuration, its tensors are {found}",
-            RESTORE,
-        )
+    for at, told in checkpoint.told.items():
+        said = told.allows(module, found)
+        if said is not None:
+            raise CheckpointError(
+                module,
+                f"is {said} by the quantization configuration, its tensors are {found} ({at})",
+                RESTORE,
+            )
     return found
 
 
@@ -78,24 +76,6 @@ def _format_of_tensors(checkpoint: Checkpoint, module: str) -> Format:
     )
 
 
-def _format_in_configuration(checkpoint: Checkpoint, module: str) -> Format | None:
-    """None where the configuration leaves it open."""
-    quantization = checkpoint.quantization
-    layers = quantization.get("quantized_layers")
-    if layers is None:  # one format for all but some, which patterns name
-        at, algorithm = "quantization_config", quantization.get("quant_algo")
-    else:
-        at, algorithm = module, layers.get(module, {}).get("quant_algo")
-    mixed = layers is None and algorithm == "MIXED_PRECISION"
-    if algorithm is not None and algorithm not in ALGORITHMS and not mixed:
-        raise CheckpointError(
-            at, f"has the unknown quant_algo {algorithm!r}", f"known: {', '.join(ALGORITHMS)}"
-        )
-    if layers is None:
-        return None
-    return "bf16" if algorithm is None else ALGORITHMS[algorithm]
-
-
 def stored_layout(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Layout:
     """The tensors that a bundle keeps of a matrix, without reading any.
 
@@ -106,6 +86,13 @@ def stored_layout(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
     module = name.removesuffix(".weight")
     chosen = format_of(checkpoint, module)
     floats = BFLOAT16 if checkpoint.dtype(name) == BFLOAT16 else FLOAT32
+    scale = f"{module}.weight_scale"
+    if chosen == "fp8" and math.prod(checkpoint.shape(scale)) != 1:
+        raise CheckpointError(
+            scale,
+            f"has shape {checkpoint.shape(scale)}: a scale for each row or block",
+            "export it with one scale a matrix, as ModelOpt's FP8 is",
+        )
     return layout_of(chosen, shape, floats, checkpoint.has(f"{module}.input_scale"))
 
 
@@ -135,31 +122,75 @@ def layout_of(
     return layout
 
 
-def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: str) -> NDArray[Any]:
-    """One of the tensors that `stored_layout` lists, checked, in a bundle's order of bytes.
-
-    Raises:
-        CheckpointError: it is missing, of another shape, holds a NaN, or is a scale that is not
-            above zero.
-    """
-    module = name.removesuffix(".weight")
-    dtype, part_shape = stored_layout(checkpoint, name, shape)[suffix]
-    if suffix == "":
-        values = checkpoint.finite(name, part_shape)
-        if format_of(checkpoint, module) in ("nvfp4", "w4a16"):
-            return interleave_codes(values)
-        return values if values.dtype == dtype else values.astype(dtype)
-    has_blocks = checkpoint.dtype(name) == UINT8
-    sibling = {
+def sources(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> dict[str, str]:
+    """The checkpoint's tensors that `stored_layout` is made of, by its suffixes."""
+    module, has_blocks = name.removesuffix(".weight"), checkpoint.dtype(name) == UINT8
+    siblings = {
+        "": "weight",
         ".scale": "weight_scale_2" if has_blocks else "weight_scale",
         ".block_scale": "weight_scale",
         ".input_scale": "input_scale",
-    }[suffix]
-    source = f"{module}.{sibling}"
-    scale = checkpoint.finite(source, part_shape)
-    lowest = scale.astype(np.float32).min()
-    if not lowest > 0:
-        raise CheckpointError(source, f"holds {lowest}, a scale must be above zero", RESTORE)
+    }
+    layout = stored_layout(checkpoint, name, shape)
+    return {suffix: f"{module}.{siblings[suffix]}" for suffix in layout}
+
+
+def stored(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], suffix: str) -> NDArray[Any]:
+    """One of the tensors that `stored_layout` lists, checked, in a bundle's order of bytes.
+
+    Exporters divide by the scale of what is zero as a whole, and write NaN: a NaN that is
+    multiplied with zero is zero here. Other NaN among block scales were too large for E4M3, whose
+    largest number they become; `checkpoint.saturated` counts them.
+
+    Raises:
+        CheckpointError: it is missing, of another shape, holds a NaN of another kind, or is a scale
+            below zero.
+    """
+    module = name.removesuffix(".weight")
+    chosen = format_of(checkpoint, module)
+    dtype, part_shape = stored_layout(checkpoint, name, shape)[suffix]
+    source = sources(checkpoint, name, shape)[suffix]
+    if suffix == "" and chosen == "fp8":
+        return _without_nan(checkpoint, source, part_shape)
     if suffix == ".block_scale" and dtype == E4M3:
-        return interleave_scales(scale)
-    return scale if scale.dtype == dtype else scale.astype(dtype)
+        return interleave_scales(_block_scales(checkpoint, module, part_shape))
+    values = checkpoint.finite(source, part_shape)
+    if suffix == "":
+        if chosen in ("nvfp4", "w4a16"):
+            return interleave_codes(values)
+        return values if values.dtype == dtype else values.astype(dtype)
+    lowest = values.astype(np.float32).min()
+    if lowest < 0 or (suffix == ".input_scale" and lowest == 0):
+        at_least = "above zero" if suffix == ".input_scale" else "zero or above"
+        raise CheckpointError(source, f"holds {lowest}, a scale must be {at_least}", RESTORE)
+    return values if values.dtype == dtype else values.astype(dtype)
+
+
+def _without_nan(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """FP8 codes; those of a matrix that is zero as a whole may be NaN in the file."""
+    scale = f"{name.removesuffix('.weight')}.weight_scale"
+    if float(checkpoint.finite(scale, ()).astype(np.float32)) != 0:
+        return checkpoint.finite(name, shape)
+    return np.zeros_like(checkpoint.whole(name, shape))
+
+
+def _block_scales(checkpoint: Checkpoint, module: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Block scales [n, k / 16] of NVFP4, each a number and not below zero."""
+    name = f"{module}.weight_scale"
+    scales = checkpoint.whole(name, shape)
+    bits = scales.view(np.uint8)
+    magnitudes = bits & 0x7F
+    nan = magnitudes == E4M3_NAN
+    if ((bits != magnitudes) & (magnitudes != 0) & ~nan).any():
+        lowest = scales[~nan].astype(np.float32).min()
+        raise CheckpointError(name, f"holds {lowest}, a scale must be zero or above", RESTORE)
+    if nan.any():
+        codes = checkpoint.whole(f"{module}.weight", (shape[0], shape[1] * NVFP4_GROUP // 2))
+        blocks = codes.reshape(*shape, NVFP4_GROUP // 2) & 0x77  # without signs
+        scale = checkpoint.finite(f"{module}.weight_scale_2", ()).astype(np.float32)
+        saturated = nan & blocks.any(axis=-1) & (scale != 0)
+        magnitudes[nan] = 0
+        magnitudes[saturated] = E4M3_LARGEST
+        if saturated.any():
+            checkpoint.saturated[module] = int(np.count_nonzero(saturated))
+    return magnitudes.view(scales.dtype)

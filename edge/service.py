@@ -187,7 +187,8 @@ def run(
             config = fitted(config)
             loop = _session(engine, bundle, config, senses, clock, recorder, startup, notifier)
             own, model = bundle.manifest.spec.sampling, bundle.manifest.name
-            app = make_app(loop, config, model, Sampling(own.temperature, own.top_p))
+            sampling = Sampling(own.temperature, own.top_p, own.top_k)
+            app = make_app(loop, config, model, sampling)
             changes = None
             if reload is not None:
                 changes = Reload(loop, app, config, reload, fitted, notifier)

@@ -28,10 +28,13 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from published_config import CLIP_MEAN, CLIP_STD, CONFIG
+from published_config import CLIP_MEAN, CLIP_STD, CONFIG, GENERATION_CONFIG
 from tiny_tokenizer import CHAT_TEMPLATE, write_tokenizer
 
+from build_engine import inventory
+from build_engine.decoder_weights import packed_tensors
 from edge.engines.safetensors import SafetensorsWriter
+from edge.model.spec import model_spec
 
 F32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 
@@ -176,123 +179,47 @@ def checkpoint_config(change: dict[str, Any]) -> dict[str, Any]:
     }
     config = merged(base, {k: v for k, v in change.items() if k not in ("dtype", "shards")})
     config["llm_config"]["num_hidden_layers"] = len(config["llm_config"]["hybrid_override_pattern"])
-    config["vit_hidden_size"] = config["vision_config"]["hidden_size"]
+    vision = config["vision_config"]
+    config["vit_hidden_size"] = vision["hidden_size"]
+    for key in ("patch_size", "video_temporal_patch_size"):
+        config[key] = vision[key]
     config["torch_dtype"] = "bfloat16" if change.get("dtype") == BF16 else "float32"
     return config
 
 
 def decoder_tensors(llm: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the language model."""
-    hidden, vocab = llm["hidden_size"], llm["vocab_size"]
-    d_inner = llm["mamba_num_heads"] * llm["mamba_head_dim"]
-    conv_dim = d_inner + 2 * llm["n_groups"] * llm["ssm_state_size"]
-    heads = (llm["mamba_num_heads"],)
-    q, kv = (llm[k] * llm["head_dim"] for k in ("num_attention_heads", "num_key_value_heads"))
-    yield "language_model.backbone.embeddings.weight", (vocab, hidden)
-    for i, letter in enumerate(llm["hybrid_override_pattern"]):
-        at = f"language_model.backbone.layers.{i}"
-        yield f"{at}.norm.weight", (hidden,)
-        if letter == "M":
-            yield f"{at}.mixer.in_proj.weight", (d_inner + conv_dim + heads[0], hidden)
-            yield f"{at}.mixer.conv1d.weight", (conv_dim, 1, llm["conv_kernel"])
-            yield f"{at}.mixer.conv1d.bias", (conv_dim,)
-            for name in ("A_log", "D", "dt_bias"):
-                yield f"{at}.mixer.{name}", heads
-            yield f"{at}.mixer.norm.weight", (d_inner,)
-            yield f"{at}.mixer.out_proj.weight", (hidden, d_inner)
-        elif letter == "*":
-            for name, rows in (("q", q), ("k", kv), ("v", kv)):
-                yield f"{at}.mixer.{name}_proj.weight", (rows, hidden)
-            yield f"{at}.mixer.o_proj.weight", (hidden, q)
-        else:
-            n, size = llm["n_routed_experts"], llm["moe_intermediate_size"]
-            yield f"{at}.mixer.gate.weight", (n, hidden)
-            yield f"{at}.mixer.gate.e_score_correction_bias", (n,)
-            shared = llm["moe_shared_expert_intermediate_size"]
-            mlps = [(f"experts.{e}", size) for e in range(n)] + [("shared_experts", shared)]
-            for name, width in mlps:
-                yield f"{at}.mixer.{name}.up_proj.weight", (width, hidden)
-                yield f"{at}.mixer.{name}.down_proj.weight", (hidden, width)
-    yield "language_model.backbone.norm_f.weight", (hidden,)
-    yield "language_model.lm_head.weight", (vocab, hidden)
+    spec = model_spec({**CONFIG, "llm_config": llm}, GENERATION_CONFIG).decoder
+    for packed in packed_tensors(spec):
+        for source in packed.sources:
+            yield source, packed.source_shape
 
 
-def vision_tensors(config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the vision tower and its projector."""
-    vision, at = config["vision_config"], "vision_model.radio_model"
-    width, patch = vision["hidden_size"], vision["patch_size"]
-    mlp = vision.get("intermediate_size", 4 * width)
-    grid = vision["args"]["cpe_max_size"] // patch
-    features, frames = 3 * patch * patch, vision["video_temporal_patch_size"]
-    yield f"{at}.input_conditioner.norm_mean", (3, 1, 1)
-    yield f"{at}.input_conditioner.norm_std", (3, 1, 1)
-    yield f"{at}.model.patch_generator.embedder.weight", (width, features)
-    yield f"{at}.model.patch_generator.video_embedder.weight", (width, features * frames)
-    yield f"{at}.model.patch_generator.pos_embed", (1, grid * grid, width)
-    prefix = vision["args"]["register_multiple"]
-    yield f"{at}.model.patch_generator.cls_token.token", (prefix, width)
-    for b in range(vision["num_hidden_layers"]):
-        block = f"{at}.model.blocks.{b}"
-        for norm in ("norm1", "norm2"):
-            yield f"{block}.{norm}.weight", (width,)
-            yield f"{block}.{norm}.bias", (width,)
-        sizes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-        sizes |= {"mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
-        for name, shape in sizes.items():
-            yield f"{block}.{name}.weight", shape
-            yield f"{block}.{name}.bias", shape[:1]
-    projector, hidden = config["projector_hidden_size"], config["llm_config"]["hidden_size"]
-    yield "mlp1.0.weight", (4 * width,)
-    yield "mlp1.1.weight", (projector, 4 * width)
-    yield "mlp1.3.weight", (hidden, projector)
+def encoder_tensors(config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of both towers and their projectors, with what nothing reads."""
+    spec = model_spec(config, GENERATION_CONFIG)
+    hidden = spec.decoder.hidden_size
+    yield from inventory.buffers(spec)
+    yield from inventory.vision_tensors(spec.vision, hidden)
+    yield from inventory.audio_tensors(spec.audio, hidden)
 
 
-def audio_tensors(config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the audio tower and its projector."""
-    sound, at = config["sound_config"], "sound_encoder.encoder"
-    d, channels, mels = (
-        sound[k] for k in ("hidden_size", "subsampling_conv_channels", "num_mel_bins")
-    )
-    yield f"{at}.feature_extractor.featurizer.fb", (1, mels, 257)
-    yield f"{at}.feature_extractor.featurizer.window", (400,)
-    for layer in (0, 2, 3, 5, 6):
-        pointwise = layer in (3, 6)
-        kernel = (channels, channels, 1, 1) if pointwise else (channels, 1, 3, 3)
-        yield f"{at}.subsampling.layers.{layer}.weight", kernel
-        yield f"{at}.subsampling.layers.{layer}.bias", (channels,)
-    yield f"{at}.subsampling.linear.weight", (d, channels * (mels // 8))
-    yield f"{at}.subsampling.linear.bias", (d,)
-    heads = sound["num_attention_heads"]
-    for i in range(sound["num_hidden_layers"]):
-        layer_at = f"{at}.layers.{i}"
-        for norm in ("feed_forward1", "self_att", "conv", "feed_forward2", "out"):
-            yield f"{layer_at}.norm_{norm}.weight", (d,)
-            yield f"{layer_at}.norm_{norm}.bias", (d,)
-        for ff in ("feed_forward1", "feed_forward2"):
-            yield f"{layer_at}.{ff}.linear1.weight", (sound["intermediate_size"], d)
-            yield f"{layer_at}.{ff}.linear2.weight", (d, sound["intermediate_size"])
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "relative_k_proj"):
-            yield f"{layer_at}.self_attn.{name}.weight", (d, d)
-        for name in ("bias_u", "bias_v"):
-            yield f"{layer_at}.self_attn.{name}", (heads, d // heads)
-        yield f"{layer_at}.conv.pointwise_conv1.weight", (2 * d, d, 1)
-        yield f"{layer_at}.conv.depthwise_conv.weight", (d, 1, sound["conv_kernel_size"])
-        yield f"{layer_at}.conv.pointwise_conv2.weight", (d, d, 1)
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            yield f"{layer_at}.conv.norm.{name}", (d,)
-        yield f"{layer_at}.conv.norm.num_batches_tracked", ()
-    hidden, projection = config["llm_config"]["hidden_size"], sound["projection_hidden_size"]
-    yield "sound_projection.norm.weight", (d,)
-    yield "sound_projection.linear1.weight", (projection, d)
-    yield "sound_projection.linear2.weight", (hidden, projection)
+def tensor_dtype(
+    name: str, default: np.dtype[Any], router: np.dtype[Any] | None = None
+) -> np.dtype[Any]:
+    """The file's dtype of a tensor.
 
-
-def tensor_dtype(name: str, default: np.dtype[Any]) -> np.dtype[Any]:
-    """The file's dtype of a tensor: the router and frozen buffers are not in the model's dtype."""
+    Args:
+        default: of the model.
+        router: of routers, where it is another. All of the published BF16 files is BF16 but what
+            corrects the choice of experts, which is float32: so 17 shards have the published size,
+            to 4 bytes. The published NVFP4 files have the size that routers in float32 give.
+    """
     if name.endswith("num_batches_tracked"):
         return np.dtype(np.int64)
-    frozen = ("e_score_correction_bias", "gate.weight", ".featurizer.fb", ".featurizer.window")
-    return F32 if name.endswith(frozen) else default
+    if name.endswith("e_score_correction_bias"):
+        return F32
+    return router if router is not None and name.endswith(".gate.weight") else default
 
 
 def tensor_values(name: str, shape: Shape, seed: int) -> NDArray[Any]:
@@ -337,11 +264,7 @@ def write_weights(
     out: Path, config: dict[str, Any], dtype: np.dtype[Any], shards: int, seed: int
 ) -> int:
     """Write the safetensors shards and their index; returns the number of tensors."""
-    tensors = [
-        *decoder_tensors(config["llm_config"]),
-        *vision_tensors(config),
-        *audio_tensors(config),
-    ]
+    tensors = [*decoder_tensors(config["llm_config"]), *encoder_tensors(config)]
     layout = {name: (tensor_dtype(name, dtype), shape) for name, shape in tensors}
     sizes = {name: math.prod(shape) * d.itemsize for name, (d, shape) in layout.items()}
     total, weight_map, done = sum(sizes.values()), {}, 0
@@ -379,10 +302,10 @@ def write_files(out: Path, config: dict[str, Any]) -> None:
             "max_new_tokens": 16384,
         },
         "preprocessor_config.json": {
-            "patch_size": 16,
+            "patch_size": config["patch_size"],
             "downsample_ratio": 0.5,
-            "norm_mean": CLIP_MEAN,
-            "norm_std": CLIP_STD,
+            "norm_mean": config["norm_mean"],
+            "norm_std": config["norm_std"],
             "min_num_patches": vision["min_num_patches"],
             "max_num_patches": vision["max_num_patches"],
             "max_model_len": 16384,

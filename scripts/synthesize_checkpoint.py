@@ -40,11 +40,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from make_tiny_checkpoint import (
     BF16,
     F32,
-    audio_tensors,
     decoder_tensors,
+    encoder_tensors,
     tensor_dtype,
     tensor_values,
-    vision_tensors,
     write_files,
 )
 from published_config import CONFIG, GENERATION_CONFIG
@@ -52,7 +51,6 @@ from tiny_tokenizer import write_tokenizer
 
 from edge.engines.safetensors import SafetensorsFile, SafetensorsWriter
 from edge.errors import CheckpointError, EdgeError
-from edge.model.spec import VIT_GEOMETRY
 
 Shape: TypeAlias = tuple[int, ...]
 Tensors: TypeAlias = Mapping[str, tuple[np.dtype[Any], Shape]]
@@ -90,15 +88,12 @@ def quantized_format(name: str, layout: str) -> str | None:
 def inventory(config: dict[str, Any], layout: str) -> dict[str, tuple[np.dtype[Any], Shape]]:
     """Every tensor of a checkpoint, with the scales that its layout adds."""
     tensors: dict[str, tuple[np.dtype[Any], Shape]] = {}
-    for name, shape in (
-        *decoder_tensors(config["llm_config"]),
-        *vision_tensors(_with_vit_sizes(config)),
-        *audio_tensors(config),
-    ):
+    router = F32 if layout == "nvfp4" else None
+    for name, shape in (*decoder_tensors(config["llm_config"]), *encoder_tensors(config)):
         module = name.removesuffix(".weight")
         form = quantized_format(module, layout) if name.startswith("language_model.") else None
         if form is None:
-            tensors[name] = (tensor_dtype(name, BF16), shape)
+            tensors[name] = (tensor_dtype(name, BF16, router), shape)
             continue
         if form == "FP8":
             tensors[name] = (E4M3, shape)
@@ -110,13 +105,6 @@ def inventory(config: dict[str, Any], layout: str) -> dict[str, tuple[np.dtype[A
             tensors[f"{module}.weight_scale_2"] = (F32, ())
         tensors[f"{module}.input_scale"] = (F32, ())
     return tensors
-
-
-def _with_vit_sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """The published file names its ViT instead of giving its sizes."""
-    width, layers, _ = VIT_GEOMETRY.get(config["vision_config"]["args"]["model"], (0, 0, 0))
-    sizes = {"hidden_size": width, "num_hidden_layers": layers}
-    return {**config, "vision_config": {**sizes, **config["vision_config"]}}
 
 
 def n_bytes(tensors: Tensors) -> int:

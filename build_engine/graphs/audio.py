@@ -40,20 +40,43 @@ def audio_model(checkpoint: Checkpoint, weights: ExternalData | None = None) -> 
     graph = Graph(weights)
     mel = graph.input("mel", np.float32, [1, "frames", spec.n_mels])
     x = _subsample(graph, checkpoint, mel)
+    if spec.scale_input:
+        x = graph.op("Mul", x, np.float32(np.sqrt(spec.hidden_size)))
     n_tokens = graph.size(x, 1)
     table = relative_positions(MAX_TOKENS, spec.hidden_size)
     for i in range(spec.n_layers):
         x = _block(graph, checkpoint, f"{TOWER}.layers.{i}", x, n_tokens, table)
 
-    def projection(layer: str, *shape: int) -> Float32:
-        return checkpoint.float32(f"sound_projection.{layer}.weight", shape)
+    def projection(layer: str, x: str, *shape: int) -> str:
+        return _linear(
+            graph, checkpoint, f"sound_projection.{layer}", x, shape, spec.projection_bias
+        )
 
     width, projector = spec.hidden_size, spec.projector_size
-    x = graph.rms_norm(x, projection("norm", width), spec.projector_norm_eps)
-    x = graph.relu2(graph.linear(x, projection("linear1", projector, width)))
-    x = graph.linear(x, projection("linear2", hidden, projector))
+    norm = checkpoint.float32("sound_projection.norm.weight", (width,))
+    x = graph.rms_norm(x, norm, spec.projector_norm_eps)
+    x = graph.relu2(projection("linear1", x, projector, width))
+    x = projection("linear2", x, hidden, projector)
     graph.output(x, "embeddings", np.float32, [1, "tokens", hidden])
     return graph.model("audio")
+
+
+def _linear(
+    graph: Graph,
+    checkpoint: Checkpoint,
+    name: str,
+    x: str,
+    shape: tuple[int, ...],
+    has_bias: bool,
+    share: float = 1,
+) -> str:
+    """`share` of the linear layer `name`, (out, in) or (out, in, 1)."""
+    weight = checkpoint.float32(f"{name}.weight", shape).reshape(shape[:2]) * np.float32(share)
+    if not has_bias:
+        return graph.linear(x, weight)
+    return graph.linear(
+        x, weight, checkpoint.float32(f"{name}.bias", shape[:1]) * np.float32(share)
+    )
 
 
 def relative_positions(n_tokens: int, width: int) -> Float32:
@@ -113,11 +136,11 @@ def _block(
 
 
 def _half_feed_forward(graph: Graph, checkpoint: Checkpoint, name: str, x: str) -> str:
-    width, wide = checkpoint.spec.audio.hidden_size, checkpoint.spec.audio.mlp_size
-    up = checkpoint.float32(f"{name}.linear1.weight", (wide, width))
-    down = checkpoint.float32(f"{name}.linear2.weight", (width, wide))
+    spec = checkpoint.spec.audio
+    width, wide, bias = spec.hidden_size, spec.mlp_size, spec.attention_bias
+    x = graph.silu(_linear(graph, checkpoint, f"{name}.linear1", x, (wide, width), bias))
     # a conformer block adds half of each feed-forward; halving a weight is exact
-    return graph.linear(graph.silu(graph.linear(x, up)), down * np.float32(0.5))
+    return _linear(graph, checkpoint, f"{name}.linear2", x, (width, wide), bias, share=0.5)
 
 
 def _attention(
@@ -129,11 +152,12 @@ def _attention(
     head_dim = width // heads
     scale = np.float32(head_dim**-0.5)
 
-    def weight(layer: str) -> Float32:
-        return checkpoint.float32(f"{name}.{layer}.weight", (width, width))
+    def linear(layer: str, x: str) -> str:
+        at = f"{name}.{layer}"
+        return _linear(graph, checkpoint, at, x, (width, width), spec.attention_bias)
 
     def by_head(layer: str) -> str:
-        return graph.reshape(graph.linear(x, weight(layer)), 0, 0, heads, head_dim)
+        return graph.reshape(linear(layer, x), 0, 0, heads, head_dim)
 
     def bias(layer: str) -> Float32:
         values = checkpoint.float32(f"{name}.{layer}", (heads, head_dim))
@@ -143,7 +167,8 @@ def _attention(
     k, v = by_head("k_proj"), by_head("v_proj")
     content = graph.op("MatMul", graph.op("Add", q, bias("bias_u")), graph.transpose(k, 0, 2, 3, 1))
     # no input reaches relative_k_proj: its product with the longest table is a constant
-    keys = table.astype(np.float64) @ weight("relative_k_proj").T.astype(np.float64)
+    relative = checkpoint.float32(f"{name}.relative_k_proj.weight", (width, width))
+    keys = table.astype(np.float64) @ relative.T.astype(np.float64)
     keys = keys.reshape(-1, heads, head_dim).transpose(1, 2, 0).astype(np.float32)
     centre = np.array([MAX_TOKENS], np.int64)
     start = graph.op("Sub", centre, n_tokens)
@@ -155,7 +180,7 @@ def _attention(
     probabilities = graph.op("Softmax", graph.op("Add", content, position), axis=-1)
     y = graph.op("MatMul", probabilities, graph.transpose(v, 0, 2, 1, 3))
     y = graph.reshape(graph.transpose(y, 0, 2, 1, 3), 0, 0, width)
-    return graph.linear(y, weight("o_proj"))
+    return linear("o_proj", y)
 
 
 def relative_shift(graph: Graph, scores: str, heads: int, n_tokens: str) -> str:
@@ -180,8 +205,8 @@ def _convolution(graph: Graph, checkpoint: Checkpoint, name: str, x: str) -> str
     width, kernel = spec.hidden_size, spec.conv_kernel
 
     def pointwise(layer: str, x: str, n_out: int) -> str:
-        weight = checkpoint.float32(f"{name}.{layer}.weight", (n_out, width, 1))
-        return graph.linear(x, weight[:, :, 0])
+        at, shape = f"{name}.{layer}", (n_out, width, 1)
+        return _linear(graph, checkpoint, at, x, shape, spec.convolution_bias)
 
     y, gate = graph.ops(
         "Split", pointwise("pointwise_conv1", x, 2 * width), n_outputs=2, axis=-1, num_outputs=2
@@ -205,5 +230,7 @@ def _folded_batch_norm(checkpoint: Checkpoint, name: str) -> tuple[Float32, Floa
     )
     gain = gamma / np.sqrt(variance + spec.batch_norm_eps)
     weight = checkpoint.float32(f"{name}.depthwise_conv.weight", (width, 1, spec.conv_kernel))
+    if spec.convolution_bias:
+        mean = mean - checkpoint.float32(f"{name}.depthwise_conv.bias", (width,))
     folded = weight * gain[:, None, None]
     return folded.astype(np.float32), (beta - mean * gain).astype(np.float32)

@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from build_engine.checkpoint import Checkpoint
 from build_engine.graphs.onnx_ops import ExternalData, Graph
+from build_engine.inventory import FINAL_NORMS
 from edge.model.spec import VisionSpec
 from edge.types import Float32
 
@@ -63,11 +64,23 @@ def vision_model(checkpoint: Checkpoint, weights: ExternalData | None = None) ->
     for b in range(spec.n_layers):
         x = _block(graph, checkpoint, f"{TOWER}.blocks.{b}", x)
     x = graph.slice(x, 1, spec.n_prefix_tokens)
+    if spec.final_norm:
+        x = graph.layer_norm(x, *_final_norm(checkpoint), spec.norm_eps)
 
     x = pixel_shuffle(graph, x, graph.size(columns, 0), spec.hidden_size)
     x = _project(graph, checkpoint, x)
     graph.output(x, "embeddings", np.float32, ["batch", "tokens", hidden])
     return graph.model("vision")
+
+
+def _final_norm(checkpoint: Checkpoint) -> tuple[Float32, Float32]:
+    """Weight and bias of the norm behind the ViT: 1 and 0 where the checkpoint has none."""
+    shape = (checkpoint.spec.vision.hidden_size,)
+    for name in FINAL_NORMS:
+        if checkpoint.has(f"{name}.weight"):
+            weight, bias = (checkpoint.float32(f"{name}.{k}", shape) for k in ("weight", "bias"))
+            return weight, bias
+    return np.ones(shape, np.float32), np.zeros(shape, np.float32)
 
 
 def _embedders(checkpoint: Checkpoint, features: int) -> Float32:

@@ -174,8 +174,13 @@ class Tokenizer:
                 )
         return made
 
-    def _id(self, name: str) -> int:
+    def find(self, name: str) -> int | None:
+        """Id of one token, by its text."""
         token: int | None = self._tokenizer.token_to_id(name)
+        return token
+
+    def _id(self, name: str) -> int:
+        token = self.find(name)
         if token is None:
             raise CheckpointError(
                 self._path,

@@ -363,7 +363,7 @@ def _sampling(request: Wanted, config: Config, own: Sampling) -> Sampling:
     return Sampling(
         temperature=_first(request.temperature, answer.temperature, own.temperature),
         top_p=_first(request.top_p, answer.top_p, own.top_p),
-        top_k=max(request.top_k or 0, 0),
+        top_k=max(_first(request.top_k, own.top_k), 0),
         seed=None if request.seed is None else request.seed % (1 << 64),
         min_p=request.min_p or 0.0,
         presence_penalty=request.presence_penalty or 0.0,

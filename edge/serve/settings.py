@@ -283,6 +283,7 @@ def question_of(
         sampling=Sampling(
             temperature=_first(edge.temperature, answer.temperature, own.temperature),
             top_p=_first(answer.top_p, own.top_p),
+            top_k=own.top_k,
             seed=edge.seed,
         ),
         max_tokens=answer.max_tokens if limit == "inf" else limit,

@@ -289,7 +289,7 @@ def spoken_question(
     top_p = default.top_p if answer.top_p is None else answer.top_p
     return Question(
         (Message("user", config.turns.text),),
-        Sampling(temperature, top_p, seed=seed),
+        Sampling(temperature, top_p, default.top_k, seed),
         answer.max_tokens,
         thinking=answer.thinking,
         remember=answer.remember,

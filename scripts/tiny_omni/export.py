@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import settings
 import torch
-from make_tiny_checkpoint import BF16, tensor_dtype, write_files
+from make_tiny_checkpoint import BF16, F32, tensor_dtype, write_files
 from settings import CHECKPOINT, WORK
 from tasks import corpus
 from tiny_tokenizer import write_tokenizer
@@ -33,7 +33,7 @@ def write_weights(out: Path, state: dict[str, torch.Tensor]) -> int:
         array = values.detach().float().numpy()
         if name.endswith("num_batches_tracked"):
             array = np.asarray(1000, np.int64)
-        tensors[name] = array.astype(tensor_dtype(name, BF16))
+        tensors[name] = array.astype(tensor_dtype(name, BF16, router=F32))
     path = out / "model.safetensors"
     write_safetensors(path, tensors)
     return path.stat().st_size

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from make_tiny_checkpoint import audio_tensors, decoder_tensors, vision_tensors
+from make_tiny_checkpoint import decoder_tensors, encoder_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,8 +40,7 @@ class TinyOmni(nn.Module):
         self.load: dict[int, Tensor] = {}
         shapes = [
             *decoder_tensors(self.llm),
-            *vision_tensors(config),
-            *audio_tensors(config),
+            *encoder_tensors(config),
         ]
         for name, shape in shapes:
             values = initial(name, shape, generator)

@@ -421,11 +421,11 @@ def unbundled(capsys, folder: Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        (f"{EXPERT}.weight_scale_2", 0, "holds 0.0, a scale must be above zero"),
+        (f"{EXPERT}.weight_scale_2", -1, "holds -1.0, a scale must be zero or above"),
+        (f"{EXPERT}.weight_scale_2", np.nan, "holds a NaN or an infinity"),
         (f"{EXPERT}.input_scale", 0, "holds 0.0, a scale must be above zero"),
-        (f"{EXPERT}.weight_scale", 0, "holds 0.0, a scale must be above zero"),
-        (f"{EXPERT}.weight_scale", np.nan, "holds a NaN or an infinity"),
-        (f"{MIXER}.shared_experts.up_proj.weight_scale", 0, "holds 0.0, a scale"),
+        (f"{EXPERT}.weight_scale", -1, "holds -1.0, a scale must be zero or above"),
+        (f"{MIXER}.shared_experts.up_proj.weight_scale", -1, "holds -1.0, a scale"),
         (f"{MIXER}.shared_experts.up_proj.weight", np.nan, "holds a NaN or an infinity"),
     ],
 )
@@ -460,12 +460,14 @@ def test_experts_of_one_layer_in_two_formats(quantized, capsys):
 
 def say(folder: Path, module: str, algorithm: str | None) -> None:
     """Let the configuration say another algorithm of a module, or nothing."""
-    config = json.loads((folder / "config.json").read_text())
-    layers = config["quantization_config"]["quantized_layers"]
-    layers.pop(module, None)
-    if algorithm:
-        layers[module] = {"quant_algo": algorithm}
-    (folder / "config.json").write_text(json.dumps(config))
+    files = {"config.json": "quantization_config", "hf_quant_config.json": "quantization"}
+    for name, key in files.items():
+        told = json.loads((folder / name).read_text())
+        layers = told[key]["quantized_layers"]
+        layers.pop(module, None)
+        if algorithm:
+            layers[module] = {"quant_algo": algorithm}
+        (folder / name).write_text(json.dumps(told))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,17 @@ def quantizer_configuration(chosen: Mapping[str, str], kv_cache: str) -> list[di
     return rules
 
 
+def separate_configuration(chosen: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What mtq.quantize takes where each expert has linears of its own."""
+    rules: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for module, name in chosen.items():
+        at = module.replace("language_model.backbone.", "model.")
+        for kind, settings in zip(("weight", "input"), QUANTIZERS[name], strict=True):
+            if settings:
+                rules.append({"quantizer_name": f"{at}.{kind}_quantizer", "cfg": settings})
+    return rules
+
+
 def quantized(
     model: Any, rules: list[dict[str, Any]], samples: Sequence[Float32], **algorithm: Any
 ) -> Any:

@@ -137,6 +137,55 @@ def test_a_checkpoint_by_modelopt_runs(models, source, decoder, samples, tmp_pat
     assert np.abs(got - unquantized).max() / np.abs(unquantized).max() > 10 * RELATIVE_TOLERANCE
 
 
+def as_published(module):
+    """The published NVFP4 files: experts in NVFP4, q, k and v as they were, all else in FP8."""
+    if ".experts." in module:
+        return "nvfp4"
+    return "bf16" if module.endswith(("q_proj", "k_proj", "v_proj")) else "fp8"
+
+
+@pytest.mark.filterwarnings("ignore:.*amax entries of this .* are zero:UserWarning")
+@pytest.mark.parametrize("experts", ["fused", "separate"])
+@pytest.mark.parametrize("chosen", [as_published, lambda module: "nvfp4"], ids=["mixed", "nvfp4"])
+def test_an_export_is_taken_with_its_own_words(
+    models, source, decoder, samples, tmp_path, chosen, experts
+):
+    """With what ModelOpt says of it: names, parents, its markers; with blocks of zeros."""
+    from oracle.reference import load
+
+    decoder = copy.deepcopy(decoder)
+    formats = {module: chosen(module) for module in linears(source)}
+    ups = decoder.model.layers[1].mixer.experts.up_proj.data
+    ups[2, :5] = 0
+    if experts == "separate":
+        ups[2] = 0  # ModelOpt divides by zero; of fused experts it refuses such a one
+        decoder = models.with_separate_experts(decoder)
+        rules = models.separate_configuration(formats)
+    else:
+        rules = models.quantizer_configuration(formats, "fp8")
+    theirs = models.exported(models.quantized(decoder, rules, samples), tmp_path / "export")
+    said = json.loads((tmp_path / "export" / "config.json").read_text())["quantization_config"]
+    for told_in in (("config.json",), ("hf_quant_config.json",), ("both", "hf_quant_config.json")):
+        folder = tmp_path / told_in[0]
+        in_config = {} if told_in == ("hf_quant_config.json",) else {"quantization_config": said}
+        write_omni(folder, source, theirs, **in_config)
+        if told_in[-1] == "hf_quant_config.json":
+            shutil.copyfile(tmp_path / "export" / told_in[-1], folder / told_in[-1])
+        checkpoint = Checkpoint(folder)
+        assert len(checkpoint.told) == len(told_in)
+        assert {module: format_of(checkpoint, module) for module in formats} == formats
+    build_bundle(tmp_path / "both", tmp_path / "bundle", "cpu", lambda *_: None)
+    values = {n: np.nan_to_num(v) for n, v in dequantized(theirs).items()}
+    values = {n: v for n, v in values.items() if not n.endswith(("k_scale", "v_scale"))}
+    write_omni(tmp_path / "plain", source, values)
+    engine = CpuEngine(Bundle(tmp_path / "bundle"), n_threads=1, exact=True)
+    rows = engine.embed(np.arange(20, 60, dtype=np.int32))
+    got = engine.prefill(engine.new_state(), rows)
+    expected = load(tmp_path / "plain").hidden_states(rows)[1][-1]
+    difference = float(np.abs(got - expected).max() / np.abs(expected).max())
+    assert difference <= RELATIVE_TOLERANCE
+
+
 def set_input_amax(models, model, checkpoint, samples):
     """Give ModelOpt's quantizers of activations exactly what our calibration found."""
     import torch
@@ -176,7 +225,7 @@ def test_ours_are_the_bytes_of_modelopts_export(
     for tensor, values in theirs.items():
         got = found[tensor]
         if tensor.rpartition(".")[0] not in chosen and preset == "grouped":
-            got = got.astype(values.dtype)  # routers are float32 in the published files
+            got = got.astype(values.dtype)  # the correction is float32 in the published files
         assert (got.dtype, got.shape) == (values.dtype, values.shape), tensor
         assert got.tobytes() == values.tobytes(), tensor
     for encoder in set(ours.names()) - set(found):

@@ -23,7 +23,7 @@ from edge.serve.request import ModelNotFoundError
 from edge.session.turn import Message, TextDelta, ThinkingBudget
 from edge.types import Stages
 
-OWN = Sampling(0.6, 0.95)
+OWN = Sampling(0.6, 0.95, 20)
 USER = {"role": "user", "content": "What is on the table?"}
 
 
@@ -42,7 +42,7 @@ def refused(**fields: object) -> ProtocolError:
 def test_what_a_request_leaves_open_comes_from_the_configuration():
     config = Config(answer=Answer(thinking=True, temperature=0.7, top_p=0.9, max_tokens=99))
     request = parsed(config, temperature=None, stop=None, stream=None)
-    assert request.question.sampling == Sampling(0.7, 0.9, 0, None)
+    assert request.question.sampling == Sampling(0.7, 0.9, OWN.top_k, None)
     assert (request.question.max_tokens, request.question.thinking) == (99, True)
     assert request.question.messages == (Message("user", "What is on the table?"),)
     assert (request.question.stop, request.stream, request.include_usage) == ((), False, False)

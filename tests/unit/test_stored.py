@@ -147,7 +147,7 @@ def layers(algorithm):
         ("bf16", layers("FP8"), "its tensors are bf16"),
         ("fp8", {"quantized_layers": {}}, "is bf16 by the"),
         ("fp8", layers("MXFP8"), "a: has the unknown quant_algo 'MXFP8'; known: FP8, NVFP4,"),
-        ("nvfp4", {"quant_algo": "NVFP4_AWQ"}, "quantization_config: has the unknown quant_algo"),
+        ("nvfp4", {"quant_algo": "NVFP4_AWQ"}, "hf_quant_config.json: has the unknown quant_algo"),
     ],
 )
 def test_a_configuration_that_contradicts_is_named(holding, chosen, said, expected):
@@ -173,22 +173,163 @@ def test_a_configuration_that_agrees_is_accepted(holding, chosen, said):
     assert format_of(holding(linear(chosen), said), "a") == chosen
 
 
+EXPERT = "language_model.backbone.layers.1.mixer.experts.3.up_proj"
+NAMES_OF_AN_EXPERT = [
+    EXPERT,
+    "backbone.layers.1.mixer.experts.3.up_proj",
+    "model.layers.1.mixer.experts.3.up_proj",
+    "model.language_model.layers.1.mixer.experts.3.up_proj",
+    "layers.1.mixer.experts.3.up_proj",
+    "language_model.backbone.layers.1.mixer.experts",  # fused experts are one module
+    "backbone.layers.1.mixer.experts.up_proj",
+    "backbone.layers.1.mixer.experts.3",
+    "backbone.layers.1.mixer.experts.*",
+    "backbone.layers.1.mixer.experts.*.up_proj",
+    "backbone.layers.1.mixer",
+    "backbone.layers.1.mixer.experts.\0backbone.pt_name_sentinel",  # as ModelOpt 0.47 leaves it
+]
+
+
+def named(tensors, module):
+    return {name.replace("a.", f"{module}.", 1): values for name, values in tensors.items()}
+
+
+@pytest.mark.parametrize("name", NAMES_OF_AN_EXPERT)
+def test_a_module_is_known_by_any_of_its_names(holding, name):
+    others = {"backbone.layers.2.mixer.experts": {"quant_algo": "FP8"}, "lm_head": {}}
+    said = {"quantized_layers": {**others, name: {"quant_algo": "NVFP4"}}}
+    tensors = named(linear("nvfp4"), EXPERT) | named(linear("fp8"), EXPERT.replace("1", "2"))
+    checkpoint = holding(tensors, said)
+    assert format_of(checkpoint, EXPERT) == "nvfp4"
+    assert format_of(checkpoint, EXPERT.replace("1", "2")) == "fp8"
+    said["quantized_layers"][name] = {"quant_algo": "FP8"}
+    with pytest.raises(CheckpointError, match="is fp8 by the quantization configuration"):
+        format_of(holding(tensors, said), EXPERT)
+
+
+def test_the_nearest_name_counts(holding):
+    said = {
+        "quantized_layers": {
+            "backbone.layers.1.mixer": {"quant_algo": "FP8"},
+            "backbone.layers.1.mixer.experts": {"quant_algo": "NVFP4"},
+        }
+    }
+    assert format_of(holding(named(linear("nvfp4"), EXPERT), said), EXPERT) == "nvfp4"
+    with pytest.raises(CheckpointError, match="is nvfp4 by"):
+        format_of(holding(named(linear("fp8"), EXPERT), said), EXPERT)
+
+
+@pytest.mark.parametrize("key", ["exclude_modules", "ignore"])
+@pytest.mark.parametrize("name", [*NAMES_OF_AN_EXPERT, "*.up_proj", r"re:.*layers\.1\..*up_proj"])
+def test_a_module_that_is_excluded_is_not_quantized(holding, key, name):
+    said = {"quant_algo": "NVFP4", key: ["lm_head", name]}
+    whole = named(linear("bf16"), EXPERT)
+    assert format_of(holding(whole, said), EXPERT) == "bf16"
+    with pytest.raises(CheckpointError, match="is bf16 by the quantization configuration"):
+        format_of(holding(named(linear("nvfp4"), EXPERT), said), EXPERT)
+    assert format_of(holding(whole, {"quant_algo": "NVFP4", key: ["lm_head"]}), EXPERT) == "bf16"
+
+
+@pytest.mark.parametrize("at", ["config.json", "hf_quant_config.json"])
+def test_both_files_must_agree_with_the_tensors(holding, at):
+    right, wrong = ({"quant_algo": name, "ignore": []} for name in ("NVFP4", "FP8"))
+    checkpoint = holding(linear("nvfp4"), right if at == "config.json" else wrong)
+    config = checkpoint.folder / "config.json"
+    told = {**right, "quant_method": "modelopt"} if at != "config.json" else wrong
+    config.write_text(json.dumps({**checkpoint.config, "quantization_config": told}))
+    with pytest.raises(CheckpointError, match=rf"is fp8 by .* \({at}"):
+        format_of(Checkpoint(checkpoint.folder), "a")
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "fp8", "awq", "mxfp4"])
+def test_other_tools_are_named(holding, method):
+    with pytest.raises(CheckpointError, match=rf"is by quant_method '{method}', which is not read"):
+        format_of(holding(linear("fp8"), {"quant_method": method}), "a")
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 2)])
+def test_an_fp8_scale_by_row_or_block_is_named(holding, shape):
+    tensors = {**linear("fp8"), "a.weight_scale": np.ones(shape, np.float32)}
+    with pytest.raises(CheckpointError, match=r"^a\.weight_scale: .*a scale for each row or block"):
+        stored_layout(holding(tensors), "a.weight", SHAPE)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", ["f4", BF16])
+def test_an_fp8_scale_is_one_number(holding, shape, dtype):
+    tensors = {**linear("fp8"), "a.weight_scale": np.full(shape, 0.5, dtype)}
+    scale = stored(holding(tensors), "a.weight", SHAPE, ".scale")
+    assert (scale.dtype, scale.shape, float(scale)) == (np.float32, (), 0.5)
+
+
+def parts_of(checkpoint):
+    layout = stored_layout(checkpoint, "a.weight", SHAPE)
+    return {f"a{end}": stored(checkpoint, "a.weight", SHAPE, end) for end in layout}
+
+
+def test_block_scales_of_older_exports(holding):
+    """Zeros are blocks of zeros; NaN over zeros is harmless, over others it is saturated."""
+    tensors = linear("w4a16")
+    codes, scales = tensors["a.weight"], tensors["a.weight_scale"].view(np.uint8)
+    expected = DecoderWeights(parts_of(holding(tensors)))["a"].copy()
+    scales[0, 0], scales[0, 1] = 0x00, 0x80
+    expected[0, :32] = 0
+    codes[1, :8], codes[1, 8:16] = 0x00, 0x88  # 0 and -0
+    scales[1, 0], scales[1, 1] = 0x7F, 0xFF
+    expected[1, :32] = 0
+    for row, bits in ((2, 0x7F), (3, 0xFF)):
+        before = float(tensors["a.weight_scale"][row, 5].astype(np.float32))
+        expected[row, 80:96] *= 448 / before
+        scales[row, 5] = bits
+    checkpoint = holding(tensors)
+    got = DecoderWeights(parts_of(checkpoint))["a"]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert checkpoint.saturated == {"a": 2}
+
+
+@pytest.mark.parametrize("chosen", ["fp8", "w4a16"])
+def test_a_matrix_of_zeros_whose_export_divided_by_zero(holding, chosen):
+    tensors = linear(chosen)
+    nan = np.uint8(0x7F)
+    if chosen == "fp8":
+        tensors["a.weight"].view(np.uint8)[:] = nan
+        tensors["a.weight_scale"] = np.zeros((), np.float32)
+    else:
+        tensors["a.weight_scale"].view(np.uint8)[:] = nan
+        tensors["a.weight_scale_2"] = np.zeros((), np.float32)
+    checkpoint = holding(tensors)
+    assert not DecoderWeights(parts_of(checkpoint))["a"].any()
+    assert checkpoint.saturated == {}
+
+
+def test_saturated_scales_are_counted_in_one_warning(tmp_path, caplog):
+    source = tmp_path / "source"
+    synthesize(source, TINY, "nvfp4", shard_bytes=300_000)
+    checkpoint = Checkpoint(source)
+    for expert, n in ((0, 3), (1, 1)):
+        name = f"language_model.backbone.layers.1.mixer.experts.{expert}.up_proj.weight_scale"
+        file = checkpoint._file_of(name)
+        content = bytearray(file.path.read_bytes())
+        content[file.offset(name) : file.offset(name) + n] = bytes([0x7F] * n)
+        file.path.write_bytes(content)
+    build_bundle(source, tmp_path / "out", "cpu", lambda *_: None)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("4 block scales of 2 matrices are NaN over values")
+
+
 @pytest.mark.parametrize(
-    ("chosen", "tensor", "suffix"),
+    ("chosen", "tensor", "suffix", "value", "expected"),
     [
-        ("fp8", "a.weight_scale", ".scale"),
-        ("fp8", "a.input_scale", ".input_scale"),
-        ("nvfp4", "a.weight_scale", ".block_scale"),
-        ("nvfp4", "a.weight_scale_2", ".scale"),
-        ("int4", "a.weight_scale", ".block_scale"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0.0, "holds 0.0, a scale must be above zero"),
-        (-1.0, "holds -1.0, a scale must"),
-        (np.nan, "holds a NaN"),
+        ("fp8", "a.weight_scale", ".scale", -1.0, "holds -1.0, a scale must be zero or above"),
+        ("fp8", "a.weight_scale", ".scale", np.nan, "holds a NaN"),
+        ("fp8", "a.input_scale", ".input_scale", 0.0, "holds 0.0, a scale must be above zero"),
+        ("fp8", "a.input_scale", ".input_scale", -1.0, "holds -1.0, a scale must"),
+        ("fp8", "a.input_scale", ".input_scale", np.nan, "holds a NaN"),
+        ("nvfp4", "a.weight_scale", ".block_scale", -1.0, "holds -1.0, a scale must"),
+        ("nvfp4", "a.weight_scale_2", ".scale", -1.0, "holds -1.0, a scale must"),
+        ("nvfp4", "a.weight_scale_2", ".scale", np.nan, "holds a NaN"),
+        ("int4", "a.weight_scale", ".block_scale", -1.0, "holds -1.0, a scale must"),
+        ("int4", "a.weight_scale", ".block_scale", np.nan, "holds a NaN"),
     ],
 )
 def test_a_scale_that_is_none_is_named(holding, chosen, tensor, suffix, value, expected):

@@ -264,3 +264,36 @@ def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "something").touch()
     with pytest.raises(CheckpointError, match="is not empty"):
         synthesize(tmp_path, TINY, "bf16")
+
+
+PUBLISHED_BYTES = {"bf16": 66_032_308_536, "nvfp4": 22_409_034_192}
+"""Of all shards together, as public ports of the BF16 and NVFP4 files counted them."""
+SAFETENSORS = {BF16: "BF16", F32: "F32", U8: "U8", E4M3: "F8_E4M3", np.dtype(np.int64): "I64"}
+
+
+def bytes_by_safetensors(tensors) -> int:
+    """Of one shard as the safetensors library writes it: wide numbers first, then by name."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda t: (-t[1][0].itemsize, t[0])):
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        offsets = [start, end]
+        header[name] = {"dtype": SAFETENSORS[dtype], "shape": shape, "data_offsets": offsets}
+    n_header = len(json.dumps(header, separators=(",", ":")))
+    return 8 + n_header + -n_header % 8 + end
+
+
+# What is left is digits of offsets, which depend on the tensors' order: 4 bytes of 17 shards, and
+# 32 kB of the NVFP4 files, whose number is not known. Routers of the other dtype are 15.8 MB.
+@pytest.mark.parametrize(("layout", "few"), [("bf16", 16), ("nvfp4", 40_000)])
+def test_the_inventory_has_the_published_size(layout, few):
+    size = sum(bytes_by_safetensors(tensors) for _, tensors in shards(CONFIG, layout))
+    assert abs(size - PUBLISHED_BYTES[layout]) <= few
+
+
+def test_routers_are_of_the_dtype_that_the_size_tells():
+    gate = "language_model.backbone.layers.1.mixer.gate"
+    for layout, router in (("bf16", BF16), ("nvfp4", F32)):
+        tensors = inventory(CONFIG, layout)
+        assert tensors[f"{gate}.weight"][0] == router
+        assert tensors[f"{gate}.e_score_correction_bias"][0] == F32
+        assert tensors["sound_encoder.encoder.feature_extractor.featurizer.fb"][0] == BF16
