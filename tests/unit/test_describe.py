@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from build_engine.cli import main
-from build_engine.evaluate import compare
+from build_engine.describe import Description, Row, describe
+from build_engine.evaluate import Comparison, compare
 from edge.engines.bundle import DECODER_WEIGHTS, Bundle
 from edge.engines.cpu import CpuEngine
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
@@ -84,8 +85,15 @@ def test_a_comparison_in_chunks_is_that_of_whole_prompts(two_engines):
     *inner, logits = (
         map(np.concatenate, zip(*both, strict=True)) for both in zip(*pairs, strict=True)
     )
+    inner = [tuple(both) for both in inner]
     errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in inner]
     np.testing.assert_allclose(found.relative_error, errors, rtol=1e-4)
+    cosines = [
+        ((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean()
+        for a, b in inner
+    ]
+    np.testing.assert_allclose(found.cosine, cosines, rtol=1e-5)
+    assert min(cosines) < 0.999
     a, b = logits
     p, q = log_softmax(b), log_softmax(a)
     assert found.kl == pytest.approx((np.exp(p) * (p - q)).sum(axis=1).mean(), rel=1e-4)
@@ -122,3 +130,104 @@ def test_a_sample_without_text_is_refused(bundle, tmp_path, capsys):
     words = ["evaluate", path, "--against", path, "--samples", str(tmp_path / "text.txt")]
     assert main(words) == 65
     assert "no UTF-8 text" in capsys.readouterr().err
+
+
+def test_a_description_is_told_line_by_line():
+    facts = {"bundle": "here", "layers": "ME"}
+    rows = [Row("layers.N.up", "nvfp4", 46, 12_345_678), Row("head", "bfloat16", 1, 2_000)]
+    found = Description(facts, rows)
+    assert found.table().splitlines() == [
+        "bundle             here",
+        "layers             ME",
+        "",
+        "tensors      format          count         MB",
+        "layers.N.up  nvfp4              46      12.35",
+        "head         bfloat16            1       0.00",
+        "                                        12.35",
+    ]
+    assert found.as_dict() == {
+        "bundle": "here", "layers": "ME",
+        "tensors": [
+            {"name": "layers.N.up", "format": "nvfp4", "n": 46, "n_bytes": 12_345_678},
+            {"name": "head", "format": "bfloat16", "n": 1, "n_bytes": 2_000},
+        ],
+    }  # fmt: skip
+
+
+def test_inspect_tells_what_a_bundle_is(bundle):
+    folder = bundle("base")
+    manifest, told = Bundle(folder).manifest, describe(folder)
+    assert list(told.facts)[:7] == [
+        "bundle", "model", "target", "recipe", "layers", "checkpoint", "built by"
+    ]  # fmt: skip
+    assert list(told.facts.values())[:7] == [
+        str(folder), "base", "cpu", "unquantized", "MEM*EM*E", manifest.checkpoint_sha256,
+        manifest.builder_version,
+    ]  # fmt: skip
+    entry = manifest.files["tokenizer.json"]
+    assert told.facts["tokenizer.json"] == f"{entry.n_bytes:>12} bytes {entry.sha256}"
+    rows = {row.name: row for row in told.rows}
+    assert (rows["layers.N.experts_up"].n, rows["layers.N.experts_up"].format) == (3, "float32")
+    assert rows["layers.N.in_proj"].n == 3
+    file = SafetensorsFile(folder / DECODER_WEIGHTS)
+    assert sum(row.n_bytes for row in told.rows) == sum(map(file.n_bytes, file.names()))
+    assert sum(row.n for row in told.rows) == len(file.names())
+
+
+def test_inspect_counts_the_scales_with_their_weights(checkpoint, tmp_path, capsys):
+    out = tmp_path / "quantized"
+    words = [str(checkpoint("base")), str(out), "--recipe", "w4a16", "--json"]
+    assert main(["quantize", *words]) == 0
+    capsys.readouterr()
+    told = describe(out)
+    assert told.facts == {"checkpoint": str(out), "layers": "MEM*EM*E"}
+    rows = {row.name: row for row in told.rows}
+    root = "language_model.backbone.layers.N.mixer"
+    up = rows[f"{root}.experts.N.up_proj.weight"]
+    n_weights = 48 * 64
+    assert (up.format, up.n) == ("w4a16", 3 * 16)
+    assert up.n_bytes == 48 * (n_weights // 2 + n_weights // 16 + 4)
+    assert not any(name.endswith(("_scale", "scale_2")) for name in rows)
+    assert rows["language_model.lm_head.weight"].format == "float32"
+    assert rows[f"{root}.gate.weight"].format == "float32"
+    towers = [name for name in rows if name.startswith(("vision_model", "sound_encoder"))]
+    assert {name for name in towers} == {"vision_model.*", "sound_encoder.*"}
+    source = sum(row.n for row in describe(checkpoint("base")).rows)
+    assert sum(row.n for row in told.rows) == source
+
+
+def test_what_was_evaluated_is_told_line_by_line(monkeypatch, tmp_path, capsys):
+    found = Comparison(603, "M*E", [1.0, 0.98765, 0.5], [0.0, 0.0123, 1.5], 0.0345, 0.985)
+    asked = []
+
+    def samples(embedder, folder, paths):
+        asked.append((embedder, folder, paths))
+        return "samples"
+
+    monkeypatch.setattr("build_engine.cli.Bundle", lambda path: f"bundle {path}")
+    monkeypatch.setattr("build_engine.cli.CpuEngine", lambda bundle, exact: (bundle, exact))
+    monkeypatch.setattr("build_engine.cli.read_samples", samples)
+    monkeypatch.setattr("build_engine.cli.compare", lambda *args: asked.append(args) or found)
+    picture = tmp_path / "x.svg"
+    words = ["evaluate", "ours", "--against", "theirs", "--samples", "a", "b"]
+    assert main([*words, "--picture", str(picture)]) == 0
+    ours, theirs = ("bundle ours", True), ("bundle theirs", True)
+    (embedder, folder, paths), compared = asked
+    assert (embedder, str(folder), [str(path) for path in paths]) == (theirs, "theirs", ["a", "b"])
+    assert compared == (ours, theirs, "samples")
+    assert capsys.readouterr().out.splitlines() == [
+        "block    cosine  relative error",
+        "  0 M   1.00000        0.00e+00",
+        "  1 *   0.98765        1.23e-02",
+        "  2 E   0.50000        1.50e+00",
+        "603 tokens: KL 3.45e-02 nats, same likeliest token 98.5%",
+    ]
+    drawn = picture.read_text()
+    for text in ("Relative error of the residual", ">0 M<", ">1 *<", ">2 E<", ">error<", ">1.50<"):
+        assert text in drawn
+    assert main([*words, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "n_tokens": 603, "layers": "M*E", "cosine": [1.0, 0.98765, 0.5],
+        "relative_error": [0.0, 0.0123, 1.5], "kl": 0.0345, "top_1": 0.985,
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -16,6 +17,8 @@ from build_engine.cli import main
 from build_engine.decoder_layout import recipe_layout
 from build_engine.footprint import (
     KINDS,
+    Decoded,
+    Part,
     decode_bytes,
     decoded_bytes,
     decoder_parts,
@@ -23,12 +26,13 @@ from build_engine.footprint import (
     kv_bytes_per_token,
     recurrent_state_bytes,
     scratch_bytes,
+    vision_scratch_bytes,
 )
-from build_engine.graphs.decoder import DEVICE, decoder_model
-from build_engine.plan import make_plan, read_spec
+from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, decoder_model
+from build_engine.plan import Plan, make_plan, read_spec
 from build_engine.plans import TARGETS, Options, orders
 from build_engine.recipe import known_recipes, load_recipe
-from build_engine.traffic import MODULES, PEERS, decode_traffic
+from build_engine.traffic import MODULES, PEERS, Peer, decode_traffic
 from edge.errors import BundleError, CheckpointError, ConfigurationError
 from edge.model.spec import model_spec
 
@@ -358,3 +362,264 @@ def test_other_sizes_count_what_their_checkpoint_holds(checkpoint, preset):
     )
     counted = encoder_parameters(spec.vision, spec.audio, spec.decoder.hidden_size)
     assert sum(counted.values()) == encoders
+
+
+TOLD = Plan(
+    board=Board("small", 10 * GIB, 40_000_000_000, low_precision=False),
+    recipe="mine",
+    context_tokens=12_000,
+    fps=0.5,
+    parts=(Part("experts", 3 * GIB, 1_234_567, "int4"), Part("K/V cache", GIB // 4, 0, "fp16")),
+    vision_tokens_s=8.0,
+    separator_tokens_s=1.5,
+    audio_tokens_s=0.5,
+    kv_bytes_per_token=4096,
+    decode_bytes=1_500_000_000,
+    decode_bytes_full=3_000_000_000,
+    decode_bytes_compiled=True,
+    cpu_only=False,
+    peers=(Peer("orin", "another", 12.5, "its authors"),),
+    largest_context=50_000,
+    recipes_that_fit=("mine", "other"),
+    boards_that_fit=("small", "large"),
+    notes=("one", "two"),
+)
+"""Round figures, so that what is printed can be reckoned in the head."""
+
+
+def test_a_plan_is_told_line_by_line():
+    assert TOLD.table().splitlines() == [
+        "mine on small, 12,000 tokens of context, 0.5 frames/s",
+        "",
+        "                                        parameters  format        GiB",
+        "experts                                  1,234,567  int4         3.00",
+        "K/V cache                                           fp16         0.25",
+        "needed                                                           3.25",
+        "board                                                           10.00",
+        "free                                                             6.75",
+        "",
+        "perception        10.0 tokens/s = 8.0 vision + 1.5 separators + 0.5 sound",
+        "context           12,000 tokens last 20.0 min; K/V grow by 141 MiB/h",
+        "decode            20.0 tokens/s, 10.0 with the context full, at 75% of 40 GB/s",
+        "bytes of a token  1.50 GB, 3.00 with the context full: what the kernels of a compiled "
+        "plan read and write",
+        "largest context   50,000 tokens",
+        "recipes that fit  mine, other",
+        "boards that fit   small, large",
+        "others reach      12.5 tokens/s: another (its authors)",
+        "note              one",
+        "note              two",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"recipes_that_fit": ()}, "recipes that fit  none"),
+        ({"boards_that_fit": ()}, "boards that fit   none"),
+        ({"largest_context": 0}, "largest context   0 tokens"),
+        (
+            {"cpu_only": True},
+            "decode            cpu engine only: no GPU kernels for such experts",
+        ),
+        (
+            {"decode_bytes_compiled": False},
+            "decode            at most 20.0 tokens/s, 10.0 with the context full, at 75% of "
+            "40 GB/s",
+        ),
+        (
+            {"decode_bytes_compiled": False},
+            "bytes of a token  at least 1.50 GB, 3.00 with the context full: what is stored; no "
+            "plan of this recipe and these sizes was counted for this board",
+        ),
+        (
+            {"parts": (Part("experts", 10 * GIB), Part("more", GIB // 2))},
+            "DOES NOT FIT                                                    -0.50",
+        ),
+        (
+            {"parts": (Part("experts", 10 * GIB),)},
+            "free                                                             0.00",
+        ),
+    ],
+)
+def test_what_is_missing_or_open_is_told(changes, line):
+    assert line in dataclasses.replace(TOLD, **changes).table().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "told"),
+    [(894, "89 s"), (900, "1.5 min"), (53_990, "90.0 min"), (54_000, "1.5 h"), (90_000, "2.5 h")],
+)
+def test_the_length_of_a_context_is_told_in_a_fitting_unit(n_tokens, told):
+    plan = dataclasses.replace(TOLD, context_tokens=n_tokens)
+    assert f"tokens last {told}; K/V" in plan.table()
+
+
+def test_machines_are_told_the_same():
+    values = json.loads(json.dumps(TOLD.as_dict()))
+    assert {key: values[key] for key in values if key not in ("parts", "board")} == {
+        "recipe": "mine", "context_tokens": 12_000, "fps": 0.5, "vision_tokens_s": 8.0,
+        "separator_tokens_s": 1.5, "audio_tokens_s": 0.5, "kv_bytes_per_token": 4096,
+        "decode_bytes": 1_500_000_000, "decode_bytes_full": 3_000_000_000,
+        "decode_bytes_compiled": True, "cpu_only": False, "largest_context": 50_000,
+        "peers": [
+            {"target": "orin", "what": "another", "tokens_s": 12.5, "source": "its authors"}
+        ],
+        "recipes_that_fit": ["mine", "other"], "boards_that_fit": ["small", "large"],
+        "notes": ["one", "two"], "fits": True, "needed_bytes": 13 * GIB // 4,
+        "free_bytes": 27 * GIB // 4, "tokens_s": 10.0, "context_s": 1200.0,
+        "kv_bytes_per_hour": 10 * 3600 * 4096, "decode_tokens_s": 20.0,
+        "decode_tokens_s_full": 10.0,
+    }  # fmt: skip
+    assert values["parts"][0] == {
+        "name": "experts", "n_bytes": 3 * GIB, "n_parameters": 1_234_567, "format": "int4"
+    }  # fmt: skip
+    assert values["board"] == {
+        "name": "small", "memory_bytes": 10 * GIB, "bandwidth_bytes_s": 40_000_000_000,
+        "low_precision": False,
+    }  # fmt: skip
+    full = dataclasses.replace(TOLD, parts=(Part("experts", 10 * GIB),)).as_dict()
+    assert (full["fits"], full["free_bytes"]) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({}, "use --recipe mine | other, or --context 50000, or --board small"),
+        ({"recipes_that_fit": (), "largest_context": 0}, "use --board small"),
+        ({"boards_that_fit": (), "largest_context": 0}, "use --recipe mine | other"),
+        ({"boards_that_fit": (), "recipes_that_fit": ("mine",)}, "use --recipe mine, or --context"),
+        (
+            {"boards_that_fit": (), "recipes_that_fit": (), "largest_context": 0},
+            "no known board, recipe or context fits",
+        ),
+    ],
+)
+def test_what_would_fit_is_advised(changes, remedy):
+    full = dataclasses.replace(TOLD, parts=(Part("experts", 10 * GIB),))
+    full.require_fit()
+    over = dataclasses.replace(full, parts=(*full.parts, Part("a byte", 1)), **changes)
+    with pytest.raises(ConfigurationError) as caught:
+        over.require_fit()
+    said = "mine with 12,000 tokens on small: needs 10.00 of 10.00 GiB; "
+    assert str(caught.value).startswith(said + remedy)
+
+
+BUS = {  # bits of the memory's bus and its clock, of NVIDIA's data sheets; two transfers a clock
+    "orin-nano-8": (128, 3200e6), "orin-nx-16": (128, 3200e6), "agx-orin-32": (256, 3200e6),
+    "agx-orin-64": (256, 3200e6), "thor-64": (256, 4266e6), "thor-128": (256, 4266e6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_board_has_the_memory_of_its_name_and_the_bandwidth_of_its_bus(name):
+    board = BOARDS[name]
+    assert board.memory_bytes == int(name.rpartition("-")[2]) * 2**30
+    bits, clock_hz = BUS[name]
+    assert board.bandwidth_bytes_s == pytest.approx(bits / 8 * 2 * clock_hz, rel=0.004)
+    assert board.target == ("thor" if name.startswith("thor") else "orin")
+    # docs/jetson.md: 1/16 for the firmware, 1.5 GiB each for the system and for CUDA
+    assert board.reserved_bytes() == {
+        "carved out by firmware (estimate)": board.memory_bytes / 16,
+        "system and service (estimate)": 1.5 * 2**30,
+        "CUDA and TensorRT (estimate)": 1.5 * 2**30,
+    }
+
+
+def test_the_notes_of_a_recipe_without_gpu_kernels_end_with_it():
+    assert make_plan(SPEC, "thor-128", "fp8", 8192, 2).notes == (
+        "an engine on the GPU would compute the experts by our kernels, which take NVFP4 and INT4 "
+        "weights only",
+    )
+
+
+def test_the_notes_name_the_formats_that_are_decoded_by_tables(tmp_path):
+    decoded, large, bandwidth = make_plan(SPEC, "agx-orin-64", "nvfp4", 8192, 2).notes
+    assert decoded == (
+        "agx-orin-64 reads the routed experts as they are, by our kernels; other linears in FP8 "
+        "are decoded by tables into memory and read again, which saves memory only"
+    )
+    assert large == "a large picture takes 545 MB more for its call (estimate)"
+    assert bandwidth == (
+        "decode is bandwidth only, a share of the published peak; nothing here is measured"
+    )
+    formats = {"*.experts.*": "nvfp4", "*.q_proj": "w4a16", "*.in_proj": "fp8"}
+    rules = [f'{{modules = "{m}", format = "{f}"}}' for m, f in formats.items()]
+    (tmp_path / "own.toml").write_text(f'description = "x"\nrules = [{", ".join(rules)}]\n')
+    own = str(tmp_path / "own.toml")
+    assert "other linears in FP8 and W4A16 are" in make_plan(SPEC, "orin-nx-16", own, 1, 1).notes[0]
+    assert "other linears in W4A16 are" in make_plan(SPEC, "thor-64", own, 1, 1).notes[0]
+
+
+def test_a_model_without_large_pictures_has_no_note_of_them():
+    vision = msgspec.structs.replace(SPEC.vision, max_patches=SPEC.vision.video_target_patches)
+    small = msgspec.structs.replace(SPEC, vision=vision)
+    assert not any("picture" in note for note in make_plan(small, "thor-64", "orin", 1, 1).notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "is missing; give a checkpoint's folder"),
+        ("{", "is not JSON (Expecting property name"),
+        ("[]", "is not a JSON object; download it again"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_says_why(tmp_path, text, problem):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        read_spec(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {problem}")
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "model").write_text("")
+    with pytest.raises(CheckpointError, match=r"model/config\.json: is missing"):
+        read_spec(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pattern", "context", "recorded", "rel"),
+    [
+        ("bf16", "*", 8192, 481e6, 0.002),
+        ("w4a16", "*", 8192, 530e6, 0.01),
+        ("w4a16", "M", 8192, 309e6, 0.002),
+        ("int4", "M", 1, 309e6, 0.002),
+        ("bf16", "E", 1, 139e6, 0.07),  # of the audio encoder
+    ],
+)
+def test_scratch_memory_of_each_block_is_near_what_was_recorded(
+    recipe, pattern, context, recorded, rel
+):
+    """By TensorRT-RTX for SM86, each alone: docs/graphs.md."""
+    decoder = msgspec.structs.replace(DECODER, pattern=pattern)
+    vision = msgspec.structs.replace(SPEC.vision, video_target_patches=4, max_patches=4)
+    spec = msgspec.structs.replace(SPEC, decoder=decoder, vision=vision)
+    decoded = decoded_bytes(recipe_layout(decoder, load_recipe(recipe)), DEVICE)
+    assert scratch_bytes(spec, decoded, context) == pytest.approx(recorded, rel=rel)
+
+
+def test_scratch_memory_of_pictures_is_near_what_was_recorded():
+    live, large = vision_scratch_bytes(SPEC.vision)
+    assert live == pytest.approx(136e6, rel=0.005)
+    assert large == pytest.approx(1.2 * 459e6, rel=0.02)  # a fifth too much, as it says
+    decoder = msgspec.structs.replace(DECODER, pattern="")
+    silent = msgspec.structs.replace(SPEC.audio, subsampling_channels=1)
+    spec = msgspec.structs.replace(SPEC, decoder=decoder, audio=silent)
+    assert scratch_bytes(spec, Decoded(0, 0, 0), 1) == live
+    assert scratch_bytes(spec, Decoded(0, 0, 10**9), 1) == 10**9
+
+
+def test_experts_and_embeddings_are_not_decoded_whole():
+    layout = recipe_layout(DECODER, load_recipe("int4"))
+    found = decoded_bytes(layout, DEVICE)
+    in_proj = DECODER.d_inner + DECODER.conv_dim + DECODER.mamba_n_heads
+    assert found.mamba == in_proj * DECODER.hidden_size * 8
+    heads = DECODER.n_q_heads * DECODER.head_dim
+    assert found.attention == heads * DECODER.hidden_size * 8
+    assert found.anywhere == max(found.mamba, found.attention)
+    fp8 = recipe_layout(DECODER, load_recipe("fp8"))
+    assert decoded_bytes(fp8, DEVICE).mamba == in_proj * DECODER.hidden_size * 4
+    assert decoded_bytes(fp8, DEVICE_FP8) == (0, 0, 0)  # Thor multiplies it as it is
+    assert decoded_bytes(recipe_layout(DECODER, BF16_RECIPE), DEVICE) == (0, 0, 0)
