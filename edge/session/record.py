@@ -273,8 +273,16 @@ def read(path: Path) -> tuple[dict[str, Any], Iterator[Step]]:
     """
     messages = _messages(path)
     topic, about = next(messages, ("", {}))
-    if topic != "session" or about.get("format") != FORMAT:
+    found = about.get("format") if topic == "session" and isinstance(about, dict) else None
+    if type(found) is not int:
         raise MediaError(path, "is not a recorded session", "record one with `edge run --record`")
+    if found != FORMAT:
+        other = "an older" if found < FORMAT else "a newer"
+        raise MediaError(
+            path,
+            f"is a recorded session of format {found}, and this version reads {FORMAT}",
+            f"replay it with {other} Omni Edge, or record it again with `edge run --record`",
+        )
     return about, _steps(messages)
 
 
