@@ -68,7 +68,8 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     button: Literal["begin", "commit", "cancel"]
 
 
-LARGE_BODY_BYTES = 1 << 14
+LARGE_BODY_BYTES = 1 << 12
+"""So much holds no picture, and no format that takes more than 20 ms to check."""
 _SHUTDOWN_S = 1.0
 _LINGERING_S = 1.0
 """So long the rest of a request is read that was refused before it was complete."""
@@ -218,7 +219,7 @@ class _Api:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         parts = (body, self._model_name, self._config, self._thinking_sampling)
-        # Pictures and sounds take their time to decode; others are served meanwhile.
+        # Pictures, sounds and formats take their time; others are served meanwhile.
         is_large = len(body) > LARGE_BODY_BYTES
         try:
             asked = (

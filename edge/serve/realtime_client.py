@@ -233,7 +233,9 @@ class Client:
         elif isinstance(event, ResponseCancel):
             self._cancel(event.response_id)
         elif isinstance(event, SessionUpdate):
-            self._settings = changed(self._settings, event.session, self._config)
+            # A format may take its time to check; others are served meanwhile.
+            parts = self._settings, event.session, self._config
+            self._settings = await asyncio.to_thread(changed, *parts)
             self._topics = frozenset((self._settings.edge and self._settings.edge.events) or ())
             self._sound.detect_turns(vad_of(self._settings) is not None)
             self._say(SessionUpdated(session=self._settings))
@@ -294,7 +296,10 @@ class Client:
                 self._respond(_Wanted(ResponseSettings()), by_voice=True)
 
     async def _create(self, settings: ResponseSettings) -> None:
-        """Decode the input, if it has one of its own; others are served meanwhile."""
+        """Decode the input and check the format, if it has its own; others are served meanwhile."""
+        if settings.tools or settings.edge is not None:  # the answer is then known to the cache
+            own = self._config, self._thinking_sampling
+            await asyncio.to_thread(question_of, self._settings, settings, [], *own)
         if settings.input is None:
             self._respond(_Wanted(settings))
             return
