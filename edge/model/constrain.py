@@ -22,6 +22,8 @@ from edge.types import Float32
 
 MAX_GRAMMAR_CHARACTERS = 1 << 16
 """Compiling one takes the loop's time: at worst, thousands of properties, 2 s of it."""
+MAX_KNOWN_GRAMMARS = 64
+"""Of which it is remembered whether they can be followed: a client asks by the same again."""
 _COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 _BEFORE_ABSTENTION = '"whitespace_flexible": false}} | '
 FRAME_FORMAT = "edge.frame"
@@ -173,11 +175,17 @@ def _checked(name: str, grammar: str) -> str:
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
         problem = f"is a grammar of {len(grammar)} characters, more than {MAX_GRAMMAR_CHARACTERS}"
         raise ProtocolError(name, problem, "simplify it")
-    problem = llguidance.LLMatcher.validate_grammar(grammar)
+    problem = _problem_of(grammar)
     if problem and not problem.startswith("WARNING"):
         line = " ".join(problem.split()).replace(";", ",")
         raise ProtocolError(name, f"cannot be followed ({line[:300]})", "simplify it")
     return grammar
+
+
+@functools.lru_cache(maxsize=MAX_KNOWN_GRAMMARS)
+def _problem_of(grammar: str) -> str:
+    """What llguidance says of a grammar; without the interpreter's lock, for up to 2 s."""
+    return str(llguidance.LLMatcher.validate_grammar(grammar))
 
 
 @functools.lru_cache(maxsize=2)

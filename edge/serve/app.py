@@ -80,7 +80,8 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     button: Literal["begin", "commit", "cancel"]
 
 
-LARGE_BODY_BYTES = 1 << 14
+LARGE_BODY_BYTES = 1 << 12
+"""So much holds no picture, and no format that takes more than 20 ms to check."""
 _MEDIA = re.compile(rb'image|audio|video|\\u|previous_|"id"')
 """What a small body may hold that is large when it is decoded; kept pictures too."""
 _SHUTDOWN_S = 1.0
@@ -286,7 +287,7 @@ class _Api:
         """What a request asks."""
         body = await request.read()
         parts = (body, self._model_name, self._config, self._thinking_sampling)
-        # Pictures and sounds take their time to decode; others are served meanwhile.
+        # Pictures, sounds and formats take their time; others are served meanwhile.
         is_large = len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None
         try:
             return await asyncio.to_thread(parse, *parts) if is_large else parse(*parts)

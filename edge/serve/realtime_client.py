@@ -245,7 +245,7 @@ class Client:
 
     async def _do(self, kind: type[Any], wanted: Json, event_id: str | None) -> None:
         if kind is SessionUpdate:
-            self._update(_part(wanted, "session"), event_id)
+            await self._update(_part(wanted, "session"), event_id)
             return
         if kind is ResponseCreate:
             settings, refused, unheard = response_settings(_part(wanted, "response"))
@@ -304,10 +304,12 @@ class Client:
     def _format(self) -> SoundFormat:
         return format_of(self._settings)
 
-    def _update(self, wanted: Json, event_id: str | None) -> None:
+    async def _update(self, wanted: Json, event_id: str | None) -> None:
         """Change what can be changed, and tell of the rest."""
         before = self._topics
-        self._settings, refused, unheard = changed(self._settings, wanted, self._config)
+        # A format may take its time to check; others are served meanwhile.
+        parts = self._settings, wanted, self._config
+        self._settings, refused, unheard = await asyncio.to_thread(changed, *parts)
         self._topics = frozenset((self._settings.edge and self._settings.edge.events) or ())
         if self._sound.detect_turns(vad_of(self._settings) is not None):
             self._stopped(self._sound.heard_ms)
@@ -366,7 +368,10 @@ class Client:
             self._add(sound_entry(sound, item_id))
 
     async def _create(self, settings: ResponseSettings) -> None:
-        """Decode the input, if it has one of its own; others are served meanwhile."""
+        """Decode the input and check the format, if it has its own; others are served meanwhile."""
+        if settings.tools or settings.edge is not None:  # the answer is then known to the cache
+            own = self._config, self._thinking_sampling
+            await asyncio.to_thread(question_of, self._settings, settings, [], *own)
         if settings.input is None:
             self._respond(_Wanted(settings))
             return

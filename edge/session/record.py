@@ -376,8 +376,16 @@ def read(path: Path) -> Recorded:
         topic, about = next(messages, ("", {}))
     except _CutError as cut:
         topic, about = str(cut), {}
-    if topic != "session" or not isinstance(about, dict) or about.get("format") != FORMAT:
+    found = about.get("format") if topic == "session" and isinstance(about, dict) else None
+    if type(found) is not int:
         raise MediaError(path, "is not a recorded session", "record one with `edge run --record`")
+    if found != FORMAT:
+        other = "an older" if found < FORMAT else "a newer"
+        raise MediaError(
+            path,
+            f"is a recorded session of format {found}, and this version reads {FORMAT}",
+            f"replay it with {other} Omni Edge, or record it again with `edge run --record`",
+        )
     return Recorded(path, about, messages)
 
 

@@ -12,6 +12,7 @@ import time
 import wave
 from dataclasses import replace
 
+import llguidance
 import numpy as np
 import openai
 import pytest
@@ -699,6 +700,62 @@ def test_others_are_served_while_the_input_of_a_response_is_decoded(path, monkey
         served_meanwhile.set()
         client.until("response.done")
     assert len(session.questions[0].messages[-1].media) == 1
+
+
+@pytest.mark.parametrize("where", ["session", "response", "tools", "a spoken turn"])
+def test_others_are_served_while_a_format_is_checked(path, monkeypatch, speech, where):
+    """Up to two seconds for one of 64 kB: never in the event loop's thread, not even once more."""
+    checking, served_meanwhile, in_the_loop = threading.Event(), threading.Event(), []
+    matcher = llguidance.LLMatcher
+
+    class Slow:
+        grammar_from_lark = staticmethod(matcher.grammar_from_lark)
+
+        @staticmethod
+        def validate_grammar(grammar):
+            in_the_loop.append(asyncio._get_running_loop() is not None)
+            checking.set()
+            assert in_the_loop[-1] or served_meanwhile.wait(TIMEOUT_S)
+            return matcher.validate_grammar(grammar)
+
+    monkeypatch.setattr("edge.model.constrain.llguidance.LLMatcher", Slow)
+    schema = {"type": "object", "properties": {where: {}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    wanted = {"edge": {"response_format": form}}
+    if where == "tools":
+        tool = {"type": "function", "name": "move", "parameters": schema}
+        wanted = {"tools": [tool], "tool_choice": "required"}
+    with wave.open(str(speech / "Front_Center.wav")) as file:
+        words = np.frombuffer(file.readframes(file.getnframes()), "<i2")[::2] / (1 << 15)
+    session = ScriptedSession(answer("x"))
+    with served(path, session), connected(path) as client, http(path) as other:
+        if where in ("response", "tools"):
+            client.send("response.create", response=wanted)
+        else:
+            client.send("session.update", session={"type": "realtime", **wanted})
+        assert checking.wait(TIMEOUT_S)
+        assert other.get("/healthz").status_code == 200
+        served_meanwhile.set()
+        if where == "session":
+            client.send("response.create")
+        if where == "a spoken turn":
+            sound = np.concatenate([words, np.zeros(24_000)])
+            client.send("input_audio_buffer.append", audio=pcm(sound))
+        client.until("response.done")
+    assert session.questions[0].grammar
+    assert in_the_loop == [False]
+
+
+def test_a_format_that_cannot_be_followed_is_told_with_its_event(path):
+    form = {"type": "regex", "regex": "(?=a)b"}
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        wanted = {"edge": {"response_format": form}}
+        client.send("response.create", event_id="mine", response=wanted)
+        error = client.until("error")["error"]
+        assert error["event_id"] == "mine"
+        assert "regex: cannot be followed" in error["message"]
+        client.send("response.create")
+        client.until("response.done")
 
 
 def test_the_input_of_a_response_is_bounded(path, monkeypatch):
