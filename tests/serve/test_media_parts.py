@@ -16,13 +16,23 @@ from make_media import write_video
 from serve.scripted import DONE, MODEL, TIMEOUT_S, ScriptedSession, answer, served
 from serve.test_fields import CONFIG, refused
 
+from build_engine.bundle import build_bundle
+from edge.clock import VirtualClock
+from edge.engines.bundle import Bundle
+from edge.engines.cpu import CpuEngine
 from edge.errors import MediaError
+from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
+from edge.model.tokenizer import Tokenizer
 from edge.senses.clip import decode_video
 from edge.serve import messages
 from edge.serve.chat import parse_request
 from edge.serve.response_items import KeptOf
 from edge.serve.responses import parse_request as parse_response
+from edge.session.answer import answer as answered
+from edge.session.context import LiveContext
+from edge.session.live_prompt import LivePrompt
+from edge.session.turn import Turn
 from edge.types import Film, Picture, Sound
 
 pytest_plugins = ["media"]
@@ -272,3 +282,24 @@ def test_media_of_all_requests_are_bounded_together(tmp_path, film, monkeypatch)
         refused = client.post("/v1/chat/completions", json=two)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "over_capacity")
         assert client.post("/v1/chat/completions", json=cookbook(film)).status_code == 200
+
+
+def test_the_trained_model_sees_a_film_of_a_request(tmp_path):
+    """The demo's film, sent instead of played: a triangle, a circle and a square move."""
+    assets = Path(__file__).resolve().parent.parent / "assets"
+    build_bundle(assets / "tiny_omni", tmp_path / "bundle", "cpu", lambda *_: None)
+    engine = CpuEngine(Bundle(tmp_path / "bundle"), n_threads=1)
+    engine.load_encoders()
+    prompt = LivePrompt(Tokenizer(tmp_path / "bundle"), ChatTemplate(tmp_path / "bundle"), "")
+    anchor, separator = prompt.anchor(), prompt.separator()
+    context = LiveContext(engine, anchor, separator, max_tokens=400, keep_tokens=200)
+    film = (assets / "session/session.mp4").read_bytes()
+    body = {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "What do you see?"}]}]
+    }
+    body["messages"][0]["content"].append(url(film))
+    request = parse_request(json.dumps(body).encode(), MODEL, CONFIG, Sampling())
+    said: list[Any] = []
+    answered(context, prompt, Turn(request.question, 0, said.append), VirtualClock())
+    text = "".join(event.text for event in said)
+    assert {*text.split(", ")} == {"a green triangle", "a red circle", "a blue square"}
