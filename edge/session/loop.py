@@ -312,7 +312,7 @@ class LiveLoop:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
             self._deliver(turn.deliver, Failed(_STOPPING))
-        self._conversation.close()
+        self._conversation.close(_STOPPING)
         self._triggers.close()
         self._answers.fail_all(_STOPPING)
 
