@@ -16,7 +16,7 @@ from typing import Any
 from edge.clock import NS_PER_S, Clock
 from edge.config import Config
 from edge.engines.engine import AnyEngine
-from edge.errors import CapacityError
+from edge.errors import CapacityError, EdgeError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import (
     Ended,
@@ -130,6 +130,7 @@ class Conversation:
         self._speculation: _Speculation | None = None
         self._answered: Turn | None = None
         self._speaker: _Speaker | None = None
+        self._is_entering = False  # a question that was told to be one, and is not begun
 
     def hear(self, sense: Sense[Any], events: list[TurnEvent]) -> None:
         """Take what has happened in the microphone's newest sound."""
@@ -164,14 +165,20 @@ class Conversation:
         self.hear(speaker.sense, speaker.sense.miss(now_ns - speaker.heard_ns))
         return True
 
-    def close(self) -> None:
-        """The session ends."""
+    def close(self, error: EdgeError) -> None:
+        """The session ends, perhaps while a question enters the context."""
         if self._speaker is not None:
             self._stop(self._clock.now_ns())
+        if self._is_entering:
+            self._fail(error)
 
     def _stop(self, end_ns: int, *, is_asked: bool = False) -> None:
-        self._speaker = None
+        self._speaker, self._is_entering = None, is_asked
         self._deliver(SpeechStopped(end_ns, is_asked))
+
+    def _fail(self, error: EdgeError) -> None:
+        self._is_entering = False
+        self._deliver(Failed(error))
 
     def interrupt(self) -> None:
         """Somebody speaks: the answer to the last spoken question ends."""
@@ -232,15 +239,14 @@ class Conversation:
             self._intake.settle()
         else:  # those who have heard that somebody speaks hear that there is no answer
             remedy = "see why in edge.refused, or speak for less long"
-            error = CapacityError("spoken question", "did not enter the context", remedy)
-            self._deliver(Failed(error))
+            self._fail(CapacityError("spoken question", "did not enter the context", remedy))
             return
         turn = self._turn(utterance, self._deliver, "operator" if ended.held else "ambient")
         self._begin(turn)
         self._answers.open(turn)
 
     def _begin(self, turn: Turn) -> None:
-        self._answered = turn
+        self._answered, self._is_entering = turn, False
         newest = self._context.evidence()[-1:]
         where = newest[0] if newest else Evidence("", turn.asked_ns, turn.asked_ns)
         self._deliver(Spoken(turn.asked_ns, where))

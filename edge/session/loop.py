@@ -315,7 +315,7 @@ class LiveLoop:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
             self._deliver(turn.deliver, Failed(_stopping()))
-        self._conversation.close()
+        self._conversation.close(_stopping())
         self._triggers.close()
         self._answers.fail_all(_stopping())
 

@@ -522,6 +522,19 @@ def fail(robot):
     assert ends == [[Failed], [Failed]]
 
 
+def test_a_spoken_question_that_a_broken_engine_swallows_has_an_end(robot):
+    robot = robot(answer={"remember": True})  # so that nothing is begun before the end
+    robot.hears(10, SPEECH)
+    robot.hears(MIN_SILENCE_BLOCKS - 1, SILENCE)
+    robot.loop._context.engine = Broken(robot.loop._context.engine)
+    robot.senses[0]._perceiver._engine = robot.loop._context.engine
+    robot.hears(1, SILENCE, work=False)
+    with pytest.raises(EngineError, match="encode_audio"):
+        robot.loop.run()
+    assert robot.kinds() == [SpeechStarted, SpeechStopped, Failed]
+    assert robot.events[1].is_asked
+
+
 @pytest.mark.parametrize("n_paused", [0, SOFT_END_BLOCKS + 2])
 @pytest.mark.parametrize(
     ("mode", "end", "is_asked"),
