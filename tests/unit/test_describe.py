@@ -191,7 +191,7 @@ def test_inspect_counts_the_scales_with_their_weights(checkpoint, tmp_path, caps
     assert rows["language_model.lm_head.weight"].format == "float32"
     assert rows[f"{root}.gate.weight"].format == "float32"
     towers = [name for name in rows if name.startswith(("vision_model", "sound_encoder"))]
-    assert {name for name in towers} == {"vision_model.*", "sound_encoder.*"}
+    assert set(towers) == {"vision_model.*", "sound_encoder.*"}
     source = sum(row.n for row in describe(checkpoint("base")).rows)
     assert sum(row.n for row in told.rows) == source
 
