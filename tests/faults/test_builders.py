@@ -85,104 +85,6 @@ def test_shards_of_which_nobody_knows_what_they_were_made_are_made_again(source,
     assert files(tmp_path / "out") == files(tmp_path / "again") != files(tmp_path / "whole")
 
 
-def identity(folder):
-    return json.loads((folder / "provenance.json").read_text())["checkpoint"]
-
-
-def test_the_identity_of_a_checkpoint_is_that_of_its_weights(source, tmp_path, capsys):
-    def built(name):
-        out = tmp_path / name
-        assert cli.main(["bundle", str(source), str(out), "--target", "cpu", "--json"]) == 0
-        assert run(capsys, source, tmp_path / f"{name}-q")[0] == 0
-        return Bundle(out).manifest.checkpoint_sha256, identity(tmp_path / f"{name}-q")
-
-    first = built("first")
-    whole = {}
-    for path in [*source.glob("*.safetensors")]:
-        file = SafetensorsFile(path)
-        whole |= {name: file.tensor(name).copy() for name in file.names()}
-        path.unlink()
-    (source / "model.safetensors.index.json").unlink(missing_ok=True)
-    write_safetensors(source / "model.safetensors", whole)
-    assert built("in-one-shard") == first
-    change(source)
-    other = built("other")
-    assert other[0] != first[0]
-    assert other[1] != first[1]
-    interrupted(source, tmp_path / "resumed-q")
-    assert run(capsys, source, tmp_path / "resumed-q")[0] == 0
-    assert identity(tmp_path / "resumed-q") == other[1]
-
-
-def test_the_identity_needs_what_was_read(source):
-    opened = Checkpoint(source)
-    before = opened.sha256()
-    name = "language_model.backbone.norm_f.weight"
-    opened.finite(name, opened.shape(name))
-    assert opened.sha256() != before
-
-
-@pytest.mark.parametrize("command", [["bundle", "--target", "cpu"], ["quantize", *W4A16]])
-def test_a_second_builder_is_refused_and_the_first_goes_on(source, tmp_path, capsys, command):
-    out = tmp_path / "out"
-    words = [command[0], str(source), str(out), *command[1:], "--json"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], cwd=ROOT, **pipes) as first:
-        assert first.stdout.readline() == b"has it\n"
-        mine = work_folder(out) / "mine"
-        mine.write_text("precious")
-        assert cli.main(words) == 78
-        said = capsys.readouterr().err
-        assert f"{work_folder(out)}: is being built by process {first.pid}; wait for it" in said
-        assert mine.read_text() == "precious"
-        first.kill()
-    mine.unlink()
-    assert cli.main(words) == 0  # a lock does not outlive its process
-    assert not work_folder(out).exists()
-
-
-@pytest.mark.parametrize("command", [["bundle", "--target", "cpu"], ["quantize", *W4A16]])
-def test_builders_that_start_at_any_time_leave_one_whole_result(source, tmp_path, command):
-    """What is there at the end is what one alone makes, and who did not make it says so."""
-    program = [sys.executable, "-m", "build_engine.cli", command[0], str(source)]
-    whole = [*program, str(tmp_path / "whole"), *command[1:]]
-    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
-    out = [*program, str(tmp_path / "out"), *command[1:]]
-    builders = [
-        subprocess.Popen(out, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(3)
-    ]
-    said = [builder.communicate()[1].decode() for builder in builders]
-    codes = [builder.returncode for builder in builders]
-    assert codes.count(0) == 1, said
-    others = [text for code, text in zip(codes, said, strict=True) if code]
-    assert all("is being built by" in text or "exists already" in text for text in others), said
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_a_folder_that_its_builder_renames_is_not_taken_for_the_next(tmp_path):
-    """Who opened it just before has the lock of what is finished now, and none of the new one."""
-    out = tmp_path / "out"
-    with building(out) as folder:
-        folder.rename(out)
-    shutil.rmtree(out)
-    with building(out) as folder:
-        assert folder.is_dir()
-
-
-def test_a_file_is_hashed_when_it_is_written_and_when_it_is_verified(source, tmp_path, monkeypatch):
-    hashed = Counter()
-
-    def counted(path, *, give_back=False):
-        hashed[path.name] += 1
-        return file_entry(path, give_back=give_back)
-
-    monkeypatch.setattr("edge.engines.bundle.file_entry", counted)
-    monkeypatch.setattr("build_engine.bundle.file_entry", counted)
-    manifest = build_bundle(source, tmp_path / "out", "cpu", lambda *_: None)
-    assert hashed == dict.fromkeys(manifest.files, 2)
-
-
 def test_progress_is_told_stage_by_stage_to_the_end_of_each(source, tmp_path):
     told = []
     manifest = build_bundle(source, tmp_path / "out", "cpu", lambda *step: told.append(step))
@@ -281,3 +183,101 @@ def test_a_folder_is_had_by_one_at_a_time_and_given_back(tmp_path):
     with pytest.raises(ConfigurationError, match=problem), building(out):
         pass
     assert len(os.listdir("/proc/self/fd")) == n_open
+
+
+def identity(folder):
+    return json.loads((folder / "provenance.json").read_text())["checkpoint"]
+
+
+def test_the_identity_of_a_checkpoint_is_that_of_its_weights(source, tmp_path, capsys):
+    def built(name):
+        out = tmp_path / name
+        assert cli.main(["bundle", str(source), str(out), "--target", "cpu", "--json"]) == 0
+        assert run(capsys, source, tmp_path / f"{name}-q")[0] == 0
+        return Bundle(out).manifest.checkpoint_sha256, identity(tmp_path / f"{name}-q")
+
+    first = built("first")
+    whole = {}
+    for path in [*source.glob("*.safetensors")]:
+        file = SafetensorsFile(path)
+        whole |= {name: file.tensor(name).copy() for name in file.names()}
+        path.unlink()
+    (source / "model.safetensors.index.json").unlink(missing_ok=True)
+    write_safetensors(source / "model.safetensors", whole)
+    assert built("in-one-shard") == first
+    change(source)
+    other = built("other")
+    assert other[0] != first[0]
+    assert other[1] != first[1]
+    interrupted(source, tmp_path / "resumed-q")
+    assert run(capsys, source, tmp_path / "resumed-q")[0] == 0
+    assert identity(tmp_path / "resumed-q") == other[1]
+
+
+def test_the_identity_needs_what_was_read(source):
+    opened = Checkpoint(source)
+    before = opened.sha256()
+    name = "language_model.backbone.norm_f.weight"
+    opened.finite(name, opened.shape(name))
+    assert opened.sha256() != before
+
+
+@pytest.mark.parametrize("command", [["bundle", "--target", "cpu"], ["quantize", *W4A16]])
+def test_a_second_builder_is_refused_and_the_first_goes_on(source, tmp_path, capsys, command):
+    out = tmp_path / "out"
+    words = [command[0], str(source), str(out), *command[1:], "--json"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], cwd=ROOT, **pipes) as first:
+        assert first.stdout.readline() == b"has it\n"
+        mine = work_folder(out) / "mine"
+        mine.write_text("precious")
+        assert cli.main(words) == 78
+        said = capsys.readouterr().err
+        assert f"{work_folder(out)}: is being built by process {first.pid}; wait for it" in said
+        assert mine.read_text() == "precious"
+        first.kill()
+    mine.unlink()
+    assert cli.main(words) == 0  # a lock does not outlive its process
+    assert not work_folder(out).exists()
+
+
+@pytest.mark.parametrize("command", [["bundle", "--target", "cpu"], ["quantize", *W4A16]])
+def test_builders_that_start_at_any_time_leave_one_whole_result(source, tmp_path, command):
+    """What is there at the end is what one alone makes, and who did not make it says so."""
+    program = [sys.executable, "-m", "build_engine.cli", command[0], str(source)]
+    whole = [*program, str(tmp_path / "whole"), *command[1:]]
+    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True)
+    out = [*program, str(tmp_path / "out"), *command[1:]]
+    builders = [
+        subprocess.Popen(out, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    said = [builder.communicate()[1].decode() for builder in builders]
+    codes = [builder.returncode for builder in builders]
+    assert codes.count(0) == 1, said
+    others = [text for code, text in zip(codes, said, strict=True) if code]
+    assert all("is being built by" in text or "exists already" in text for text in others), said
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_folder_that_its_builder_renames_is_not_taken_for_the_next(tmp_path):
+    """Who opened it just before has the lock of what is finished now, and none of the new one."""
+    out = tmp_path / "out"
+    with building(out) as folder:
+        folder.rename(out)
+    shutil.rmtree(out)
+    with building(out) as folder:
+        assert folder.is_dir()
+
+
+def test_a_file_is_hashed_when_it_is_written_and_when_it_is_verified(source, tmp_path, monkeypatch):
+    hashed = Counter()
+
+    def counted(path, *, give_back=False):
+        hashed[path.name] += 1
+        return file_entry(path, give_back=give_back)
+
+    monkeypatch.setattr("edge.engines.bundle.file_entry", counted)
+    monkeypatch.setattr("build_engine.bundle.file_entry", counted)
+    manifest = build_bundle(source, tmp_path / "out", "cpu", lambda *_: None)
+    assert hashed == dict.fromkeys(manifest.files, 2)
