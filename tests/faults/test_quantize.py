@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
 import random
 import shutil
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +22,7 @@ from synthesize_checkpoint import synthesize
 
 from build_engine import cli
 from build_engine.checkpoint import Checkpoint
+from build_engine.decoder_weights import packed_tensors
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import load_recipe
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
@@ -496,3 +500,212 @@ def test_a_head_that_nothing_calibrates(checkpoint, tmp_path, capsys):
     code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
     assert code == 78
     assert "lm_head: is to be fp8 by this recipe, and nothing calibrates its input" in line
+
+
+def job_of(source: Path, out: Path, recipe: str = "w4a16", samples=()) -> Job:
+    return Job(Checkpoint(source), load_recipe(recipe), samples, out)
+
+
+def shards_of(folder: Path) -> dict[str, list[str]]:
+    """Tensors by shard, in the order of the shards."""
+    return {p.name: SafetensorsFile(p).names() for p in sorted(folder.glob("*.safetensors"))}
+
+
+def test_each_block_is_a_shard_and_the_rest_follows_in_pieces(checkpoint, tmp_path, monkeypatch):
+    """A piece ends before it would pass the bound; a larger tensor is a piece of its own."""
+    source = Checkpoint(checkpoint("base"))
+    others = [n for n in source.names() if not n.startswith("language_model.backbone.layers.")]
+    sizes = [source.n_bytes(name) for name in others]
+    bound = sizes[0] + sizes[1] + sizes[2]
+    monkeypatch.setattr("build_engine.quantize.OTHERS_BYTES", bound)
+    quantize(job_of(source.folder, tmp_path / "out"), lambda *_: None)
+    shards = shards_of(tmp_path / "out")
+    assert list(shards) == [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
+    ]
+    n_layers = len(source.spec.decoder.pattern)
+    assert len(shards) > n_layers + 2
+    names = list(shards.values())
+    for layer in range(n_layers):
+        root = f"language_model.backbone.layers.{layer}."
+        assert all(name.startswith(root) for name in names[layer])
+    pieces = names[n_layers:]
+    assert sorted(pieces[0]) == sorted(others[:3])  # exactly the bound
+    together = [sum(map(source.n_bytes, piece)) for piece in pieces]
+    for piece, size, following in zip(pieces, together, pieces[1:], strict=False):
+        assert size <= bound or len(piece) == 1
+        first = min(following, key=others.index)
+        assert size + source.n_bytes(first) > bound
+
+
+def test_progress_is_told_in_bytes_of_the_source(checkpoint, tmp_path):
+    source, told = Checkpoint(checkpoint("base")), []
+    counts = quantize(job_of(source.folder, tmp_path / "out"), lambda *step: told.append(step))
+    assert counts == {"bf16": 1, "w4a16": 116}
+    total = sum(map(source.n_bytes, source.names()))
+    assert {of for _, of in told} == {total}
+    done = [n for n, _ in told]
+    assert done == sorted(set(done))
+    assert done[-1] == total
+    assert len(told) == len(shards_of(tmp_path / "out"))
+
+
+def test_what_a_quantized_checkpoint_says_of_itself(checkpoint, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(checkpoint("base"), source)
+    texts = ("a.json", "b.jinja", "c.py", "d.txt", "e.model")
+    ours = ("hf_quant_config.json", "provenance.json", "model.safetensors.index.json")
+    for name in (*texts, "f.bin", "g.md"):
+        (source / name).write_text(f"text of {name}")
+    (source / "provenance.json").write_text('"another"')
+    job = job_of(source, out)
+    quantize(job, lambda *_: None)
+    weights = {name for name in files(out) if name.endswith(".safetensors")}
+    small = {p.name for p in source.iterdir() if p.suffix in (".json", ".jinja")}
+    assert set(files(out)) == weights | small | {*texts, *ours}
+    for name in texts:
+        assert (out / name).read_text() == f"text of {name}"
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    shards = {name: SafetensorsFile(out / name) for name in weights}
+    assert index["weight_map"] == {n: s for s, file in shards.items() for n in file.names()}
+    assert index["metadata"] == {
+        "total_size": sum(sum(map(file.n_bytes, file.names())) for file in shards.values())
+    }
+    told = json.loads((out / "provenance.json").read_text())
+    assert told["checkpoint"] == job.checkpoint.sha256()
+    assert told["recipe"]["description"] == job.recipe.description
+    assert (told["calibration_sha256"], told["calibration_tokens"]) == (None, 0)
+    assert set(told["versions"]) == {"omni-edge", "numpy"}
+    config = json.loads((out / "config.json").read_text())
+    said = config.pop("quantization_config")
+    assert config == job.checkpoint.config
+    assert said["quant_algo"] == "W4A16_NVFP4"
+    quantized = json.loads((out / "hf_quant_config.json").read_text())["quantization"]
+    assert quantized["quant_algo"] == "W4A16_NVFP4"
+    # whatever is kept is named, what is quantized is not
+    modules = [name.removesuffix(".weight") for name in index["weight_map"]]
+    excluded = quantized["exclude_modules"]
+    assert said["ignore"] == excluded
+    written = Checkpoint(out)
+    for module in modules:
+        packed = written.has(f"{module}.weight_scale")
+        named = any(fnmatch.fnmatchcase(module, pattern) for pattern in excluded)
+        is_matrix = written.has(f"{module}.weight") and len(written.shape(f"{module}.weight")) > 1
+        assert not (packed and named), module
+        assert packed or named or not is_matrix, module
+
+
+@pytest.mark.parametrize("recipe", ["w4a16", "bf16"])
+def test_exactly_enough_room_on_the_disk_is_enough(
+    checkpoint, tmp_path, capsys, monkeypatch, recipe
+):
+    """What will be written, and a quarter of a GiB."""
+    assert run(capsys, checkpoint("base"), tmp_path / "whole", recipe)[0] == 0
+    written = 0
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        file = SafetensorsFile(path)
+        for name in file.names():
+            written += file.n_bytes(name) if not name.endswith("_scale_2") else 0
+    needed = written + 2**28
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    code, line = refused(capsys, checkpoint("base"), tmp_path, recipe)
+    assert (code, f"out: needs {needed / 1e9:.1f} GB, " in line) == (78, True)
+    shutil.rmtree(tmp_path / ".out.partial")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    assert run(capsys, checkpoint("base"), tmp_path / "out", recipe)[0] == 0
+
+
+def test_a_run_that_goes_on_needs_room_for_what_is_left(checkpoint, tmp_path, capsys, monkeypatch):
+    assert run(capsys, checkpoint("base"), tmp_path / "whole")[0] == 0
+    interrupted(checkpoint("base"), tmp_path / "out", n_units=4)
+    there = {path.name for path in (tmp_path / ".out.partial").glob("*.safetensors")}
+    left = [p for p in (tmp_path / "whole").glob("*.safetensors") if p.name not in there]
+    needed = 2**28 + sum(path.stat().st_size for path in left)  # with headers: a little more
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert run(capsys, checkpoint("base"), tmp_path / "out")[0] == 0
+
+
+@pytest.fixture
+def fake_calibration(monkeypatch):
+    """Stands for ModelOpt: each block adds 1 to all rows, and reports what reached it."""
+    seen: dict[int, list[float]] = {}
+
+    def calibrate_block(checkpoint, layer, samples):
+        seen[layer] = [float(rows[0, 0]) for rows in samples]
+        names = [packed.name for packed in packed_tensors(checkpoint.spec.decoder) if packed.matrix]
+        names = [name for name in names if name.startswith(f"layers.{layer}.")]
+        largest = dict.fromkeys(names, 1.0 + layer)
+        largest |= {f"{name}.output": 44.8 for name in names}
+        return [rows + 1 for rows in samples], largest
+
+    fake = ModuleType("build_engine.calibrate")
+    fake.calibrate_block = calibrate_block
+    fake.versions = lambda: {"modelopt": "0.47.0", "torch": "2.13"}
+    monkeypatch.setitem(sys.modules, "build_engine.calibrate", fake)
+    monkeypatch.setattr("build_engine.quantize.find_spec", lambda name: object())
+    return seen
+
+
+SAMPLES = (np.full((3, 64), 5, np.float32), np.full((2, 64), 7, np.float32))
+KV_RECIPE = """
+description = "all that is calibrated"
+kv_cache = "fp8"
+rules = [{modules = "*.experts.*", format = "nvfp4"}, {modules = "*_proj", format = "fp8"}]
+"""
+
+
+def test_samples_go_from_block_to_block_and_scales_come_of_them(
+    checkpoint, tmp_path, fake_calibration
+):
+    (tmp_path / "own.toml").write_text(KV_RECIPE)
+    job = job_of(checkpoint("base"), tmp_path / "out", str(tmp_path / "own.toml"), SAMPLES)
+    quantize(job, lambda *_: None)
+    pattern = job.checkpoint.spec.decoder.pattern
+    assert fake_calibration == {i: [5.0 + i, 7.0 + i] for i in range(len(pattern))}
+    out = Checkpoint(tmp_path / "out")
+    mixer = "language_model.backbone.layers.{}.mixer."
+    for layer, letter in enumerate(pattern):
+        at = mixer.format(layer)
+        scaled = [n for n in out.names() if n.startswith(at) and n.endswith("input_scale")]
+        assert scaled
+        for name in scaled:
+            by = 2688 if ".experts." in name else 448
+            assert out.float32(name, ()) == np.float32(1 + layer) / np.float32(by)
+        kept = {n for n in out.names() if n.startswith(at) and n.endswith(("k_scale", "v_scale"))}
+        expected = {f"{at}{kind}_proj.{kind}_scale" for kind in "kv"} if letter == "*" else set()
+        assert kept == expected
+        for name in kept:
+            assert out.float32(name, ()) == np.float32(44.8) / np.float32(448)
+    told = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    digest = hashlib.sha256(b"".join(rows.tobytes() for rows in SAMPLES)).hexdigest()
+    assert (told["calibration_sha256"], told["calibration_tokens"]) == (digest, 5)
+    assert set(told["versions"]) == {"omni-edge", "numpy", "modelopt", "torch"}
+    assert out.config["quantization_config"]["kv_cache_scheme"]["num_bits"] == 8
+    assert not list((tmp_path / "out").glob("samples-*"))
+
+
+def test_a_calibration_goes_on_with_the_samples_as_they_were(
+    checkpoint, tmp_path, fake_calibration
+):
+    (tmp_path / "own.toml").write_text(KV_RECIPE)
+    recipe = str(tmp_path / "own.toml")
+    quantize(job_of(checkpoint("base"), tmp_path / "whole", recipe, SAMPLES), lambda *_: None)
+    told = []
+
+    def progress(*_: int) -> None:
+        told.append(None)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(job_of(checkpoint("base"), tmp_path / "out", recipe, SAMPLES), progress)
+    other = (SAMPLES[0], SAMPLES[1] + 1)
+    with pytest.raises(ConfigurationError, match="samples or versions differ"):
+        quantize(job_of(checkpoint("base"), tmp_path / "out", recipe, other), progress)
+    fake_calibration.clear()
+    quantize(job_of(checkpoint("base"), tmp_path / "out", recipe, SAMPLES), lambda *_: None)
+    assert fake_calibration[3] == [8.0, 10.0]
+    assert min(fake_calibration) == 3
+    assert files(tmp_path / "out") == files(tmp_path / "whole")

@@ -176,3 +176,86 @@ def test_what_is_said_of_one_format_and_of_several():
     assert embedded["quantized_layers"] == layers
     targets = [group["targets"] for group in embedded["config_groups"].values()]
     assert targets == [["l.a"], ["l.b"]]
+
+
+FP8 = {"dynamic": False, "num_bits": 8, "type": "float"}
+FP4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
+SAID = {
+    "fp8": ({"quant_algo": "FP8"}, {"input_activations": FP8, "weights": FP8}),
+    "nvfp4": (
+        {"quant_algo": "NVFP4", "group_size": 16}, {"input_activations": FP4, "weights": FP4}
+    ),
+    "w4a16": ({"quant_algo": "W4A16_NVFP4", "group_size": 16}, {"weights": FP4}),
+    "int4": (
+        {
+            "quant_algo": "W4A16_AWQ", "group_size": 128, "has_zero_point": False,
+            "pre_quant_scale": True,
+        },
+        {"weights": {"dynamic": False, "num_bits": 4, "type": "int", "group_size": 128}},
+    ),
+}  # fmt: skip
+"""By format what ModelOpt 0.47.0 writes of a linear, and of a group of them in config.json."""
+
+
+@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("kv_cache", ["bf16", "fp8"])
+def test_all_that_is_said_of_one_format(name, kv_cache):
+    linear, group = SAID[name]
+    told, embedded = quantization_configuration({"a.x": name, "b.x": "bf16"}, ["c.y"], kv_cache)
+    assert told["producer"] == {"name": "modelopt", "version": "0.47.0"}
+    assert told["quantization"] == {
+        "kv_cache_quant_algo": "FP8" if kv_cache == "fp8" else None,
+        **linear,
+        "exclude_modules": ["b*", "c*"],
+    }
+    assert embedded == {
+        "quant_method": "modelopt", "producer": told["producer"], "ignore": ["b*", "c*"],
+        "quant_algo": linear["quant_algo"],
+        "config_groups": {"group_0": {**group, "targets": ["Linear"]}},
+        **({"kv_cache_scheme": FP8} if kv_cache == "fp8" else {}),
+    }  # fmt: skip
+
+
+def test_all_that_is_said_of_several_formats():
+    chosen = {"b": "int4", "a": "int4", "c": "bf16", "d": "fp8"}
+    told, embedded = quantization_configuration(chosen, ["e"], "bf16")
+    layers = {"b": SAID["int4"][0], "a": SAID["int4"][0], "d": SAID["fp8"][0]}
+    assert told["quantization"] == {
+        "quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None, "quantized_layers": layers
+    }  # fmt: skip
+    assert embedded == {
+        "quant_method": "modelopt", "producer": told["producer"], "ignore": [],
+        "quant_algo": "MIXED_PRECISION", "quantized_layers": layers,
+        "config_groups": {
+            "group_0": {**SAID["int4"][1], "targets": ["a", "b"]},
+            "group_1": {**SAID["fp8"][1], "targets": ["d"]},
+        },
+    }  # fmt: skip
+
+
+def test_all_that_is_said_of_a_cache_alone():
+    told, embedded = quantization_configuration({"a": "bf16"}, [], "fp8")
+    assert told["quantization"] == {
+        "quant_algo": None, "kv_cache_quant_algo": "FP8", "quantized_layers": {}
+    }  # fmt: skip
+    assert embedded == {
+        "quant_method": "modelopt", "producer": told["producer"], "ignore": [],
+        "kv_cache_scheme": FP8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kept", "quantized", "patterns"),
+    [
+        (["a.x", "a.y"], ["b.x"], ["a*"]),
+        (["a.x", "a.y"], ["ab.x"], ["a.*"]),
+        (["a.x.p", "a.x.q"], ["a.y"], ["a.x*"]),
+        (["a.x.p"], ["a.x.q"], ["a.x.p"]),
+        (["head"], ["header"], ["head"]),
+        (["a.b.c"], ["a"], ["a.b*"]),
+        (["a.b"], [], ["a*"]),
+        (["b", "a"], [], ["a", "b"]),
+    ],
+)
+def test_patterns_are_the_shortest(kept, quantized, patterns):
+    assert prefix_patterns(kept, quantized) == patterns
