@@ -412,9 +412,11 @@ class Observed:
     """What the turn detectors made of what they were given: events, or an error."""
     taken: Sequence[tuple[str, object]]
     """Which item of which sense, or which question."""
-    status: Status
+    status: Status | None
+    """None after a step that did nothing."""
     triggers: tuple[TriggerStatus, ...]
-    ledger: Sequence[tuple[str, int, Evidence | None]]
+    ledger: Sequence[tuple[str, int, Evidence | None]] | None
+    """None after a step without work of the engine and without events."""
     state: Chained
     """Of the live context, without what an open fork has added."""
     wait_s: float | None
@@ -635,13 +637,23 @@ class Reference:
         same("raised", repr(seen.error), repr(error))
 
     def _compare_standing(self, seen: Observed) -> None:
+        same("live state", seen.state, self.live.state)
+        if seen.ledger is not None:
+            self._compare_ledger(seen.ledger)
+        if seen.status is not None:
+            self._compare_status(seen.status)
+        if seen.triggers or self.book:
+            same("triggers", [*map(plain, seen.triggers)], [*map(plain, self.book.values())])
+        same("may sleep for", seen.wait_s, self._wait_s())
+
+    def _compare_ledger(self, found: Sequence[tuple[str, int, Evidence | None]]) -> None:
         ledger: list[tuple[str, int, Evidence | None]] = [("text", self.live.n_tokens[0], None)]
         for piece, n in zip(self.live.pieces, self.live.n_tokens[1:], strict=True):
             ledger.append((piece.modality, n, piece.evidence))
-        same("ledger", list(seen.ledger), ledger)
-        same("live state", seen.state, self.live.state)
-        same("tokens of the ledger", sum(n for _, n, _ in ledger), seen.state.n_tokens)
-        status = seen.status
+        same("ledger", list(found), ledger)
+        same("tokens of the ledger", sum(n for _, n, _ in ledger), self.live.state.n_tokens)
+
+    def _compare_status(self, status: Status) -> None:
         same("context tokens", status.n_context_tokens, self.live.state.n_tokens)
         if status.n_context_tokens > self.config.context.max_tokens:
             raise Difference(f"{status.n_context_tokens} tokens are above the bound")
@@ -651,9 +663,6 @@ class Reference:
         microphone = self._first_microphone
         same("mode", status.mode, "typed" if microphone is None else microphone.mode)
         same("uptime", status.uptime_ns, self.now - self.start_ns)
-        if seen.triggers or self.book:
-            same("triggers", [*map(plain, seen.triggers)], [*map(plain, self.book.values())])
-        same("may sleep for", seen.wait_s, self._wait_s())
 
     def _counters(self) -> dict[str, int]:
         counts = dict(self.counts)
