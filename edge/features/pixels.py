@@ -56,6 +56,9 @@ def image_grid(
     columns = round(width / patch_size + 0.5)
     shrink = min(math.sqrt(budget_patches / (rows * columns)), 1.0)
     rows, columns = math.floor(shrink * rows), math.floor(shrink * columns)
+    if not min(rows, columns):  # a strip and a small budget: one token across, as many as fit along
+        along = min(max(rows, columns), budget_patches // _MERGE)
+        rows, columns = (along, _MERGE) if rows else (_MERGE, along)
     if budget_patches > min_patches and rows * columns < min_patches:
         grow = math.sqrt(min_patches / (rows * columns))
         rows, columns = math.ceil(grow * rows), math.ceil(grow * columns)

@@ -261,9 +261,10 @@ class Answering:
 
     def end(self, reason: FinishReason, consistency: Consistency | None = None) -> Done:
         """The turn is over."""
-        self._leave(reason)
-        if self._check is not None:
-            reason = self._ended  # whatever ends the check, the answer was complete
+        if self._check is None:
+            self._leave(reason)
+        else:  # whatever ends the check, all was said before it
+            reason = self._ended
         now_ns = self._clock.now_ns()
         worked_ns = self._worked_ns
         if self._at_work_since_ns is not None:

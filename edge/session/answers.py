@@ -212,6 +212,8 @@ def _failed(error: Exception) -> Failed:
     A question may hold anything, and what reads it may have defects: none of them ends the service.
     """
     if isinstance(error, ProtocolError | CapacityError | MediaError | TurnError):
+        # Whoever keeps it would keep what its frames hold, and so a recalled state.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         return Failed(error)
     frames = traceback.walk_tb(error.__traceback__)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]

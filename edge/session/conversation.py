@@ -49,11 +49,6 @@ from edge.types import AudioChunk, Evidence
 MAX_TENTATIVE_NS = NS_PER_S
 """A tentative clip holds up what else is perceived. Sound settles or undoes it after 0.38 s; after
 so long it is given up, whatever is heard meanwhile, and from whom."""
-_NO_ROOM = CapacityError(
-    "spoken question",
-    "did not enter the context",
-    "see why in edge.refused, or speak for less long",
-)
 
 
 @dataclass
@@ -243,7 +238,8 @@ class Conversation:
         elif self._enter(sense, utterance.clip):
             self._intake.settle()
         else:  # those who have heard that somebody speaks hear that there is no answer
-            self._fail(_NO_ROOM)
+            remedy = "see why in edge.refused, or speak for less long"
+            self._fail(CapacityError("spoken question", "did not enter the context", remedy))
             return
         turn = self._turn(utterance, self._deliver, "operator" if ended.held else "ambient")
         self._begin(turn)

@@ -64,7 +64,6 @@ TURN = "turn"
 
 IDLE_S = 1.0
 """Without anything to do the loop says so often that it is alive."""
-_STOPPING = CapacityError("service", "is stopping", "ask again later")
 FEED_JOIN_S = 2.0
 """All sources together: one may sleep until its next frame; its thread does not outlive the
 process."""
@@ -169,7 +168,7 @@ class LiveLoop:
         """
         with self._turns_lock:
             if self._draining or self._stopped.is_set():
-                raise _STOPPING
+                raise _stopping()
             limit = self._config.socket.max_waiting
             if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
                 raise CapacityError(
@@ -311,10 +310,10 @@ class LiveLoop:
         with self._turns_lock:
             waiting, self._turns = list(self._turns), deque()
         for turn in waiting:
-            self._deliver(turn.deliver, Failed(_STOPPING))
-        self._conversation.close(_STOPPING)
+            self._deliver(turn.deliver, Failed(_stopping()))
+        self._conversation.close(_stopping())
         self._triggers.close()
-        self._answers.fail_all(_STOPPING)
+        self._answers.fail_all(_stopping())
 
     def step(self) -> bool:
         """Do the most urgent thing; False when there is nothing to do."""
@@ -434,3 +433,8 @@ class LiveLoop:
         else:
             return
         log_turn(event)
+
+
+def _stopping() -> CapacityError:
+    """Made anew for each: one that is raised again and again keeps the frames of all."""
+    return CapacityError("service", "is stopping", "ask again later")

@@ -48,17 +48,21 @@ class Notes:
         self._clock, self._saw, self._counters = clock, saw, counters
         self._n_around = len(tokenizer.encode(NOTES.format("")))
         self._text: list[str] = []
+        self._is_writing = False
 
     def write_if_wanted(self) -> None:
-        """Open the turn; once before each rebase."""
-        if not self._context.takes_notes():
+        """Open the turn; once before each rebase, and one at a time: a rebase that an append forces
+        does not wait for the notes that are being written."""
+        if self._is_writing or not self._context.takes_notes():
             return
+        self._is_writing = True
         n_tokens = max(1, self._context.notes_tokens - self._n_around)
         question = Question((Message("user", ASKED),), Sampling(), n_tokens, priority="notes")
         self._text = []
         self._answers.open(Turn(question, self._clock.now_ns(), self._deliver))
 
     def _deliver(self, event: AnswerEvent) -> None:
+        self._is_writing = not isinstance(event, Done | Failed)
         if isinstance(event, TextDelta):
             self._text.append(event.text)
         elif isinstance(event, Done):

@@ -75,6 +75,7 @@ class Speech:
             and self._turn.question.callable_tools
             and not self.is_thinking
         ):
+            self._deliver(self._stops.flush())  # no stop text goes on in a call
             self._call = []
             return False
         self._say(self._detokenizer.push(token))

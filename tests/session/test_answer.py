@@ -17,8 +17,8 @@ from edge.model.tokenizer import Tokenizer
 from edge.session.answer import answer
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
-from edge.session.speech import StopTexts
-from edge.session.turn import Message, Question, TextDelta, Turn
+from edge.session.speech import Speech, StopTexts
+from edge.session.turn import Message, Question, TextDelta, ToolCall, Turn
 
 
 @given(
@@ -201,3 +201,26 @@ def test_a_question_may_build_on_a_remembered_one(parts):
     forgotten, _ = ask(parts, "Hello", remember=True)
     first, _ = ask(parts, "Hello")
     assert first.n_prompt_tokens > forgotten.n_prompt_tokens
+
+
+def test_what_was_said_before_a_tool_call_is_told_before_it(checkpoint):
+    """It may have been held back as the start of a stop text; a call is no part of one."""
+    tokenizer = Tokenizer(checkpoint("base"))
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    question = Question(
+        *((Message("user", "Look"),), Sampling(), 20),
+        stop=("here it is",),
+        channel="operator",
+        tools=(tool,),
+    )
+    events = []
+    speech = Speech(tokenizer, Turn(question, 1, events.append))
+    written = "<tool_call>\n<function=look>\n</function>\n</tool_call>"
+    for token in tokenizer.encode(f"I look here{written} it is"):
+        assert not speech.push(int(token))
+    speech.finish()
+    called = events.index(ToolCall("look", {}))
+    before, after = (
+        "".join(e.text for e in part) for part in (events[:called], events[called + 1 :])
+    )
+    assert (before, after) == ("I look here", " it is")

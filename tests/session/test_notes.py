@@ -111,3 +111,18 @@ def test_notes_have_a_bound(engine):
         context.note(Perceived("text", rows, Evidence("notes", 0, 0)))
     with pytest.raises(ConfigurationError, match="and notes of 30"):
         LiveContext(one, ANCHOR, SEPARATOR, max_tokens=110, keep_tokens=80, notes_tokens=30)
+
+
+def test_notes_are_written_one_at_a_time(make):
+    """An append that finds no room forces a rebase while they are being written, after which others
+    are wanted: begun at once, they would share their text."""
+    loop = make(context=SETTINGS)
+    loop._context.takes_notes = lambda: True
+    loop._notes.write_if_wanted()
+    loop._answers.step([])
+    loop._notes.write_if_wanted()
+    assert len(loop._answers) == 1
+    while len(loop._answers):
+        loop._answers.step([])
+    loop._notes.write_if_wanted()
+    assert len(loop._answers) == 1

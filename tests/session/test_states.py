@@ -172,3 +172,28 @@ def test_what_is_taken_back_leaves_no_trace_in_half_precision_either(engine):
 @pytest.fixture(autouse=True)
 def quiet(caplog):
     caplog.set_level(logging.CRITICAL)
+
+
+def test_a_refused_question_about_the_past_holds_no_state(make):
+    """Whoever was told of it may keep the error for long."""
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    loop._clock.sleep_until(10 * NS_PER_S)
+    journal, engine = Journal(loop), loop._context.engine
+    for n in range(4):
+        journal.ask(n, 1 << 20, recall_s=(60.0, 0.0))
+        drive(loop)
+        assert "do not fit" in str(journal.of(n)[-1].error)
+        assert engine.n_used["states"] == 1
+
+
+def test_what_is_told_to_those_who_wait_at_the_end_is_made_for_each(make):
+    loop = make()
+    journal = Journal(loop)
+    for name in ("first", "second"):
+        journal.ask(name)
+    loop.stop()
+    loop.run()
+    errors = [journal.of(name)[-1].error for name in ("first", "second")]
+    assert len({id(error) for error in errors}) == 2

@@ -62,6 +62,16 @@ def test_image_grid(size: tuple[int, int], budget: int, grid: tuple[int, int]) -
     assert px.image_grid(*size, budget, 1024, 16) == grid
 
 
+@pytest.mark.parametrize("size", [(14, 1695), (1695, 14)])
+def test_a_strip_has_a_grid_however_small_the_budget(size: tuple[int, int]) -> None:
+    """Its short side had none, and whoever sent it heard of a defect."""
+    for budget in (64, 100):
+        rows, columns = px.image_grid(*size, budget, 64, 16)
+        assert min(rows, columns) == 2
+        assert max(rows, columns) > 30
+        assert rows * columns <= budget
+
+
 @pytest.mark.parametrize(
     ("side", "patches"), [(16, 2), (32, 2), (48, 4), (64, 4), (80, 6), (224, 14)]
 )
