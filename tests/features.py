@@ -11,6 +11,12 @@ from edge.types import Float32, UInt8
 Float64 = NDArray[np.float64]
 
 
+def clip_bounds(n_samples: int) -> list[tuple[int, int]]:
+    """Where vLLM cuts sound at 16 kHz into clips: (start, end) of each; the last may end later."""
+    starts = range(0, max(n_samples, 1), 480_000)
+    return [(start, max(min(start + 480_000, n_samples), start + 1600)) for start in starts]
+
+
 def axis_weights(n_in: int, n_out: int) -> Float64:
     """[n_out, n_in]: torch's bicubic, anti-aliased; centres are float32, as torch has them."""
     if n_in == n_out:

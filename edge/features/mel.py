@@ -25,40 +25,13 @@ _HOP = 160
 _WINDOW = 400
 _FFT = 512
 _N_BINS = _FFT // 2 + 1
-_SUBSAMPLING = 8  # mel frames that the encoder's three stride-2 convolutions join into one token
-
-
-def clip_bounds(n_samples: int) -> list[tuple[int, int]]:
-    """Where sound of any length is cut into clips.
-
-    Args:
-        n_samples: length of the sound at 16 kHz.
-    Returns:
-        (start, end) sample indices of each clip, without overlap. The last clip is at least
-        `MIN_CLIP_SAMPLES` long, so its end may lie past `n_samples`: pad with zeros up to it.
-    """
-    starts = range(0, max(n_samples, 1), CLIP_SAMPLES)
-    return [
-        (start, max(min(start + CLIP_SAMPLES, n_samples), start + MIN_CLIP_SAMPLES))
-        for start in starts
-    ]
-
-
-def audio_tokens(n_samples: int) -> int:
-    """Tokens that sound of this length becomes, over all its clips.
-
-    Args:
-        n_samples: length of the sound at 16 kHz.
-    """
-    frames = (end // _HOP - start // _HOP for start, end in clip_bounds(n_samples))
-    return sum(-(-n // _SUBSAMPLING) for n in frames)
 
 
 def log_mel(samples: Float32, n_mels: int, n_threads: int = 0) -> Float32:
     """Log-mel features of one clip, normalised over the clip.
 
     Args:
-        samples: float32 [n], -1..1, 16 kHz mono, n >= `MIN_CLIP_SAMPLES` (see `clip_bounds`).
+        samples: float32 [n], -1..1, 16 kHz mono, n >= `MIN_CLIP_SAMPLES`.
         n_mels: mel bins.
         n_threads: 0 takes all cores.
     Returns:
@@ -80,7 +53,7 @@ def log_mel(samples: Float32, n_mels: int, n_threads: int = 0) -> Float32:
 
 
 class LogMelStream:
-    """The same features of endless sound, cut into clips as by `clip_bounds`.
+    """The same features of endless sound, cut into clips of 30 s. The last is filled up to 0.1 s.
 
     Frames are computed as soon as their samples are there, so a push costs what its own samples
     cost, however long the stream is. Its memory is one clip's frames.

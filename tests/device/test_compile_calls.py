@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from build_engine import plans
+from build_engine import isolated, plans
 from build_engine.compile import Built, Order, compile_graph
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8
 from build_engine.graphs.onnx_ops import Graph
-from build_engine.isolated import require
+from build_engine.isolated import _build, require
 from build_engine.profiles import Profile
 from edge.errors import BundleError, ConfigurationError
 
@@ -315,3 +316,79 @@ def test_the_gpu_of_this_machine_is_asked_and_let_go(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="none"):
         plans.local_compute_capability()
     assert closed == [True, True]
+
+
+def built_in_a_process(made: Order, kernels: Path | None = None) -> list[Any]:
+    """What the other process sends, as if it were this one."""
+    sent: list[Any] = []
+    _build(SimpleNamespace(send=sent.append), "fake_trt", made, kernels)  # type: ignore[arg-type]
+    return sent
+
+
+def test_the_other_process_sends_progress_and_then_what_it_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def compiled(trt: Any, made: Order, progress: Any, plugins: Any) -> Built:
+        asked.append((trt, made, plugins))
+        progress(1, 2)
+        return Built("small", (), 0.0, 1, 2)
+
+    trt = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "fake_trt", trt)
+    monkeypatch.setattr(isolated, "compile_graph", compiled)
+    made = order(tmp_path)
+    assert built_in_a_process(made) == [(1, 2), Built("small", (), 0.0, 1, 2)]
+    assert asked == [(trt, made, None)]
+
+
+def test_plugins_come_from_the_folder_of_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = []
+
+    def compiled(trt: Any, made: Order, progress: Any, plugins: Any) -> Built:
+        plugins(trt)
+        return Built("small", (), 0.0, 1, 2)
+
+    trt, plugin = SimpleNamespace(), SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "fake_trt", trt)
+    monkeypatch.setitem(sys.modules, "fake_trt.plugin", plugin)
+    monkeypatch.setattr(isolated, "compile_graph", compiled)
+    monkeypatch.setattr(
+        isolated,
+        "register_plugins",
+        lambda trt, *, trtp, folder: registered.append((trt, trtp, folder)),
+    )
+    built_in_a_process(order(tmp_path), kernels=tmp_path)
+    assert registered == [(trt, plugin, tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ConfigurationError("a", "b", "c"), ConfigurationError, ("a", "b", "c")),
+        (BundleError("a", "b", "c"), BundleError, ("a", "b", "c")),
+        (
+            RuntimeError("two\n lines"),
+            BundleError,
+            (
+                "small.onnx",
+                "fails with RuntimeError: two lines",
+                "see where with --verbose, and report it",
+            ),
+        ),
+    ],
+)
+def test_an_error_of_the_other_process_keeps_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: Any, said: Any
+) -> None:
+    def compiled(*_: Any) -> Built:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "fake_trt", SimpleNamespace())
+    monkeypatch.setattr(isolated, "compile_graph", compiled)
+    (failed,) = built_in_a_process(order(tmp_path))
+    assert (failed.kind, (failed.thing, failed.problem, failed.remedy)) == (kind, said)
+    assert "in compiled" in failed.trace

@@ -233,7 +233,7 @@ def test_an_expert_taken_twice_counts_twice(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-20])
+@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-40, 2.0**-20])
 def test_the_smallest_scales(way: str, scale: float) -> None:
     """Subnormal E4M3 scales, and a float32 scale that is subnormal, too."""
     rng = np.random.default_rng(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -41,7 +42,7 @@ from build_engine.graphs.decoder import (
     decoder_model,
 )
 from build_engine.graphs.onnx_ops import Graph
-from build_engine.graphs.scan import Scan, scan
+from build_engine.graphs.scan import Scan, _softplus, scan
 from build_engine.graphs.weight_formats import Stored, decoded, stored
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
@@ -399,6 +400,36 @@ def test_the_time_step_keeps_its_digits(scanned: tuple[Any, dict[str, Any]], dt:
     spec, values = scanned
     values["dt"][:], values["state"][:] = dt, 0
     assert max(run_scan(spec, values)) <= 2e-5
+
+
+def test_softplus_keeps_its_digits_where_it_is_small() -> None:
+    """Measured: 1.2e-7 below -5, 5.7e-6 above; without the series' third term 1.5e-5 at -5."""
+    x = np.concatenate([np.linspace(-85, -5.0001, 2000), np.linspace(-5, 100, 2000)])
+    graph = Graph()
+    rows = graph.input("x", np.float32, x.shape)
+    graph.output(_softplus(graph, rows), "y", np.float32, x.shape)
+    got = DecoderSession(graph.model("softplus"), {})({"x": x.astype(np.float32)})["y"]
+    error = np.abs(got / np.logaddexp(0, x.astype(np.float32).astype(np.float64)) - 1)
+    assert error[:2000].max() < 5e-7
+    assert error[2000:].max() < 1e-5
+
+
+def test_a_router_that_wants_no_expert_gives_none_weight(sized: Checkpoint) -> None:
+    """Scores of which none is above 0: transformers divides by their sum and 1e-20."""
+    spec = msgspec.structs.replace(sized.spec.decoder, norm_topk_prob=True)
+    names: dict[str, tuple[int, ...]] = {
+        "layers.0.gate": (spec.n_experts, 8),
+        "layers.0.gate_bias": (spec.n_experts,),
+    }
+    layout = {name: (np.dtype(np.float32), shape) for name, shape in names.items()}
+    ops = OnnxOps(spec, layout, REFERENCE)
+    ids, weights = ops.route(ops.graph.input("x", np.float32, [2, 8]), 0)
+    chosen = [2, spec.n_experts_per_token]
+    ops.graph.output(ids, "ids", np.int32, chosen)
+    ops.graph.output(weights, "weights", np.float32, chosen)
+    held = {name: np.full(shape, -100, np.float32) for name, shape in names.items()}
+    got = DecoderSession(ops.graph.model("route"), held)({"x": np.ones((2, 8), np.float32)})
+    np.testing.assert_array_equal(got["weights"], np.zeros(chosen))
 
 
 def test_an_unknown_or_missing_weight_is_named(sized: Checkpoint) -> None:

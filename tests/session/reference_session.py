@@ -57,9 +57,11 @@ from edge.senses.turn_events import (
     Overheard,
     Played,
     Resumed,
+    Silence,
     SoftEnd,
     SpeechStarted,
     Utterance,
+    Withdrawn,
 )
 from edge.session.budget import Degraded, Rung
 from edge.session.health import BoardHealth
@@ -75,6 +77,7 @@ from edge.session.turn import (
     Freshness,
     Message,
     Question,
+    SpeechStopped,
     Spoken,
     Status,
     TextDelta,
@@ -99,6 +102,8 @@ CALL_TOKENS, WORTHWHILE_TOKENS = 256, 128
 CLIPS_WAITING, SOUND_WAITING = 8, 30 * 16_000
 PATIENCE_NS, TENTATIVE_NS, UNSEEN_NS = 5 * NS_PER_S, NS_PER_S, NS_PER_S
 LONG_GAP_NS, JITTER_NS = 2 * NS_PER_S, 50_000_000
+HELD_NS, GONE_NS = 60 * NS_PER_S, 30 * NS_PER_S
+"""A button is held; nothing has come of what a trigger is about."""
 RANKS = {"operator": 0, "trigger": 1, "notes": 2}
 URGENCIES = {"high": 0, "normal": 1, "low": 2}
 NEXT = "\u27e6next\u27e7"
@@ -346,7 +351,7 @@ class Sense:
 
     def __post_init__(self) -> None:
         self.source = self.own_name or self.name
-        self.order = self.served = 0
+        self.order = self.served = self.n_taken = 0
         self.mel = LogMelStream(8)
 
 
@@ -367,7 +372,7 @@ class Watch:
     trigger: Trigger
     place: tuple[int, int] = (0, 0)
     newest: Evidence | None = None
-    has_news: bool = False
+    news_ns: int | None = None
     next_ns: int = 0
     is_on: bool = False
     since_ns: int | None = None
@@ -378,7 +383,7 @@ class Watch:
 
     @property
     def is_wanted(self) -> bool:
-        return self.has_news or self.since_ns is not None
+        return self.news_ns is not None or self.since_ns is not None
 
 
 @dataclass(eq=False)
@@ -412,9 +417,11 @@ class Observed:
     """What the turn detectors made of what they were given: events, or an error."""
     taken: Sequence[tuple[str, object]]
     """Which item of which sense, or which question."""
-    status: Status
+    status: Status | None
+    """None after a step that did nothing."""
     triggers: tuple[TriggerStatus, ...]
-    ledger: Sequence[tuple[str, int, Evidence | None]]
+    ledger: Sequence[tuple[str, int, Evidence | None]] | None
+    """None after a step without work of the engine and without events."""
     state: Chained
     """Of the live context, without what an open fork has added."""
     wait_s: float | None
@@ -483,13 +490,19 @@ class Reference:
         self.answers_since_ns = self.answers_worked_ns = 0
         self.tentative: Tentative | None = None
         self.spoken: Turn | None = None
+        self.speaker: Sense | None = None
+        self.speech_newest_ns: int | None = None
+        self.speech_heard_ns = self.speech_until_ns = 0
+        self.is_entering = False
         self.is_draining = self.is_stopped = False
         # triggers
         self.book: dict[str, TriggerStatus] = {}
         self.changes: list[tuple[str, Trigger | None]] = []
         self.watches: dict[str, Watch] = {}
         self.n_made = 0
-        self.is_judging, self.rest_until_ns = False, 0
+        self.is_judging, self.rest_since_ns, self.rest_until_ns = False, 0, 0
+        self.judged_in_ns = self.rested_ns = 0
+        self.came: dict[str, tuple[int, int]] = {}
         self.is_noting = False
 
     # What the world does.
@@ -616,6 +629,13 @@ class Reference:
         for turn in self.queue:
             turn.out(Failed(STOPPING))
         self.queue.clear()
+        if self.speaker is not None:
+            self._speech_stops(self.now, is_asked=False)
+        if self.is_entering:
+            self._tell_spoken(Failed(STOPPING))
+        for watch in self.watches.values():
+            if watch.is_on:
+                self._end_watch(watch, "stopped")
         for turn in list(self.open):
             self._end(turn, Failed(STOPPING))
         self._compare(seen, None)
@@ -635,13 +655,23 @@ class Reference:
         same("raised", repr(seen.error), repr(error))
 
     def _compare_standing(self, seen: Observed) -> None:
+        same("live state", seen.state, self.live.state)
+        if seen.ledger is not None:
+            self._compare_ledger(seen.ledger)
+        if seen.status is not None:
+            self._compare_status(seen.status)
+        if seen.triggers or self.book:
+            same("triggers", [*map(plain, seen.triggers)], [*map(plain, self.book.values())])
+        same("may sleep for", seen.wait_s, self._wait_s())
+
+    def _compare_ledger(self, found: Sequence[tuple[str, int, Evidence | None]]) -> None:
         ledger: list[tuple[str, int, Evidence | None]] = [("text", self.live.n_tokens[0], None)]
         for piece, n in zip(self.live.pieces, self.live.n_tokens[1:], strict=True):
             ledger.append((piece.modality, n, piece.evidence))
-        same("ledger", list(seen.ledger), ledger)
-        same("live state", seen.state, self.live.state)
-        same("tokens of the ledger", sum(n for _, n, _ in ledger), seen.state.n_tokens)
-        status = seen.status
+        same("ledger", list(found), ledger)
+        same("tokens of the ledger", sum(n for _, n, _ in ledger), self.live.state.n_tokens)
+
+    def _compare_status(self, status: Status) -> None:
         same("context tokens", status.n_context_tokens, self.live.state.n_tokens)
         if status.n_context_tokens > self.config.context.max_tokens:
             raise Difference(f"{status.n_context_tokens} tokens are above the bound")
@@ -651,9 +681,6 @@ class Reference:
         microphone = self._first_microphone
         same("mode", status.mode, "typed" if microphone is None else microphone.mode)
         same("uptime", status.uptime_ns, self.now - self.start_ns)
-        if seen.triggers or self.book:
-            same("triggers", [*map(plain, seen.triggers)], [*map(plain, self.book.values())])
-        same("may sleep for", seen.wait_s, self._wait_s())
 
     def _counters(self) -> dict[str, int]:
         counts = dict(self.counts)
@@ -664,12 +691,18 @@ class Reference:
 
     def _wait_s(self) -> float | None:
         """Until something is due by the clock alone."""
+        due = [] if self.speaker is None else [self.speech_until_ns + 1]
         if self.tentative is not None:
-            return max(0.0, (self.tentative.until_ns - self.now) / NS_PER_S)
-        due = [watch.next_ns for watch in self.watches.values() if watch.is_wanted]
-        if not due:
-            return None
-        return max(0.0, (max(min(due), self.rest_until_ns) - self.now) / NS_PER_S)
+            due.append(self.tentative.until_ns)
+        else:
+            for watch in self.watches.values():
+                if watch.is_wanted:
+                    due.append(max(watch.next_ns, self.rest_until_ns))
+                elif watch.is_on:
+                    due.append(self._gone_ns(watch) + 1)
+            if self.rung:
+                due.append(self.looked_ns + NS_PER_S)
+        return max(0.0, (min(due) - self.now) / NS_PER_S) if due else None
 
     # The engine: what is due is what was called.
 
@@ -729,10 +762,8 @@ class Reference:
         self.counts["answers_refused"] += isinstance(event, Failed)
 
     def _tell_client(self, number: int, event: object) -> None:
-        is_told_at_once = self.is_stopped and any(turn.number == number for turn in self.queue)
-        if not is_told_at_once:  # it was never taken up
-            self._count(event)
-            self._saw(event)
+        self._count(event)
+        self._saw(event)
         self.events.append((number, event))
 
     def _tell_spoken(self, event: object) -> None:
@@ -758,7 +789,7 @@ class Reference:
             self.taken.append(("turn", turn.question))
             self._open(turn)
             return True
-        if self._listen():
+        if self._listen() or self._misses_the_speaker():
             return True
         self._take_changes()
         if self.tentative is not None:
@@ -769,7 +800,7 @@ class Reference:
         self._write_notes()
         self._judge()
         if not self.open:
-            return self._perceive() or self._rebase()
+            return self._perceive() or self._rebase() or self._misses_what_is_watched()
         return self._perceive_between() or self._answer()
 
     # Perception.
@@ -801,8 +832,11 @@ class Reference:
         self.taken.append((sense.name, item))
         if isinstance(item, AudioChunk):
             due_ns = sense.newest_ns = _end_ns(item)
+            sense.n_taken += 1
             sense.source = sense.own_name or item.source
-        found = self._found(sense, item)
+        return self._sorted(sense, self._found(sense, item), due_ns)
+
+    def _sorted(self, sense: Sense, found: Sequence[Any], due_ns: int) -> list[Any]:
         events = []
         for one in found:
             if isinstance(one, AudioChunk):
@@ -856,6 +890,7 @@ class Reference:
         _, frame = sense.ring.popleft()
         self.taken.append((sense.name, frame))
         sense.newest_ns, sense.source = frame.capture_ns, sense.own_name or frame.source
+        sense.n_taken += 1
         if sense.parts:
             last, rung = sense.parts[-1], LADDER[self.rung]
             period_ns = NS_PER_S / self.config.perception.fps * max(1, rung.one_frame_in)
@@ -1536,13 +1571,37 @@ class Reference:
             if isinstance(event, SpeechStarted):
                 if self.spoken is not None:
                     self.spoken.cancelled = True
+                self.speaker, self.speech_newest_ns = sense, None
                 self._tell_spoken(event)
+            elif isinstance(event, Withdrawn):
+                self._give_up()
+                self._speech_stops(event.at_ns, is_asked=False)
             elif isinstance(event, SoftEnd):
                 self._soft_end(sense, event.utterance)
             elif isinstance(event, Resumed):
                 self._give_up()
             elif isinstance(event, Ended):
                 self._turn_ends(sense, event)
+        if self.speaker is sense and self.speech_newest_ns != sense.newest_ns:
+            self.speech_newest_ns, self.speech_heard_ns = sense.newest_ns, self.now
+            self.speech_until_ns = self.now + LONG_GAP_NS
+
+    def _speech_stops(self, end_ns: int, *, is_asked: bool) -> None:
+        self.speaker, self.is_entering = None, is_asked
+        self._tell_spoken(SpeechStopped(end_ns, is_asked))
+
+    def _misses_the_speaker(self) -> bool:
+        """Somebody speaks, and no sound has come since for too long."""
+        sense = self.speaker
+        if sense is None or self.now <= self.speech_until_ns:
+            return False
+        if len(sense.complete) >= CLIPS_WAITING:
+            self.speech_until_ns = self.now + LONG_GAP_NS
+            return False
+        self.speech_until_ns = self.now + HELD_NS
+        missing = Silence(self.now - self.speech_heard_ns)
+        self._hear(sense, self._sorted(sense, self._found(sense, missing), self.now))
+        return True
 
     def _give_up(self) -> None:
         tentative, self.tentative = self.tentative, None
@@ -1579,6 +1638,8 @@ class Reference:
 
     def _turn_ends(self, sense: Sense, ended: Ended) -> None:
         tentative, utterance = self.tentative, ended.utterance
+        end_ns = self.now if utterance is None else utterance.end_ns
+        self._speech_stops(end_ns, is_asked=True)
         if tentative is not None and utterance is not None:
             first, clip = tentative.clip, utterance.clip
             if (first.capture_ns, _size(first)) == (clip.capture_ns, _size(clip)):
@@ -1595,6 +1656,7 @@ class Reference:
             if entered is None:
                 problem = "did not enter the context"
                 remedy = "see why in edge.refused, or speak for less long"
+                self.is_entering = False
                 self._tell_spoken(Failed(CapacityError("spoken question", problem, remedy)))
                 return
             self._keep(entered[0])
@@ -1628,7 +1690,7 @@ class Reference:
             tell(event)
 
     def _announce(self, turn: Turn) -> None:
-        self.spoken = turn
+        self.spoken, self.is_entering = turn, False
         media = self.live.media
         where = media[-1].evidence if media else Evidence("", turn.asked_ns, turn.asked_ns)
         self._tell_spoken(Spoken(turn.asked_ns, where))
@@ -1725,12 +1787,39 @@ class Reference:
             else:
                 watch = self.watches.pop(name)
                 if watch.is_on:
-                    self._saw(self._over(watch, self.now))
+                    self._end_watch(watch, "deleted")
+
+    def _end_watch(self, watch: Watch, cause: Any) -> None:
+        self.counts["trigger_changes"] += 1
+        self._saw(self._over(watch, self.now, cause))
+        self._show(watch)
+
+    def _show(self, watch: Watch) -> None:
+        if watch.name in self.book:
+            self.book[watch.name] = TriggerStatus(
+                watch.name, watch.trigger, watch.is_on, watch.confidence, watch.n_judged
+            )
+
+    def _gone_ns(self, watch: Watch) -> int:
+        """When nothing has come for too long of what it is about."""
+        about = [s for s in self.senses if watch.trigger.modality in ("any", _modality(s))]
+        return GONE_NS + max((self.came.get(s.name, (0, 0))[1] for s in about), default=0)
+
+    def _misses_what_is_watched(self) -> bool:
+        """Nothing waits, and has not for too long: what is on cannot be known any more."""
+        on = [watch for watch in self.watches.values() if watch.is_on and not watch.is_wanted]
+        gone = [watch for watch in on if self.now > self._gone_ns(watch)]
+        for watch in gone:
+            self._end_watch(watch, "unseen")
+        return bool(gone)
 
     def _judge(self) -> None:
         """One trigger at a time is judged, the most urgent that is due and has news."""
-        if self.is_judging:
+        if self.is_judging or not self.watches:
             return
+        for sense in self.senses:
+            if self.came.get(sense.name, (0, 0))[0] != sense.n_taken:
+                self.came[sense.name] = sense.n_taken, self.now
         for watch in self.watches.values():
             self._look(watch)
         if self.now < self.rest_until_ns:
@@ -1738,8 +1827,13 @@ class Reference:
         due = [w for w in self.watches.values() if w.is_wanted and w.next_ns <= self.now]
         if not due:
             return
+        waited_ns = min(max(watch.next_ns, watch.news_ns or 0) for watch in due)
+        held_up_ns = self.rest_until_ns - max(self.rest_since_ns, waited_ns)
+        self.rested_ns += max(0, held_up_ns)
+        self.rest_since_ns = self.rest_until_ns
+        self.counts["triggers_rested_ms"] = self.rested_ns // 1_000_000
         chosen = min(due, key=lambda watch: (URGENCIES[watch.trigger.priority], watch.next_ns))
-        chosen.has_news = False
+        chosen.news_ns = None
         chosen.next_ns = self.now + int(chosen.trigger.period_s * NS_PER_S)
         self.is_judging = True
         text = " ".join(chosen.trigger.condition.split())
@@ -1757,7 +1851,8 @@ class Reference:
         watch.place = place
         of_its = [p for p in self.live.media if watch.trigger.modality in ("any", p.modality)]
         if of_its and of_its[-1].evidence != watch.newest:
-            watch.newest, watch.has_news = of_its[-1].evidence, True
+            watch.newest = of_its[-1].evidence
+            watch.news_ns = watch.news_ns or self.now
 
     def _judged(self, watch: Watch, event: object) -> None:
         self.is_judging = False
@@ -1768,15 +1863,16 @@ class Reference:
         if event.confidence is None:
             return
         at_ns = event.timeline.finished_ns
-        self.rest_until_ns = at_ns + 3 * event.timeline.worked_ns
+        worked_ns = event.timeline.worked_ns
+        if self.judged_in_ns:
+            worked_ns = min(worked_ns, 2 * self.judged_in_ns)
+        self.judged_in_ns, self.rest_since_ns = worked_ns, at_ns
+        self.rest_until_ns = at_ns + 3 * worked_ns
         self.counts["judgements"] += 1
         if watch.name not in self.watches:
             return
         changed = self._follows(watch, event.confidence, at_ns)
-        if watch.name in self.book:
-            self.book[watch.name] = TriggerStatus(
-                watch.name, watch.trigger, watch.is_on, watch.confidence, watch.n_judged
-            )
+        self._show(watch)
         if changed is not None:
             self.counts["trigger_changes"] += 1
             self._saw(changed)
@@ -1795,21 +1891,25 @@ class Reference:
         if at_ns - watch.since_ns < watch.trigger.debounce_s * NS_PER_S:
             return None
         if watch.is_on:
-            return self._over(watch, at_ns)
+            watch.cool_ns = at_ns + int(watch.trigger.cooldown_s * NS_PER_S)
+            return self._over(watch, at_ns, "judged")
         if at_ns < watch.cool_ns:
             return None
         watch.is_on, watch.began_ns, watch.since_ns = True, watch.since_ns, None
         return TriggerBegan(*self._told(watch, at_ns))
 
-    def _over(self, watch: Watch, at_ns: int) -> TriggerEnded:
+    def _over(self, watch: Watch, at_ns: int, cause: Any) -> TriggerEnded:
         watch.is_on, watch.since_ns = False, None
-        watch.cool_ns = at_ns + int(watch.trigger.cooldown_s * NS_PER_S)
-        return TriggerEnded(*self._told(watch, at_ns))
+        return TriggerEnded(*self._told(watch, at_ns), cause)
 
     def _told(self, watch: Watch, at_ns: int) -> tuple[Any, ...]:
         evidence = () if watch.newest is None else (watch.newest,)
         condition, confidence = watch.trigger.condition, watch.confidence or 0.0
         return watch.name, condition, at_ns, watch.began_ns, confidence, evidence
+
+
+def _modality(sense: Sense) -> str:
+    return "audio" if sense.hears else "video"
 
 
 def _size(chunk: AudioChunk) -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import COSTS, HOT, MAX_RATIO, Life, World, check, problems, report_life
+from worlds import World as Worlds
+from worlds import random_world
 
 from edge.clock import NS_PER_S
 from edge.senses.turn_events import SpeechStarted
@@ -133,3 +137,31 @@ def test_cameras_that_are_not_served_alike_are_found():
     assert problems(world, is_long=True) == []
     world.served["camera_1"] -= 1
     assert "not served alike" in problems(world, is_long=True)[0]
+
+
+def many_worlds(first_seed, n_worlds, each_ms=10_000):
+    """What happens in many random worlds, one after the other in one life of a session."""
+    happenings = []
+    for n in range(n_worlds):
+        for happening in random_world(first_seed + n).happenings:
+            about = happening.with_[0] if happening.with_ else ""
+            if happening.what not in ("break", "drain", "end") and about not in ("arm", "far"):
+                happenings.append(replace(happening, at_ms=happening.at_ms % each_ms + n * each_ms))
+    settings = {
+        "perception": {"fps": 2.0, "listen": "utterances"},
+        "context": {"max_tokens": 400, "keep_tokens": 120, "notes_tokens": 24},
+        "answer": {"max_tokens": 12},
+        "turns": {"mode": "open"},
+        "socket": {"max_waiting": 8},
+    }
+    happenings.sort(key=lambda happening: happening.at_ms)
+    return Worlds(*(("front", "rear"), ("near",), settings, tuple(happenings)), n_worlds * each_ms)
+
+
+@pytest.mark.parametrize("first_seed", [0, 9000])
+def test_five_minutes_of_everything_go_step_by_step_as_the_reference_says(first_seed, monkeypatch):
+    monkeypatch.setattr(worlds, "MAX_STEPS", 500_000)
+    count = worlds.play(many_worlds(first_seed, 30))
+    assert count["steps"] > 3000
+    for kind in ("Rebased", "Noted", "TriggerEnded", "Spoken", "SpeechStopped", "Done", "reload"):
+        assert count[kind] > 5, kind

@@ -11,7 +11,7 @@ import pytest
 from chained_engine import ChainedEngine, Speed, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import TEXTS, Happening, World, cut, fails, model, play, random_world, replayed
+from worlds import TEXTS, Happening, Play, World, cut, fails, model, play, random_world, replayed
 
 from edge.clock import VirtualClock
 from edge.model.sampling import Sampling
@@ -20,7 +20,8 @@ from edge.session.answer import answer
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
 from edge.session.perception import Perception
-from edge.session.turn import Message, Question, TextDelta, Turn
+from edge.session.triggers import TriggerEnded
+from edge.session.turn import Message, Question, SpeechStopped, TextDelta, Turn
 
 N_WORLDS = 60
 QUIET = {
@@ -99,6 +100,29 @@ EXAMPLES = {
         room_tokens=700,
     ),
 }
+
+
+def test_sources_that_go_end_what_is_said_and_what_is_watched():
+    """The button is held for a minute without sound; for half of one nothing is seen."""
+    talk = {"perception": {"fps": 2.0, "listen": "utterances"}, "turns": {"mode": "push_to_talk"}}
+    watched = [{"condition": f"Is it {i}?", "modality": "video"} for i in range(12)]
+    world = World(
+        *(("front",), ("near",), {**QUIET, **talk}),
+        (
+            *(Happening(100 + i, "trigger", (watched[i],)) for i in range(12)),
+            Happening(5000, "button", ("begin",)),
+            Happening(5500, "speak", ("near", 2000)),
+            Happening(7000, "away", ("near", 70_000)),
+            Happening(8000, "away", ("front", 40_000)),
+        ),
+        90_000,
+    )
+    played = Play(world)
+    played.run()
+    causes = [event.cause for event in played.all if isinstance(event, TriggerEnded)]
+    assert causes.count("unseen") > 0
+    stops = [event for event in played.spoken if isinstance(event, SpeechStopped)]
+    assert [event.is_asked for event in stops] == [False]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

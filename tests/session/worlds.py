@@ -54,7 +54,7 @@ from edge.session.replay import Observed as Observed_
 from edge.session.replay import Replayed, replay
 from edge.session.sense import Sense, audio_sense, video_sense
 from edge.session.triggers import Trigger, TriggerBegan, TriggerEnded
-from edge.session.turn import Done, Failed, Message, Question, Spoken, ToolCall
+from edge.session.turn import Done, Failed, Message, Question, SpeechStopped, Spoken, ToolCall
 from edge.types import AudioChunk, Frame, Picture, Sound
 
 MODEL = Path(__file__).resolve().parents[1] / "assets" / "tiny_omni"
@@ -229,7 +229,8 @@ def _happening(
     if cameras:
         kinds += ["still", "resize"]
     if microphones:
-        kinds += ["speak"] * 10 + ["choose", "button", "button", "button", "wishes", "play"]
+        kinds += ["speak"] * 10 + ["choose", "button", "button", "button", "wishes"]
+        kinds += ["play"] * (random.random() < 0.5)
     kind = random.choice(kinds)
     sense = random.choice(cameras + microphones)
     ms = int(2 ** random.uniform(5, 12.5))
@@ -255,7 +256,7 @@ def _happening(
         "choose": lambda: (random.choice(("open", "open", "push_to_talk", "typed")),),
         "button": lambda: (random.choice(("begin", "begin", "commit", "commit", "cancel")),),
         "wishes": lambda: (random.choice((3, 70)),),
-        "play": lambda: (random.choice((100, 300, 20_000)),),
+        "play": lambda: (random.choice((100, 100, 300, 300, 20_000)),),
     }
     return Happening(random.randrange(for_ms), kind, with_.get(kind, tuple)())
 
@@ -273,7 +274,7 @@ def _options(random: Random) -> dict[str, Any]:
         ("special", 0.03, (True,)),
         ("chat", 0.2, tuple(CHATS)),
         ("media", 0.1, (("picture",), ("wide", "sound"), ("sound",), ("noise",))),
-        ("grammar", 0.12, ("choice", "word", "frame", "frame or not", "call")),
+        ("grammar", 0.08, ("choice", "word", "frame", "frame or not", "call")),
         ("channel", 0.3, ("operator",)),
         ("tools", 0.08, (True,)),
     ):
@@ -590,6 +591,7 @@ class Play:
         context = self.loop._context
         before = context._before_fork
         state = context.state.value if before is None else before.value
+        has_worked = bool(self.engine.log or self.events)
         return Observed(
             began_ns,
             self.clock.now_ns(),
@@ -599,9 +601,9 @@ class Play:
             self.events,
             self.heard,
             self.witness.taken,
-            self.loop.status(),
+            self.loop.status() if has_worked or busy else None,
             self.loop.triggers.entries(),
-            [(one.modality, one.n_tokens, one.evidence) for one in context.ledger],
+            [(s.modality, s.n_tokens, s.evidence) for s in context.ledger] if has_worked else None,
             state,
             self.loop._wait_s(),
         )
@@ -661,13 +663,18 @@ class Play:
     def _check_talk(self) -> None:
         """Of spoken turns one is answered at a time: nothing is said that nobody asked."""
         is_open = False
+        speech = [
+            event for event in self.spoken if isinstance(event, SpeechStarted | SpeechStopped)
+        ]
+        pairs = [SpeechStarted, SpeechStopped] * ((len(speech) + 1) // 2)
+        same("starts and ends of speech", [type(event) for event in speech], pairs)
         for event in self.spoken:
             if isinstance(event, Spoken):
                 is_open = True
             elif isinstance(event, Done):
                 if not is_open:
                     raise Difference("an answer ends that was not begun")
-            elif not isinstance(event, SpeechStarted | Failed) and not is_open:
+            elif not isinstance(event, SpeechStarted | SpeechStopped | Failed) and not is_open:
                 raise Difference(f"{event!r} is told without a question")
 
     # What the world does by itself.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from features import clip_bounds, raw_log_mel
 from features import log_mel as reference_log_mel
-from features import raw_log_mel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge import _kernels
 from edge.errors import MediaError
 from edge.features import mel
-from edge.features.mel import LogMelStream, clip_bounds, log_mel
+from edge.features.mel import LogMelStream, log_mel
 from edge.types import Float32
 
 HOUR_PUSHES = 36_000

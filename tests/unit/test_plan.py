@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import msgspec
 import pytest
@@ -23,6 +24,8 @@ from build_engine.footprint import (
     decoded_bytes,
     decoder_parts,
     encoder_parameters,
+    footprint,
+    has_gpu_experts,
     kv_bytes_per_token,
     recurrent_state_bytes,
     scratch_bytes,
@@ -32,7 +35,7 @@ from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, decoder_model
 from build_engine.plan import Plan, make_plan, read_spec
 from build_engine.plans import TARGETS, Options, orders
 from build_engine.recipe import known_recipes, load_recipe
-from build_engine.traffic import MODULES, PEERS, Peer, decode_traffic
+from build_engine.traffic import MODULES, PEERS, Moved, Peer, decode_traffic, whole
 from edge.errors import BundleError, CheckpointError, ConfigurationError
 from edge.model.spec import model_spec
 
@@ -623,3 +626,143 @@ def test_experts_and_embeddings_are_not_decoded_whole():
     assert decoded_bytes(fp8, DEVICE).mamba == in_proj * DECODER.hidden_size * 4
     assert decoded_bytes(fp8, DEVICE_FP8) == (0, 0, 0)  # Thor multiplies it as it is
     assert decoded_bytes(recipe_layout(DECODER, BF16_RECIPE), DEVICE) == (0, 0, 0)
+
+
+OF_KIND = {
+    "embeddings": r"embeddings\.weight",
+    "lm_head": r"lm_head\.weight",
+    "Mamba linears": r"\.(in|out)_proj\.weight",
+    "attention q, k, v": r"\.[qkv]_proj\.weight",
+    "attention o": r"\.o_proj\.weight",
+    "routed experts": r"\.experts\.\d+\.(up|down)_proj\.weight",
+    "shared experts": r"\.shared_experts\.(up|down)_proj\.weight",
+    "router": r"\.gate\.weight",
+}
+"""By line of the table: the published names of its tensors."""
+
+
+def test_each_kind_counts_the_tensors_of_its_name():
+    counts = dict.fromkeys([*OF_KIND, "small tensors"], 0)
+    for name, shape in decoder_tensors(CONFIG["llm_config"]):
+        kinds = [kind for kind, pattern in OF_KIND.items() if re.search(pattern, name)]
+        assert len(kinds) < 2
+        counts[kinds[0] if kinds else "small tensors"] += math.prod(shape)
+    parts = decoder_parts(DECODER, BF16_RECIPE)
+    assert {part.name: part.n_parameters for part in parts} == counts
+    assert {part.name: part.format for part in parts} == {
+        **dict.fromkeys(counts, "bf16"), "router": "fp32", "small tensors": "fp32"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scratch", "told"),
+    [("orin", None, "estimate"), ("orin", 54_321, "the plans say"), ("bf16", 7, "the plans say")],
+)
+def test_all_that_takes_memory_is_a_part(recipe, scratch, told):
+    chosen = load_recipe(recipe)
+    parts = list(footprint(SPEC, chosen, 8000, DEVICE, scratch))
+    kinds = decoder_parts(DECODER, chosen)
+    assert tuple(parts[: len(kinds)]) == kinds
+    others = {part.name: (part.format, part.n_bytes) for part in parts[len(kinds) :]}
+    encoders = encoder_parameters(SPEC.vision, SPEC.audio, DECODER.hidden_size)
+    assert list(others) == [
+        "scales of tensors, alignment", *encoders, "K/V cache, 3 states",
+        "recurrent state, 3 states twice", "recurrent state, 2 snapshots",
+        f"scratch memory ({told})", "inputs, outputs, pinned memory",
+    ]  # fmt: skip
+    for name, count in encoders.items():
+        assert others[name] == ("bf16", 2 * count)
+    state = recurrent_state_bytes(DECODER)
+    assert others["K/V cache, 3 states"] == ("fp16", 3 * 8192 * 6144)  # in steps of 256 rows
+    assert others["recurrent state, 3 states twice"] == ("fp32", 6 * state)
+    assert others["recurrent state, 2 snapshots"] == ("fp32", 2 * state)
+    estimated = scratch_bytes(SPEC, decoded_bytes(recipe_layout(DECODER, chosen), DEVICE), 8000)
+    assert others[f"scratch memory ({told})"] == ("", scratch or estimated)
+    counted = [part.n_parameters for part in parts[len(kinds) :]]
+    assert sorted(filter(None, counted)) == sorted(encoders.values())
+
+
+def test_a_cache_is_no_longer_than_the_models_longest_sequence():
+    decoder = msgspec.structs.replace(DECODER, max_tokens=300)
+    spec = msgspec.structs.replace(SPEC, decoder=decoder)
+    parts = {part.name: part.n_bytes for part in footprint(spec, BF16_RECIPE, 290)}
+    assert parts["K/V cache, 3 states"] == 3 * 300 * 6144
+
+
+def test_a_model_without_attention_or_mamba_needs_nothing_for_it():
+    only_experts = msgspec.structs.replace(DECODER, pattern="E")
+    assert kv_bytes_per_token(only_experts) == 0
+    assert recurrent_state_bytes(only_experts) == 0
+    spec = msgspec.structs.replace(SPEC, decoder=only_experts)
+    at_most = [scratch_bytes(spec, Decoded(0, 0, 0), n) for n in (1, 262_144)]
+    assert at_most[0] == at_most[1]  # nothing grows with the past
+
+
+def test_all_experts_must_be_of_a_format_that_kernels_read(tmp_path):
+    def reads(*formats):
+        rules = [f'{{modules = "{m}", format = "{f}"}}' for m, f in formats]
+        path = tmp_path / "own.toml"
+        path.write_text(f'description = "x"\nrules = [{", ".join(rules)}]\n')
+        return has_gpu_experts(DECODER, load_recipe(str(path)))
+
+    up, down = "*.experts.*.up_proj", "*.experts.*.down_proj"
+    assert reads((up, "w4a16"), (down, "int4"))
+    assert not reads((up, "w4a16"))
+    assert not reads((down, "nvfp4"))
+    assert not reads((up, "fp8"), (down, "nvfp4"))
+    dense = msgspec.structs.replace(DECODER, pattern="M*")
+    assert has_gpu_experts(dense, BF16_RECIPE)  # none is there to be read
+
+
+def test_a_recipe_that_is_a_file_of_a_known_name_is_not_taken_for_it(tmp_path):
+    """Its bytes are what it stores; the known one's were counted."""
+    (tmp_path / "orin.toml").write_text('description = "mine"\n')
+    own = make_plan(SPEC, "agx-orin-64", str(tmp_path / "orin.toml"), 8192, 2)
+    assert own.decode_bytes == decode_bytes(DECODER, BF16_RECIPE)
+    assert own.recipe == str(tmp_path / "orin.toml")
+
+
+@pytest.mark.parametrize(("context", "rows"), [(1, 1024), (1024, 1024), (1025, 1025)])
+def test_decode_reads_a_first_bucket_at_least(context, rows):
+    plan = make_plan(SPEC, "thor-64", "nvfp4", context, 2)
+    moved = decode_traffic(DECODER, "thor", "nvfp4")
+    assert plan.decode_bytes_full == moved.n_bytes + rows * moved.row_bytes
+
+
+@pytest.mark.parametrize("context", [1, 262_144])
+def test_the_shortest_and_the_longest_context_can_be_planned(context):
+    assert make_plan(SPEC, "thor-128", "nvfp4", context, 0).context_tokens == context
+
+
+def test_no_context_at_all_where_the_weights_alone_do_not_fit():
+    plan = make_plan(SPEC, "orin-nano-8", "nvfp4", 1, 2)
+    assert plan.largest_context == 0
+    assert plan.recipes_that_fit == ()
+    with pytest.raises(ConfigurationError) as caught:
+        plan.require_fit()
+    assert "--context" not in caught.value.remedy
+    assert "--recipe" not in caught.value.remedy
+
+
+def test_counted_recipes_come_in_the_order_of_their_bytes():
+    def n_bytes(name):
+        return make_plan(SPEC, "thor-128", name, 8192, 2).decode_bytes
+
+    fits = make_plan(SPEC, "thor-128", "bf16", 8192, 2).recipes_that_fit
+    assert list(fits) == sorted(fits, key=n_bytes)
+    assert set(fits) == {"orin", "int4", "nvfp4", "nvfp4-all", "w4a16", "w4a16-all"}
+
+
+def test_what_moves_adds_up_over_the_blocks():
+    one = Moved(3, 100, 7)
+    assert one + Moved(1, 10, 1) == Moved(4, 110, 8)
+    assert one.times(4) == Moved(12, 400, 28)
+    assert one.less(Moved(1, 10, 2)) == Moved(2, 90, 5)
+    parts = {"M": Moved(1, 1), "*": Moved(10, 100, 1000), "E": Moved(2, 5), "head": Moved(7, 7)}
+    blocks = msgspec.structs.replace(DECODER, pattern="MM*E")
+    assert whole(blocks, parts) == Moved(2 + 10 + 2 + 7, 2 + 100 + 5 + 7, 1000)
+
+
+def test_of_unknown_targets_and_recipes_nothing_was_counted():
+    assert decode_traffic(DECODER, "this-gpu", "orin") is None
+    assert decode_traffic(DECODER, "orin", "bf16") is None
