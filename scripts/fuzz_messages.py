@@ -44,6 +44,7 @@ EVENTS: tuple[dict[str, Any], ...] = (
     },
     {"type": "conversation.item.delete", "item_id": "item_1"},
     {"type": "conversation.item.retrieve", "item_id": "item_1"},
+    {"type": "conversation.item.truncate", "item_id": "a", "content_index": 0, "audio_end_ms": 9},
     {"type": "response.cancel"},
     {"type": "edge.playback.append", "audio": "AAAA", "delay_ms": 20},
     {"type": "edge.trigger.create", "trigger": TRIGGER},

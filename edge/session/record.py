@@ -22,7 +22,7 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -379,6 +379,8 @@ def read(path: Path) -> Recorded:
     except _CutError as cut:
         topic, about = str(cut), {}
     found = about.get("format") if topic == "session" and isinstance(about, dict) else None
+    if found != FORMAT:
+        messages.close()
     if type(found) is not int:
         raise MediaError(path, "is not a recorded session", "record one with `edge run --record`")
     if found != FORMAT:
@@ -391,7 +393,7 @@ def read(path: Path) -> Recorded:
     return Recorded(path, about, messages)
 
 
-def _messages(file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+def _messages(file: BinaryIO) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """What each message says, of all whole chunks in the file's order.
 
     Raises:

@@ -213,7 +213,7 @@ def test_what_was_said_before_a_tool_call_is_told_before_it(checkpoint):
     written = "<tool_call>\n<function=look>\n</function>\n</tool_call>"
     for token in tokenizer.encode(f"I look here{written} it is"):
         assert not speech.push(int(token))
-    speech.finish()
+    speech.finish("stop")
     called = events.index(ToolCall("look", {}))
     before, after = (
         "".join(e.text for e in part) for part in (events[:called], events[called + 1 :])

@@ -366,6 +366,8 @@ class Source:
 class Witness:
     """Stands where a recorder stands, and before one: what the loop took in a step."""
 
+    has_failed = False
+
     def __init__(self, recorder: Recorder | None = None) -> None:
         self.taken: list[tuple[str, object]] = []
         self._recorder = recorder

@@ -293,7 +293,7 @@ def test_steps_of_somebody_else_are_one_clear_error(messages: Any, tmp_path: Pat
         list(read(path).steps())
 
 
-@pytest.mark.parametrize("about", [{}, {"format": 3}, [], None, 7, "x"])
+@pytest.mark.parametrize("about", [{}, {"format": "3"}, [], None, 7, "x"])
 def test_sessions_of_somebody_else_are_refused(about: Any, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="is not a recorded session"):
         read(mcap_of(tmp_path / "a.mcap", ("session", about)))
