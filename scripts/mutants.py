@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -292,22 +293,32 @@ class Results:
 def attempt(
     worker: Worker, fault: Fault, tests: dict[str, float], results: Results
 ) -> dict[str, Any]:
-    """One fault's outcome, by tests that pass without it."""
+    """One fault's outcome, by tests that pass without it, and in time however busy the machine."""
+    texts = {fault.path: fault.text, **fault.more}
     while True:
         chosen = {name: s for name, s in tests.items() if name not in results.refused}
         if not chosen:
             return {"outcome": "survived", "by": "no test executes it", "seconds": 0.0}
-        result = worker.attempt({fault.path: fault.text, **fault.more}, chosen)
+        result = worker.attempt(texts, chosen)
         result["n_tests"] = len(chosen)
         by = result["by"]
-        if by not in tests or by in results.trusted:
+        if by not in tests:
             return result
-        clean = worker.attempt({}, {by: tests[by]})
-        if clean["outcome"] == "survived":
+        began_s = time.monotonic()
+        if by not in results.trusted or result["outcome"] == "timeout":
+            clean = worker.attempt({}, {by: 20 * tests[by]})
+            if clean["outcome"] != "survived":
+                results.refused.add(by)
+                tail = clean["tail"]
+                print(f"mutants: {by} fails without a fault too:\n{tail}", file=sys.stderr)
+                continue
             results.trusted.add(by)
-            return result
-        results.refused.add(by)
-        print(f"mutants: {by} fails without a fault too:\n{clean['tail']}", file=sys.stderr)
+        if result["outcome"] == "timeout":
+            limit_s = tests[by] + 10 * (time.monotonic() - began_s)
+            if worker.attempt(texts, {by: limit_s})["outcome"] == "survived":
+                tests = {name: s for name, s in tests.items() if name != by}
+                continue
+        return result
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ operand, an element, a keyword or a statement left out. What is left alone is wh
 see, or what every test sees:
 
 - docstrings, annotations, aliases of types, `if TYPE_CHECKING`, `__repr__`, `__all__`, assertions,
-  imports;
+  imports, `lambda: None`;
 - log calls as a whole; the words of an error and of a command's help (what is put into those
   words is not left alone);
 - decorators, and the promises of a class to the type checker (`frozen`, `slots`, `kw_only`);
@@ -277,7 +277,7 @@ class Module:
                 elif isinstance(node, ast.Call) and called(node) & NAMES_OF_TYPES:
                     if name == "args" and child is not node.args[0]:
                         yield from self._of(child, around)
-                elif isinstance(child, ast.expr):
+                elif isinstance(child, ast.expr) and not does_nothing(node):
                     yield from self._of(child, around)
 
     def _is_where_it_says(self, node: ast.expr) -> bool:
@@ -439,6 +439,11 @@ def called(node: ast.expr) -> set[str]:
     elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
         names.add(node.func.value.id)
     return names
+
+
+def does_nothing(node: ast.expr) -> bool:
+    """Whether an expression is a function for those who want to be told nothing."""
+    return isinstance(node, ast.Lambda) and ast.unparse(node.body) == "None"
 
 
 def defined(node: ast.stmt) -> Iterator[str]:

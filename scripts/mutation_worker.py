@@ -164,6 +164,7 @@ def main() -> None:
         importlib.import_module(name)
     for line in sys.stdin:
         scratch = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))
+        scratch.chmod(0o755)  # tests become other users
         result = attempt(json.loads(line), scratch)
         result["tail"] = (scratch / "log").read_text(errors="replace")[-3000:]
         shutil.rmtree(scratch, ignore_errors=True)

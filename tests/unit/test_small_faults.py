@@ -85,6 +85,7 @@ def test_conditions_loops_and_handlers_have_faults():
         body("b: int | None"),
         "if TYPE_CHECKING:\n    a = 1\n",
         "class A:\n    def __repr__(self):\n        return 'a' + str(1)\n",
+        "class A:\n    def f(self, told=lambda: None):\n        pass\n",
         "Build = Callable[[int, str], bool]\n",
         "__all__ = ['a', 'b']\n",
         "@dataclass(frozen=True)\nclass A:\n    a: int\n",
