@@ -133,17 +133,21 @@ class Reference:
         rows = out.input_features[0, : int(out.attention_mask.sum())]
         return rows.float().numpy()
 
-    @torch.no_grad()
     def audio_features(self, mel: Float32) -> Float32:
-        """Valid rows (frames, mel bins) -> (ceil(frames / 8), hidden).
+        """Valid rows (frames, mel bins) -> (ceil(frames / 8), hidden), as vLLM counts them.
 
-        As its feature extractor does, it gets one row more than is valid, and a mask; of its
-        features the row that comes of padding alone is dropped.
+        Without the row that comes of padding alone.
         """
+        return self.all_audio_features(mel)[: -(-len(mel) // 8)]
+
+    @torch.no_grad()
+    def all_audio_features(self, mel: Float32) -> Float32:
+        """The same as the model gives it: as from its feature extractor, it gets one row more than
+        is valid, and a mask."""
         padded = torch.nn.functional.pad(torch.from_numpy(mel), (0, 0, 0, 1))[None]
         mask = torch.arange(len(mel) + 1)[None] < len(mel)
         out = self.model.get_audio_features(padded, mask, return_dict=True)
-        return out.pooler_output[: -(-len(mel) // 8)].numpy()
+        return out.pooler_output.numpy()
 
     def evs_mask(
         self, embeddings: Float32, tubelets: int, rows: int, columns: int, q: float
