@@ -163,7 +163,8 @@ def test_nvfp4_is_read_in_tiles_of_16_rows_and_a_last_one(n: int, stack: tuple[i
     ops.graph.output(decoded(ops.graph, weight, names), "y", np.float32, [*stack, n, k])
     got = DecoderSession(ops.graph.model("m"), weights)({})["y"]
     expected = np.stack([unpack_nvfp4(one) for one in packed])
-    assert (got == (expected if stack else expected[0])).all()
+    # the scales are multiplied in another order
+    np.testing.assert_allclose(got, expected if stack else expected[0], rtol=3e-7)
 
 
 def bindings(model: onnx.ModelProto, side: str) -> dict[str, tuple[int, list[int | str]]]:
