@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +15,20 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from published_config import CONFIG
 
 from build_engine import isolated, plans
 from build_engine.compile import Built, Order, compile_graph
+from build_engine.decoder_layout import bundle_layout, recipe_layout
+from build_engine.footprint import decoded_bytes, scratch_bytes
 from build_engine.graphs.decoder import DEVICE, DEVICE_FP8
 from build_engine.graphs.onnx_ops import Graph
 from build_engine.isolated import _build, require
-from build_engine.profiles import Profile
+from build_engine.profiles import Profile, profiles_of
+from build_engine.recipe import load_recipe
+from edge.engines.bundle import Bundle, Plans
 from edge.errors import BundleError, ConfigurationError
+from edge.model.spec import model_spec
 
 PROFILES = [
     Profile("small", {"x": ((1, 4), (2, 4), (3, 4)), "y": ((1,), (5,), (9,))}),
@@ -392,3 +400,165 @@ def test_an_error_of_the_other_process_keeps_its_kind(
     (failed,) = built_in_a_process(order(tmp_path))
     assert (failed.kind, (failed.thing, failed.problem, failed.remedy)) == (kind, said)
     assert "in compiled" in failed.trace
+
+
+def test_orders_are_of_every_graph_in_the_order_of_their_compilation(
+    bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = bundle("single")
+    spec, layout = Bundle(path).manifest.spec, bundle_layout(path)
+    for target in plans.TARGETS.values():
+        made = plans.orders(spec, layout, path, tmp_path, target, plans.Options(300))
+        profiles = profiles_of(spec, 300)
+        assert [order.graph for order in made] == ["decode", "prefill", "vision", "audio"]
+        for one in made:
+            assert one.onnx == tmp_path / f"{one.graph}.onnx"
+            assert one.plan == tmp_path / f"{one.graph}.plan"
+            assert one.profiles == profiles[one.graph]
+            assert (one.stand_in, one.timing_cache) == (None, None)
+            assert one.workspace_bytes == 2 << 30  # so small a model needs no more
+            model = onnx.load(one.onnx, load_external_data=False)
+            assert model.graph.name == one.graph
+        assert (tmp_path / "vision.onnx.data").stat().st_size > 0
+    only = plans.orders(
+        spec, layout, None, tmp_path, target, plans.Options(spec.decoder.max_tokens)
+    )
+    assert [order.graph for order in only] == ["decode", "prefill"]
+
+
+def test_a_check_is_for_what_stands_for_the_target(
+    bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def compiled(module: str, made: Order, progress: Any, kernels: Path | None) -> Built:
+        progress(1, 3)
+        asked.append((module, made.graph, made.stand_in, made.timing_cache, kernels))
+        assert made.onnx.is_file()
+        return Built(made.graph, (), 0.0, 1, 2)
+
+    needed, told = list[Any](), list[Any]()
+    monkeypatch.setattr(plans, "compile_isolated", compiled)
+    monkeypatch.setattr(plans, "require", lambda *words: needed.append(words))
+    for name, stand_in in (("orin", "SM86"), ("thor", "SM121")):
+        asked.clear()
+        built = plans.check_bundle(
+            bundle("single"), plans.TARGETS[name], plans.Options(256), lambda *s: told.append(s)
+        )
+        graphs = ["decode", "prefill", "vision", "audio"]
+        assert [one.graph for one in built] == graphs
+        assert asked == [("tensorrt_rtx", graph, stand_in, None, None) for graph in graphs]
+    assert told[:4] == [(graph, 1, 3) for graph in graphs]
+    assert {words[0] for words in needed} == {"tensorrt_rtx"}
+    assert "pip install" in needed[0][1]
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """TensorRT is here, on an Orin; plans are four bytes."""
+    calls: list[Any] = []
+
+    def compiled(module: str, made: Order, progress: Any, kernels: Path | None) -> Built:
+        calls.append((module, made, kernels))
+        made.plan.write_bytes(b"plan")
+        names = tuple(profile.name for profile in made.profiles)
+        return Built(made.graph, names, 0.0, 4, 0, 0, (), tuple(range(7, 7 + len(names))))
+
+    monkeypatch.setattr(plans, "compile_isolated", compiled)
+    monkeypatch.setattr(plans, "load", lambda *_: SimpleNamespace(__version__="10.13.3"))
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: (8, 7))
+    return calls
+
+
+@pytest.mark.parametrize(("name", "target"), [("orin", "orin"), ("this-gpu", "this-gpu")])
+def test_plans_are_described_in_the_manifest(
+    bundle: Callable[[str], Path], tmp_path: Path, compiler: list[Any], name: str, target: str
+) -> None:
+    path = tmp_path / "b"
+    shutil.copytree(bundle("single"), path)
+    before = Bundle(path).manifest
+    built = plans.compile_bundle(path, name, plans.Options(700), lambda *_: None)
+    assert [one.graph for one in built] == ["decode", "prefill", "vision", "audio"]
+    manifest = Bundle(path).manifest
+    assert manifest.target == target
+    assert manifest.plans == Plans(
+        tensorrt="10.13.3",
+        compute_capability="8.7",
+        max_past_rows=700,
+        scratch_bytes={
+            f"{one.graph}.plan": dict(zip(one.profiles, one.scratch_bytes, strict=True))
+            for one in built
+        },
+    )
+    written = {f"{one.graph}.plan" for one in built}
+    assert set(manifest.files) == set(before.files) | written
+    assert {manifest.files[plan].n_bytes for plan in written} == {4}
+    cache = tmp_path / ".b.10.13.3-sm8.7.timing"
+    assert {(module, order.timing_cache, kernels) for module, order, kernels in compiler} == {
+        ("tensorrt", cache, None)
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_kernels_are_handed_on(
+    bundle: Callable[[str], Path], tmp_path: Path, compiler: list[Any]
+) -> None:
+    """This bundle's experts are floats, which no kernel reads: that is said first."""
+    path = tmp_path / "b"
+    shutil.copytree(bundle("single"), path)
+    options = plans.Options(256, kernels=tmp_path)
+    with pytest.raises(BundleError, match="the kernels take nvfp4 and int4"):
+        plans.compile_bundle(path, "orin", options, lambda *_: None)
+    assert compiler == []
+    assert Bundle(path).manifest == Bundle(bundle("single")).manifest
+
+
+def test_plans_that_fail_half_way_leave_the_bundle_as_it_was(
+    bundle: Callable[[str], Path],
+    tmp_path: Path,
+    compiler: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "b"
+    shutil.copytree(bundle("single"), path)
+    plans.compile_bundle(path, "orin", plans.Options(256), lambda *_: None)
+    before = Bundle(path).manifest
+    done = plans.compile_isolated
+
+    def fails(module: str, made: Order, progress: Any, kernels: Path | None) -> Built:
+        if made.graph == "vision":
+            raise BundleError("vision.onnx", "is refused", "report it")
+        return done(module, made, progress, kernels)
+
+    monkeypatch.setattr(plans, "compile_isolated", fails)
+    with pytest.raises(BundleError, match="is refused"):
+        plans.compile_bundle(path, "orin", plans.Options(512), lambda *_: None)
+    assert Bundle(path).manifest == before
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(("name", "here"), [("orin", (11, 0)), ("thor", (8, 7)), ("thor", (11, 1))])
+def test_plans_for_another_gpu_are_refused(
+    bundle: Callable[[str], Path],
+    compiler: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    here: tuple[int, int],
+) -> None:
+    monkeypatch.setattr(plans, "local_compute_capability", lambda: here)
+    wanted = {"orin": "8.7", "thor": "11.0"}[name]
+    with pytest.raises(ConfigurationError) as caught:
+        plans.compile_bundle(bundle("single"), name, plans.Options(256), lambda *_: None)
+    said = f"--target {name}: is sm {wanted}, this GPU is sm {here[0]}.{here[1]}; compile on the"
+    assert str(caught.value).startswith(said)
+    assert compiler == []
+
+
+def test_a_quarter_more_than_the_estimate_is_allowed_and_2_gib_at_least() -> None:
+    spec = model_spec(CONFIG, {})
+    layout = recipe_layout(spec.decoder, load_recipe("orin"))
+    orin = plans.TARGETS["orin"]
+    for context in (1, 30_000, 50_000, spec.decoder.max_tokens):
+        estimated = scratch_bytes(spec, decoded_bytes(layout, orin.precision), context)
+        allowed = plans.workspace_bytes(spec, layout, orin, context)
+        assert allowed == max(2 << 30, estimated + estimated // 4)

@@ -128,3 +128,48 @@ def test_an_unknown_recipe_is_named(name, hint):
     with pytest.raises(ConfigurationError, match="is neither known nor a file") as caught:
         load_recipe(name)
     assert hint in str(caught.value)
+
+
+LINEARS = ["backbone.layers.0.mixer.in_proj", "backbone.layers.10.mixer.in_proj", "lm_head"]
+
+
+def checked(written, *rules):
+    text = 'description = "mine"\n'
+    for modules, chosen in rules:
+        text += f'[[rules]]\nmodules = "{modules}"\nformat = "{chosen}"\n'
+    load_recipe(written(text)).check(LINEARS)
+
+
+def test_rules_that_decide_are_accepted(written):
+    checked(written, ("*.0.*", "fp8"), ("*in_proj", "fp8"), ("*", "bf16"))
+    checked(written)
+
+
+@pytest.mark.parametrize(
+    ("rules", "error"),
+    [
+        (
+            [("*", "fp8"), ("lm_head", "bf16")],
+            "rule 'lm_head': rules before it decide all that it names; put it before them",
+        ),
+        (
+            [("*in_proj", "fp8"), ("*in_proj", "fp8")],
+            "rule '*in_proj': rules before it decide all that it names; put it before them",
+        ),
+        (
+            [("*.in_proj", "fp8"), ("lm_heat", "bf16")],
+            "rule 'lm_heat': names no linear of this model; linears are lm_head, "
+            "backbone.layers.*.mixer.in_proj",
+        ),
+    ],
+)
+def test_the_first_rule_that_decides_nothing_is_named(written, rules, error):
+    with pytest.raises(ConfigurationError) as caught:
+        checked(written, *rules, ("also-nothing", "fp8"))
+    assert str(caught.value) == error
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_the_builders_own_are_for_any_model(name):
+    load_recipe(name).check(["lm_head"])
+    load_recipe(name).check([])
