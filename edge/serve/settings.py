@@ -150,11 +150,16 @@ def _read_each(value: Json, kind: type[T], name: str) -> tuple[T, list[str], lis
         try:
             return (*settle(value, kind), refused)
         except ProtocolError as error:
-            rest = _without(value, error.thing.partition("[")[0].split("."))
+            rest = _without(value, _whole(error.thing.partition("[")[0].split(".")))
             if rest is None:
                 raise _of(name, error) from error
             refused.append(_of(name, error))
             value = rest
+
+
+def _whole(path: list[str]) -> list[str]:
+    """What is refused with a field: without its type or its rate an object would say another."""
+    return path[:-1] if len(path) > 1 and path[-1] in ("type", "rate") else path
 
 
 def _without(value: Json, path: list[str]) -> Json | None:

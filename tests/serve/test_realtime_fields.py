@@ -104,6 +104,25 @@ def test_each_field_that_cannot_be_had_is_told_by_itself(path):
 
 
 @pytest.mark.parametrize(
+    ("asked", "refused"),
+    [
+        ({"format": {"type": "audio/opus"}}, "format.type"),
+        ({"format": {"type": "audio/pcm", "rate": "fast"}}, "format.rate"),
+        ({"turn_detection": {"type": "by_hand"}}, "turn_detection.type"),
+    ],
+)
+def test_what_cannot_be_had_leaves_what_was(path, asked, refused):
+    before = {"format": {"type": "audio/pcm", "rate": 16000}, "turn_detection": None}
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        for sound in (before, asked):
+            client.send("session.update", session={"audio": {"input": sound}})
+            last = client.until("session.updated")
+    errors = [event["error"]["param"] for event in client.heard if event["type"] == "error"]
+    assert errors == [f"session.audio.input.{refused}"]
+    assert last["session"]["audio"]["input"] == before
+
+
+@pytest.mark.parametrize(
     ("wanted", "called"),
     [
         ({"type": "function", "name": "stop"}, ["stop"]),
