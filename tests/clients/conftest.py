@@ -7,6 +7,7 @@ service is a process, `$EDGE_PYTHON -m edge.cli run`, on the small model's bundl
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -98,6 +99,9 @@ def nothing_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: Ser
 
 def run_script(name: str, *words: str) -> str:
     """What a program of js/ prints, beside the modules that it imports."""
+    if shutil.which("node") is None or not NODE_MODULES.is_dir():
+        why = "needs Node and npm: install nodejs and npm, and `make test-clients` again"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
     program = NODE_MODULES.parent / name
     program.write_bytes((ROOT / "tests/clients/js" / name).read_bytes())
     done = subprocess.run(
