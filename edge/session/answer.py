@@ -369,8 +369,9 @@ class Answering:
         """The turn is over."""
         if self._check is None:
             self._leave(reason)
-        else:  # whatever ends the check, all was said before it
+        else:  # whatever ends the check, all was said before it; others need its state now
             reason = self._ended
+            self._check.close()
         now_ns = self._clock.now_ns()
         worked_ns = self._worked_ns
         if self._at_work_since_ns is not None:

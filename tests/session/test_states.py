@@ -197,3 +197,25 @@ def test_what_is_told_to_those_who_wait_at_the_end_is_made_for_each(make):
     loop.run()
     errors = [journal.of(name)[-1].error for name in ("first", "second")]
     assert len({id(error) for error in errors}) == 2
+
+
+def test_a_check_that_is_cancelled_gives_its_state_to_the_answer_that_goes_on(make):
+    """In the same step: an answer about the past was refused for a state that nobody needed."""
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    loop._clock.sleep_until(10 * NS_PER_S)
+    journal, engine = Journal(loop), loop._context.engine
+    other = engine.new_state()
+    journal.ask("past", 12, recall_s=(60.0, 0.0))
+    until_begun(loop, journal, "past")
+    checked = journal.ask("checked", 4, consistency=True)
+    while not any(turn.is_checking for turn in loop._answers._open):
+        loop.step()
+    loop.step()
+    assert engine.n_used["states"] == 3  # the live one, the other, the check's
+    checked.cancel()
+    drive(loop)
+    assert journal.done("checked")
+    assert journal.done("past"), journal.of("past")[-1]
+    assert engine.n_tokens(other) == 0
