@@ -19,12 +19,12 @@ from build_engine.survey import require_sound
 from build_engine.verify import check_prompts, verify, write_self_check
 from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
 from edge.engines.cpu import CpuEngine
+from edge.model.tokenizer import TEMPLATE, read_template
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with a stage's name, its steps done and its steps in all."""
 
 TARGETS = ("cpu",)
-TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja")
 
 
 def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Progress) -> Manifest:
@@ -77,8 +77,10 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(checkpoint.folder / name, folder / name)
+    shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
+    written = read_template(checkpoint.folder)
+    if written is not None:
+        (folder / TEMPLATE).write_text(written, encoding="utf-8", newline="")
     check_prompts(folder)
 
 

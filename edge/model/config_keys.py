@@ -224,7 +224,7 @@ _NEUTRAL_DRAWING: dict[str, tuple[Any, ...]] = {
 GENERATION = Keys(
     honoured="eos_token_id temperature top_p top_k do_sample",
     fixed={
-        name: Fixed(served, "answers are drawn by temperature, top_p and top_k alone")
+        name: Fixed(served, "unasked, answers are drawn by temperature, top_p and top_k alone")
         for name, served in _NEUTRAL_DRAWING.items()
     },
     neutral="""

@@ -26,8 +26,10 @@ from edge.model.tokenizer import (
     IMAGE,
     IMAGE_END,
     IMAGE_START,
+    TEMPLATE,
     TURN_END,
     TURN_START,
+    read_template,
 )
 
 VIDEO = "<video>"
@@ -46,18 +48,21 @@ _TEMPLATE_ERRORS = (
 
 
 class ChatTemplate:
-    """The checkpoint's chat_template.jinja, run in jinja2's sandbox as transformers runs it.
+    """The checkpoint's chat template, run in jinja2's sandbox as transformers runs it.
 
     Source: transformers 5.23.0, `utils/chat_template_utils.py` (`_compile_jinja_template`).
     """
 
     def __init__(self, folder: Path) -> None:
-        """Compile `folder`/chat_template.jinja.
+        """Compile the template of a checkpoint or a bundle.
 
         Raises:
             CheckpointError: it is absent or not a template.
         """
-        self._path = folder / "chat_template.jinja"
+        self._path = folder / TEMPLATE
+        text = read_template(folder)
+        if text is None:
+            raise CheckpointError(self._path, "is missing", "copy the checkpoint's again")
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
@@ -67,8 +72,8 @@ class ChatTemplate:
         environment.globals["dict"] = _Dict()
         environment.globals["namespace"] = _Namespace
         try:
-            self._template = environment.from_string(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, jinja2.TemplateError) as error:
+            self._template = environment.from_string(text)
+        except (ValueError, RecursionError, jinja2.TemplateError) as error:
             raise CheckpointError(
                 self._path, f"is not a chat template ({error})", "copy the checkpoint's again"
             ) from None

@@ -27,6 +27,40 @@ OWN_TOKENS = (
 """What the runtime itself writes or looks for."""
 UNREACHABLE = "\ue000"
 """Before a token's name in a vocabulary: no text has both."""
+TEMPLATE = "chat_template.jinja"
+_OLDER_PLACES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
+
+
+def read_template(folder: Path) -> str | None:
+    """The text of a checkpoint's chat template, a file of its own or a value where older ones are.
+
+    Returns:
+        Of several templates the one that is called default; None if there is none.
+    Raises:
+        CheckpointError: it cannot be read, or there is another one for tools.
+    Source: transformers 5.23.0, `from_pretrained` of tokenization_utils_base.py and
+        processing_utils.py.
+    """
+    for name in (TEMPLATE, *_OLDER_PLACES):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            told = text if name == TEMPLATE else json.loads(text).get("chat_template")
+            if isinstance(told, list):
+                told = {one["name"]: one["template"] for one in told}
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            problem = f"has no chat template that can be read ({error})"
+            raise CheckpointError(path, problem, "copy the checkpoint's again") from None
+        if isinstance(told, dict):
+            if "tool_use" in told:
+                remedy = f"put the one to use into {TEMPLATE}"
+                raise CheckpointError(path, "has another chat template for tools", remedy)
+            told = told.get("default")
+        if isinstance(told, str):
+            return told
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +152,7 @@ class Tokenizer:
             tool_call_end=required[TOOL_CALL_END],
             turn_end=required[TURN_END],
         )
-        template = folder / "chat_template.jinja"
-        written = template.read_text("utf-8", "replace") if template.is_file() else ""
+        written = read_template(folder) or ""
         added = self._tokenizer.get_added_tokens_decoder()
         control = {
             token.content: (number, token)

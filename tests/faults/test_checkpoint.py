@@ -326,7 +326,7 @@ WHOLE = "{% for m in messages %}{{ m.content }}{% endfor %}"
     [
         ("{% if %}", "is not a chat template"),
         ("{% nothing %}", "is not a chat template"),
-        (b"\xff\xfe", "is not a chat template"),
+        (b"\xff\xfe", "has no chat template that can be read"),
         ("{{ unknown.thing }}" + WHOLE, "failed on these messages"),
         (WHOLE + "{% if tools %}{{ raise_exception('no tools') }}{% endif %}", "no tools"),
         ("{% if enable_thinking %}{{ 1 / 0 }}{% endif %}" + WHOLE, "division by zero"),
@@ -340,6 +340,42 @@ def test_a_template_that_would_fail_in_service_is_not_built(broken, capsys, temp
     code, line = build(broken, capsys)
     assert code == 65
     assert "chat_template.jinja" in line
+    assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("tokenizer_config.json", lambda text: text),
+        ("tokenizer_config.json", lambda text: [{"name": "default", "template": text}]),
+        ("chat_template.json", lambda text: text),
+        ("processor_config.json", lambda text: text),
+    ],
+)
+def test_a_template_may_be_where_older_checkpoints_have_it(broken, name, form):
+    template, path = broken / "chat_template.jinja", broken / name
+    text = template.read_text()
+    template.unlink()
+    told = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**told, "chat_template": form(text)}))
+    out = broken.parent / "b"
+    assert build_cli.main(["bundle", str(broken), str(out), "--target", "cpu"]) == 0
+    assert (out / "chat_template.jinja").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ({}, "chat_template.jinja: is missing"),
+        ([{"name": "tool_use", "template": "x"}], "has another chat template for tools"),
+        ([{"name": "default"}], "has no chat template that can be read"),
+    ],
+)
+def test_a_checkpoint_without_one_template_is_named(broken, capsys, told, problem):
+    (broken / "chat_template.jinja").unlink()
+    edit_json(broken / "tokenizer_config.json", "chat_template", value=told)
+    code, line = build(broken, capsys)
+    assert code == 65
     assert problem in line
 
 
