@@ -11,6 +11,7 @@ here, so that a fork, a snapshot and a rebase need no undoing.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,8 +48,8 @@ from edge.model.constrain import Constraint, fill_frames, names_frames, vocabula
 from edge.model.prompt import LIVE, ChatTemplate
 from edge.model.sampling import Sampler, Sampling
 from edge.model.spec import ModelSpec, VisionSpec
-from edge.model.tokenizer import Detokenizer, Tokenizer
-from edge.model.tool_calls import parse_tool_call
+from edge.model.tokenizer import TOOL_CALL, TOOL_CALL_END, Detokenizer, Tokenizer
+from edge.model.tool_calls import begun_tool_call, is_closed, parse_tool_call
 from edge.senses.turn_events import (
     Button,
     Choose,
@@ -230,8 +231,15 @@ class Turn:
     evidence: tuple[Evidence, ...] = ()
     freshness: tuple[Freshness, ...] = ()
     surprise: list[float] = field(default_factory=list)
-    attached: list[Float32] | None = None
-    """Rows of its pictures and sounds, once they are encoded."""
+    n_thought: int = 0
+    forced: list[int] = field(default_factory=list)
+    """What ends a thought that has been long enough."""
+    encoding: Generator[None, None, None] | None = None
+    is_encoded: bool = False
+    attached: list[Float32] = field(default_factory=list)
+    """Rows of its pictures and sounds, as far as they are encoded."""
+    about: Line | None = None
+    """What it is to stand on when all of them are."""
     asked: dict[tuple[bool, str | None], Float32] = field(default_factory=dict)
     """Its rows, as they were once asked for."""
     grammar: str = ""
@@ -255,60 +263,103 @@ class Turn:
 
 @dataclass(eq=False)
 class Words:
-    """What of an answer's tokens may be told: no half character, nothing of a stop text."""
+    """What of an answer's tokens may be told: no half character, nothing of a stop text, of a
+    thought no space at its end."""
 
     tokenizer: Tokenizer
     question: Question
 
     def __post_init__(self) -> None:
+        self.tools = self.question.tools if self.question.channel == "operator" else ()
         self.is_thinking = self.question.thinking
         self.tokens = Detokenizer(self.tokenizer)
+        self.thought, self.n_thought = "", 0
         self.text, self.n_told, self.reply, self.is_over = "", 0, "", False
         self.call: list[int] | None = None
 
+    def begins_call(self, token: int) -> bool:
+        """It ends a thought, too."""
+        return token == self.tokenizer.special.tool_call and bool(self.tools)
+
     def take(self, token: int) -> list[TextDelta | ToolCall]:
-        special, tools = self.tokenizer.special, self.question.tools
+        special, told = self.tokenizer.special, list[TextDelta | ToolCall]()
         if self.call is not None:
-            if token != special.tool_call_end:
+            is_tag = token in (special.tool_call, special.tool_call_end)
+            if not is_tag or not is_closed(self._written(), self.tools):
                 self.call.append(token)
                 return []
-            text, self.call = self.tokenizer.decode(self.call), None
-            found = parse_tool_call(text, tools)
-            return [ToolCall(*found)] if found else self._as_it_is(f"{text}</tool_call>")
-        may_call = bool(tools) and self.question.channel == "operator" and not self.is_thinking
-        if may_call and token == special.tool_call:
-            self.call = []
-            return [] if self.is_over else [*self._until(len(self.text))]
-        return [*self._take_text(token)]
-
-    def _as_it_is(self, text: str) -> list[TextDelta | ToolCall]:
-        """What began like a call and is none: nothing is hidden."""
-        self.reply += f"<tool_call>{text}"
-        return [TextDelta(f"<tool_call>{text}")]
-
-    def _take_text(self, token: int) -> list[TextDelta]:
-        if self.is_thinking and token == self.tokenizer.special.think_end:
-            told = self._told(self.tokens.flush())
-            self.is_thinking, self.tokens = False, Detokenizer(self.tokenizer)
-            return told
-        return self._told(self.tokens.push(token))
-
-    def finish(self) -> list[TextDelta | ToolCall]:
-        told: list[TextDelta | ToolCall] = [*self._told(self.tokens.flush())]
-        if not self.is_thinking and not self.is_over:
-            told += self._until(len(self.text))
-        if self.call is not None:
-            told += self._as_it_is(self.tokenizer.decode(self.call))
+            told += self._proposed(self._written(), TOOL_CALL_END)
             self.call = None
+            if token == special.tool_call_end:
+                return told
+        if self.begins_call(token):
+            told += [*self._end_thought(), *self._until(len(self.text))]
+            self.call = []
+        elif token == special.think_end:
+            told += self._end_thought()
+        elif token != special.think_start:
+            told += self._told(self.tokens.push(token))
         return told
 
-    def _told(self, text: str) -> list[TextDelta]:
+    def finish(self, reason: str) -> list[TextDelta | ToolCall]:
+        """What was held back. A thought in which the model itself ends was the answer."""
+        told = self._told(self.tokens.flush())
         if self.is_thinking:
+            thought = self.thought.strip() if reason == "stop" else ""
+            places = [at for stop in self.question.stop if (at := thought.find(stop)) >= 0]
+            self.reply = thought[: min(places, default=None)]
+            return [*told, *([TextDelta(self.reply, restated=True)] if self.reply else [])]
+        if not self.is_over:
+            told += self._until(len(self.text))
+        ends = [] if self.call is None else self._ended_in_call(self._written(), reason != "stop")
+        return [*told, *ends]
+
+    def _written(self) -> str:
+        return self.tokenizer.decode(self.call or [], special=True)
+
+    def _ended_in_call(self, text: str, is_cut: bool) -> list[TextDelta | ToolCall]:
+        """Its end is the first mark of one that nothing follows, or another call; where the model
+        itself has ended, else the first. Of a call that was cut, what is sure is told."""
+        marks = [found.start() for found in re.finditer(TOOL_CALL_END, text)]
+        after = {at: text[at + len(TOOL_CALL_END) :] for at in marks}
+        sure = [at for at in marks if after[at].strip().startswith(TOOL_CALL) or not after[at].strip()]
+        for at in sure or ([] if is_cut else marks):
+            between, is_another, another = after[at].partition(TOOL_CALL)
+            told = [*self._proposed(text[:at], TOOL_CALL_END), *self._as_it_is(between.strip())]
+            return [*told, *(self._ended_in_call(another, is_cut) if is_another else [])]
+        begun = begun_tool_call(text, self.tools)
+        if not is_cut or (begun is not None and is_closed(text, self.tools)):
+            return self._proposed(text, "")
+        return [] if begun is None else [ToolCall(*begun, is_whole=False)]
+
+    def _proposed(self, text: str, end: str) -> list[TextDelta | ToolCall]:
+        """What began like a call and is none: nothing is hidden."""
+        found = parse_tool_call(text, self.tools)
+        return [ToolCall(*found)] if found else self._as_it_is(f"{TOOL_CALL}{text}{end}")
+
+    def _as_it_is(self, text: str) -> list[TextDelta | ToolCall]:
+        self.reply += text
+        return [TextDelta(text)] if text else []
+
+    def _end_thought(self) -> list[TextDelta | ToolCall]:
+        told = self._told(self.tokens.flush())
+        self.is_thinking, self.tokens = False, Detokenizer(self.tokenizer)
+        return told
+
+    def _told(self, text: str) -> list[TextDelta | ToolCall]:
+        if self.is_thinking:
+            self.thought += text
+            text, self.n_thought = (
+                self.thought[self.n_thought :].rstrip(),
+                max(self.n_thought, len(self.thought.rstrip())),
+            )
             return [TextDelta(text, reasoning=True)] if text else []
         if self.is_over:
             return []
         self.text += text
-        places = [at for stop in self.question.stop if (at := self.text.find(stop)) >= 0]
+        places = [
+            at for stop in self.question.stop if (at := self.text.find(stop, self.n_told)) >= 0
+        ]
         if places:
             told, self.is_over = self._until(min(places)), True
             return told
@@ -320,10 +371,9 @@ class Words:
         ]
         return self._until(min(may_begin, default=n))
 
-    def _until(self, n: int) -> list[TextDelta]:
+    def _until(self, n: int) -> list[TextDelta | ToolCall]:
         text, self.n_told = self.text[self.n_told : n], n
-        self.reply += text
-        return [TextDelta(text)] if text else []
+        return self._as_it_is(text)
 
 
 @dataclass(eq=False)
@@ -581,8 +631,6 @@ class Reference:
 
     def make(self, trigger: Trigger) -> str | type[EdgeError]:
         """A client wants to be told of something; its name."""
-        if "<|im_start|>" in trigger.condition:
-            return ProtocolError
         if len(self.book) >= 16:
             return CapacityError
         self.n_made += 1
@@ -744,7 +792,7 @@ class Reference:
     @property
     def _n_states(self) -> int:
         """The live one, the next one, a recalled one, and one on which an answer is followed."""
-        recalled = [turn for turn in self.open if turn.line not in (None, self.live)]
+        recalled = [t for t in self.open if {t.line, t.about} - {None, self.live}]
         followed = [turn for turn in self.open if turn.is_followed]
         return 1 + (self.next is not None) + len(recalled) + len(followed)
 
@@ -1268,7 +1316,7 @@ class Reference:
 
     def _give_way(self) -> None:
         if self.current is not None:
-            self.current.line = self.current.state = None
+            self.current.line = self.current.about = self.current.state = None
             self.current = None
 
     def _leave_live(self) -> None:
@@ -1288,8 +1336,8 @@ class Reference:
         line = self.live if question.recall_s is None else self._recalled(turn)
         if turn.started_ns is None:
             turn.started_ns = self.now
-        if turn.attached is None:
-            turn.attached = self._attached(question)
+        turn.about = line
+        if turn.encoding is None:
             turn.grammar = question.grammar
             if names_frames(question.grammar):
                 looks = {p.evidence.source: p.evidence for p in line.media if p.modality == "video"}
@@ -1297,8 +1345,15 @@ class Reference:
                 names = [f"{look.source}:{look.frame_ids[-1]}" for look in turn.nameable]
                 turn.grammar = fill_frames(question.grammar, names)
             turn.constraint = self._constraint(turn)
-        for message in question.messages:
-            self.tokenizer.refuse_special_tokens(message.content)
+            turn.encoding = self._attach(turn)
+            turn.is_encoded = not any(message.media for message in question.messages)
+        if turn.is_encoded:
+            self._stand(turn)
+
+    def _stand(self, turn: Turn) -> None:
+        """Until all that it brings along is encoded it stands nowhere, and hinders nobody."""
+        line, question, turn.about = turn.about, turn.question, None
+        assert line is not None
         asked = self._asked(turn, line.ends_with_media)
         turn.n_context = line.state.n_tokens + len(line.waiting)
         turn.n_question = len(asked)
@@ -1317,28 +1372,29 @@ class Reference:
         turn.freshness = tuple(self._freshness(sense, line) for sense in self.senses)
         turn.line, turn.state = line, None
 
-    def _attached(self, question: Question) -> list[Float32]:
-        """Rows of what a question brings along; pictures share what it leaves of the room."""
-        vision, context = self.spec.vision, self.config.context
+    def _attach(self, turn: Turn) -> Generator[None, None, None]:
+        """Encode what a question brings along; pictures share what it leaves of the room."""
+        vision, context, question = self.spec.vision, self.config.context, turn.question
         media = [one for message in question.messages for one in message.media]
         n_free = self.spec.decoder.max_tokens - context.max_tokens - question.max_tokens
         sizes = [(one.width, one.height) for one in media if isinstance(one, Picture)]
         grids = iter(image_grids(sizes, vision, max(0, n_free), 0) if sizes else ())
-        found = []
         for one in media:
             if isinstance(one, Picture):
                 grid, shape = next(grids), (one.height, one.width, 3)
                 pixels = np.frombuffer(one.rgb, np.uint8).reshape(shape)
-                found.append(seen_rows(image_patches(pixels, grid, vision)[None])[0])
-                self._called("see", None, len(found[-1]))
+                turn.attached.append(seen_rows(image_patches(pixels, grid, vision)[None])[0])
+                self._called("see", None, len(turn.attached[-1]))
+                yield
                 continue
-            stream = LogMelStream(self.spec.audio.n_mels)
-            parts = []
+            assert isinstance(one, Sound)
+            stream, parts = LogMelStream(self.spec.audio.n_mels), list[Float32]()
             for mel in stream.push(np.frombuffer(one.samples, np.float32)) + stream.flush():
                 parts.append(heard_rows(mel))
                 self._called("hear", None, len(parts[-1]))
-            found.append(np.concatenate(parts))
-        return found
+                yield
+            turn.attached.append(np.concatenate(parts))
+        turn.is_encoded = True
 
     def _constraint(self, turn: Turn) -> Constraint | None:
         if not turn.grammar:
@@ -1362,13 +1418,20 @@ class Reference:
         assert turn.question.recall_s is not None
         if turn.past is None:
             start_ns, end_ns = (turn.asked_ns - int(s * NS_PER_S) for s in turn.question.recall_s)
+            if end_ns < self.start_ns:
+                ago_s = (turn.asked_ns - self.start_ns) / NS_PER_S
+                problem = f"the session began {ago_s:.1f} s ago, after the time that it asks about"
+                raise CapacityError("recall", problem, "ask about a later time")
+            if not self.kept:
+                problem = "nothing has been perceived yet"
+                raise CapacityError("recall", problem, "wait, or see status")
             turn.past = [
                 piece
                 for piece in self.kept
                 if piece.evidence.end_ns >= start_ns and piece.evidence.start_ns <= end_ns
             ] or None
             if turn.past is None:
-                kept_ns = end_ns - self.kept[0].evidence.start_ns if self.kept else 0
+                kept_ns = end_ns - self.kept[0].evidence.start_ns
                 raise CapacityError(
                     "recall",
                     "nothing is kept of that time; what is kept reaches "
@@ -1395,7 +1458,12 @@ class Reference:
                 return self._done(turn, turn.ended)
             return None
         line, question = turn.line, turn.question
-        assert line is not None
+        if line is None:
+            assert turn.encoding is not None
+            next(turn.encoding, None)
+            if turn.is_encoded:
+                self._stand(turn)
+            return None
         if len(line.waiting):
             self._advance(line)
             return None
@@ -1411,15 +1479,10 @@ class Reference:
         assert turn.logits is not None
         if question.yes_no is not None:
             return replace(self._done(turn, "stop"), confidence=_likely(turn.logits))
-        words, allowed = self.words[turn], turn.logits
-        if turn.constraint is not None and not words.is_thinking:
-            allowed = turn.constraint.allow(allowed)
-        token = self.samplers[turn].choose(allowed)
-        if not words.is_thinking:
-            if turn.constraint is not None:
-                turn.constraint.take(token)
-            turn.surprise += _surprise(allowed, token)
+        words = self.words[turn]
+        token = self._thought(turn, words) if words.is_thinking else self._said(turn)
         turn.said.append(token)
+        turn.n_thought += words.is_thinking
         if turn.first_ns is None:
             turn.first_ns = self.now
         if token in self.spec.sampling.stop_ids:
@@ -1433,6 +1496,39 @@ class Reference:
         turn.state = self._decode(turn.state, token)
         turn.logits = logits_after(turn.state)
         return None
+
+    def _said(self, turn: Turn) -> int:
+        """The next token, which follows its format."""
+        assert turn.logits is not None
+        if turn.constraint is None:
+            allowed = turn.logits
+        else:
+            allowed = turn.constraint.allow(turn.logits)
+        token = self.samplers[turn].choose(allowed)
+        if turn.constraint is not None:
+            turn.constraint.take(token)
+        turn.surprise += _surprise(allowed, token)
+        return token
+
+    def _thought(self, turn: Turn, words: Words) -> int:
+        """The next token of a thought: from four parts in five on it ends with its line, at 17 in
+        20 anyway, so that an answer follows."""
+        n, most, special = len(turn.said), turn.question.max_tokens, self.tokenizer.special
+        begins_line = words.thought[-1:] in ("", "\n")
+        is_long = n >= most * 4 // 5 and begins_line
+        if not turn.forced and (is_long or n >= max(0, most * 17 // 20 - 1)):
+            newline = [] if begins_line else self.tokenizer.encode("\n").tolist()
+            turn.forced = [*newline, special.think_end]
+        if turn.forced:
+            token = turn.forced.pop(0)
+        else:
+            assert turn.logits is not None
+            token = self.samplers[turn].choose(turn.logits)
+            if turn.constraint is not None and token in self.spec.sampling.stop_ids:
+                token = special.think_end  # the answer is still owed
+        if turn.constraint is not None and words.begins_call(token):
+            turn.constraint.take(token)
+        return token
 
     def _finished(self, turn: Turn, reason: Any) -> Done | None:
         if not turn.question.consistency:
@@ -1449,19 +1545,14 @@ class Reference:
         """Once: whatever comes after, nothing of the answer is said again."""
         if turn.ended is not None:
             return
-        for delta in self.words[turn].finish():
+        for delta in self.words[turn].finish(reason):
             turn.out(delta)
         has_begun, turn.line, turn.state = turn.line is not None, None, None
         if has_begun and turn.question.remember and reason in ("stop", "length"):
             self._remember(turn)
 
     def _remember(self, turn: Turn) -> None:
-        reply = self.words[turn].reply
-        try:
-            self.tokenizer.refuse_special_tokens(reply)
-        except ProtocolError:
-            return
-        rows = self._asked(turn, self.live.ends_with_media, reply)
+        rows = self._asked(turn, self.live.ends_with_media, self.words[turn].reply)
         evidence = Evidence("dialogue", turn.asked_ns, self.now)
         try:
             self._enter(Piece("text", rows, evidence))
@@ -1496,6 +1587,7 @@ class Reference:
             ),
             None if mean is None else round(math.exp(mean), 3),
             consistency,
+            turn.n_thought,
         )
 
     # Where an answer comes from.
@@ -1552,7 +1644,7 @@ class Reference:
         """Rows behind the live context: a question, and where it is remembered its answer too."""
         rows = turn.asked.get((after_media, reply))
         if rows is None:
-            n_attached = tuple(map(len, turn.attached or ()))
+            n_attached = tuple(map(len, turn.attached))
             system, question = self.config.context.system, turn.question
             ids = _asked_ids(
                 *(self.tokenizer, self.template, system, question),
@@ -1769,7 +1861,8 @@ class Reference:
         self._open(Turn(question, self.now, take))
 
     def _note(self, text: str, done: Done) -> None:
-        ids = self.tokenizer.encode(f"Earlier: {text}\n")[: self.config.context.notes_tokens]
+        ids = np.array(self.tokenizer.encode_as_text(f"Earlier: {text}\n"), np.int32)
+        ids = ids[: self.config.context.notes_tokens]
         times = done.timeline
         captured_ns = times.started_ns if times.captured_ns is None else times.captured_ns
         evidence = Evidence("notes", times.started_ns, captured_ns)
@@ -1946,16 +2039,21 @@ def _asked_ids(
     reply: str | None,
     n_attached: tuple[int, ...],
 ) -> Any:
-    """Instructions come before the first user message's text, which goes on with what was seen."""
-    chat: list[dict[str, Any]] = []
-    instructions: list[str] = []
+    """Instructions come before the first user message's text, which goes on with what was seen.
+    What spells a control token in it stays text."""
+    chat, instructions, control = list[dict[str, Any]](), list[str](), tokenizer.control_tokens
+    spelled = {name: f"q{n}\ue001" for n, name in enumerate(control)}
+
+    def hidden(text: str) -> str:
+        return control.pattern.sub(lambda found: spelled[found[0]], text)
+
     for message in question.messages:
         if message.role == "system":
-            instructions.append(message.content)
+            instructions.append(hidden(message.content))
             continue
         markers = ["<image>" if isinstance(m, Picture) else "<so_embedding>" for m in message.media]
         content = "\n".join(
-            [*markers, *([message.content] if message.content or not markers else [])]
+            [*markers, *([hidden(message.content)] if message.content or not markers else [])]
         )
         chat.append({"role": message.role, "content": content})
         calls = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
@@ -1971,7 +2069,7 @@ def _asked_ids(
     if reply is None:
         after = template.around_live(chat, thinking=question.thinking)[1]
     else:
-        chat += [{"role": "assistant", "content": reply}, {"role": "user", "content": NEXT}]
+        chat += [{"role": "assistant", "content": hidden(reply)}, {"role": "user", "content": NEXT}]
         after = template.around_live(chat, thinking=False)[1].partition(NEXT)[0]
     kinds = [isinstance(one, Sound) for message in question.messages for one in message.media]
     for is_sound, n in zip(kinds, n_attached, strict=True):
@@ -1979,7 +2077,13 @@ def _asked_ids(
             "<image>", f"<img>{'<see>' * n}</img>")  # fmt: skip
         after = after.replace(marker, whole, 1)
     after = after.replace("<hear>", "<so_embedding>").replace("<see>", "<image>")
-    return tokenizer.encode(after)
+    ids, names = list[int](), {hidden: name for name, hidden in spelled.items()}
+    for text, name in zip(
+        control.pattern.split(after), [*control.pattern.findall(after), None], strict=True
+    ):
+        ids += tokenizer.encode_as_text(re.sub("q[0-9]+\ue001", lambda one: names[one[0]], text))
+        ids += [] if name is None else [control.id_of(name)]
+    return np.array(ids, np.int32)
 
 
 def _surprise(allowed: Float32, token: int) -> list[float]:
