@@ -322,7 +322,9 @@ class Words:
         itself has ended, else the first. Of a call that was cut, what is sure is told."""
         marks = [found.start() for found in re.finditer(TOOL_CALL_END, text)]
         after = {at: text[at + len(TOOL_CALL_END) :] for at in marks}
-        sure = [at for at in marks if after[at].strip().startswith(TOOL_CALL) or not after[at].strip()]
+        sure = [
+            at for at in marks if after[at].strip().startswith(TOOL_CALL) or not after[at].strip()
+        ]
         for at in sure or ([] if is_cut else marks):
             between, is_another, another = after[at].partition(TOOL_CALL)
             told = [*self._proposed(text[:at], TOOL_CALL_END), *self._as_it_is(between.strip())]
