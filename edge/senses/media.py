@@ -286,12 +286,18 @@ def _opened(file: Source) -> InputContainer:
         raise _wrong(file, f"is not a media file ({said})", "give a video or sound file") from None
 
 
-def _head(file: Source) -> bytes:
+def _counts_frames(file: Source) -> bool:
+    """Whether an MP3's first frame says how many follow; else its length is FFmpeg's guess."""
+    head = _head(file, 1 << 16)
+    return b"Xing" in head or b"Info" in head
+
+
+def _head(file: Source, n_bytes: int = 12) -> bytes:
     if isinstance(file, bytes):
-        return file[:12]
+        return file[:n_bytes]
     try:
         with file.open("rb") as opened:
-            return opened.read(12)
+            return opened.read(n_bytes)
     except OSError as error:
         raise MediaError(
             file, f"cannot be read ({error.strerror})", "check the path and its permissions"
@@ -542,7 +548,9 @@ def _survey(
     stated_s = Fraction(container.duration or 0, _US_PER_S)
     if container.format.name != _MATROSKA or stated_s < begin_s:
         stated_s += begin_s  # Matroska's mostly counts from time 0
-    missing_s = stated_s - end_s if container.format.name in _FORMATS_WITH_LENGTH else Fraction(0)
+    kind = container.format.name
+    has_length = kind in _FORMATS_WITH_LENGTH or (kind == "mp3" and _counts_frames(file))
+    missing_s = stated_s - end_s if has_length else Fraction(0)
     # Where the bytes do not tell, a packet may that the file ends in; and FLAC has a length. But a
     # file may also lack what its recorder has announced, or be damaged where it ends.
     is_cut = lacks_bytes(file)

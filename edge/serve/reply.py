@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from edge.errors import EdgeError
 from edge.serve import replies
 from edge.serve.protocol import (
     ErrorBody,
     FunctionCallItem,
     Item,
+    ItemStatus,
     Json,
     MessageItem,
     OutputText,
@@ -132,15 +135,17 @@ class Reply:
     def _call(self, call: ToolCall) -> Iterator[ServerEvent]:
         self._item_id = new_id("item")
         arguments = call.written
-        item = FunctionCallItem(
+        begun = FunctionCallItem(
             name=call.name,
-            arguments=arguments,
+            arguments="",  # the delta brings them, and some clients add the two up
             call_id=new_id("call"),
             id=self._item_id,
-            status="completed" if call.is_whole else "incomplete",
+            status="in_progress",
         )
+        status: ItemStatus = "completed" if call.is_whole else "incomplete"
+        item = msgspec.structs.replace(begun, arguments=arguments, status=status)
         n_before, place = len(self.output), self._place()
-        yield OutputItemAdded(response_id=self.id, output_index=n_before, item=item)
+        yield OutputItemAdded(response_id=self.id, output_index=n_before, item=begun)
         yield CallDelta(**place, call_id=item.call_id, delta=arguments)
         yield CallDone(**place, call_id=item.call_id, name=call.name, arguments=arguments)
         yield OutputItemDone(response_id=self.id, output_index=n_before, item=item)

@@ -111,6 +111,19 @@ def test_truncation_is_told(make: Make, name: str, words: str, share: float) -> 
         Recording.open(path)
 
 
+@pytest.mark.parametrize(("xing", "says"), [(1, True), (0, False)])
+def test_an_mp3_that_says_how_long_it_is_tells_what_it_lacks(
+    make: Make, caplog: pytest.LogCaptureFixture, xing: int, says: bool
+) -> None:
+    """It is heard as far as it goes: tools that cut one leave the number of frames as it was."""
+    path = make("a.mp3", f"-i tone.wav -b:a 64k -write_xing {xing}")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    recording = Recording.open(path)
+    assert recording.duration_ns > 0
+    assert any("ends after" in record.getMessage() for record in caplog.records) == says
+
+
 def test_a_transport_stream_may_be_cut_anywhere(make: Make) -> None:
     """It has no end: recorders cut it where they like."""
     path = make("a.ts", "-i film.mp4 -c copy")

@@ -460,6 +460,8 @@ def test_a_proposed_call_is_an_item_and_its_result_goes_back(path):
         assert (call["name"], json.loads(call["arguments"])) == ("move", {"to": "door"})
         output = client.until("response.done")["response"]["output"]
         assert [item["type"] for item in output] == ["message", "function_call"]
+        added = [e["item"] for e in client.heard if e["type"] == "response.output_item.added"][-1]
+        assert (added["arguments"], added["status"]) == ("", "in_progress")
         result = {"type": "function_call_output", "call_id": call["call_id"], "output": "there"}
         client.send("conversation.item.create", item=result)
         client.send("response.create")
