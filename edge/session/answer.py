@@ -221,7 +221,7 @@ class Answering:
 
     def give_way(self) -> None:
         """Leave the context as it was."""
-        self._behind_prompt = None
+        self._behind_prompt = self._about = None  # what it is about may be a state of the past
         if self._context is not None:
             if self._context.is_forked:
                 self._context.close_fork()

@@ -133,10 +133,9 @@ class Speech:
         if end is not None:
             self._propose(text[:end], TOOL_CALL_END)
             before, begins, after = text[end + len(TOOL_CALL_END) :].partition(TOOL_CALL)
+            self._deliver(TextDelta(before.strip()))
             if begins:
                 self._finish_call(after, is_cut=is_cut)
-            else:
-                self._deliver(TextDelta(before.strip()))
             return
         begun = begun_tool_call(text, self._tools)
         if not is_cut or (begun is not None and is_closed(text, self._tools)):

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from chained_engine import (
-    MAX_STATES,
     NO,
     YES,
     Call,
@@ -33,6 +32,7 @@ from chained_engine import (
 
 from edge.clock import NS_PER_S
 from edge.config import Config
+from edge.engines.tensorrt import MAX_STATES
 from edge.errors import (
     CapacityError,
     DeadlineError,
@@ -1501,14 +1501,13 @@ class Reference:
 
     def _said(self, turn: Turn) -> int:
         """The next token, which follows its format."""
-        assert turn.logits is not None
-        if turn.constraint is None:
-            allowed = turn.logits
-        else:
-            allowed = turn.constraint.allow(turn.logits)
+        allowed, constraint = turn.logits, turn.constraint
+        assert allowed is not None
+        if constraint is not None:
+            allowed = constraint.allow(allowed)
         token = self.samplers[turn].choose(allowed)
-        if turn.constraint is not None:
-            turn.constraint.take(token)
+        if constraint is not None:
+            constraint.take(token)
         turn.surprise += _surprise(allowed, token)
         return token
 
@@ -1995,7 +1994,7 @@ class Reference:
 
     def _over(self, watch: Watch, at_ns: int, cause: Any) -> TriggerEnded:
         watch.is_on, watch.since_ns = False, None
-        return TriggerEnded(*self._told(watch, at_ns), cause)
+        return replace(TriggerEnded(*self._told(watch, at_ns)), cause=cause)
 
     def _told(self, watch: Watch, at_ns: int) -> tuple[Any, ...]:
         evidence = () if watch.newest is None else (watch.newest,)

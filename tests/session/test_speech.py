@@ -91,6 +91,8 @@ DOOR = ToolCall("go", {"to": "door"})
         ("<tool_call>\n<function=go>\n<parameter=to>\ndoor\n</tool_call>", ("", "", [DOOR])),
         ("<tool_call>\n<function=go>\n<parameter=to>\ndoor\n</tool_call>\nI went.",
          ("", "I went.", [DOOR])),
+        ("<tool_call>\n<function=go>\n<parameter=to>\ndoor\n</tool_call>\nOn.<tool_call>\n"
+         "<function=go>\n", ("", "On.", [DOOR, ToolCall("go", {})])),
         (f"<tool_call>\n<function=go>\n<parameter=to>\ndoor\n</tool_call>\n{written(TO_DOOR)}",
          ("", "", [DOOR, DOOR])),
         ("<tool_call>\n<function=go>\n</tool_call>", ("", "", [ToolCall("go", {})])),

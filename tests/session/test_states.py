@@ -14,9 +14,11 @@ from test_priorities import Journal, until_begun
 
 from edge.clock import NS_PER_S
 from edge.errors import CapacityError
+from edge.model.sampling import Sampling
 from edge.senses.turns import MIN_SILENCE_BLOCKS
 from edge.session.intake import Refused
-from edge.session.turn import Done, Spoken, TextDelta
+from edge.session.turn import Done, Message, Question, Spoken, TextDelta
+from edge.types import Picture
 
 __all__ = ["make", "robot"]
 pytest_plugins = ["media"]
@@ -186,6 +188,24 @@ def test_a_refused_question_about_the_past_holds_no_state(make):
         drive(loop)
         assert "do not fit" in str(journal.of(n)[-1].error)
         assert engine.n_used["states"] == 1
+
+
+def test_a_question_about_the_past_that_gives_way_before_its_media_are_encoded_holds_no_state(make):
+    loop = make()
+    put(loop, [frame(0), frame(1)])
+    drive(loop)
+    loop._clock.sleep_until(10 * NS_PER_S)
+    told, engine = [], loop._context.engine
+    media = (Picture(bytes(32 * 32 * 3), 32, 32), Picture(bytes(32 * 32 * 3), 32, 32))
+    question = Question((Message("user", "Which?", media),), Sampling(), 4, recall_s=(60.0, 0.0))
+    loop.ask(question, told.append)
+    loop.step()
+    loop.step()
+    assert engine.n_used["states"] == 2
+    loop._answers.give_way()
+    assert engine.n_used["states"] == 1
+    drive(loop)
+    assert isinstance(told[-1], Done)
 
 
 def test_what_is_told_to_those_who_wait_at_the_end_is_made_for_each(make):

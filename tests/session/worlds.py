@@ -49,7 +49,7 @@ from edge.session.health import BoardHealth
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
-from edge.session.record import RecordedClock, Recorder, ReplayedClock
+from edge.session.record import RecordedClock, Recorder, ReplayedClock, read
 from edge.session.replay import Observed as Observed_
 from edge.session.replay import Replayed, replay
 from edge.session.sense import Sense, audio_sense, video_sense
@@ -238,7 +238,7 @@ def _happening(
         "ask": lambda: (random.choice(TEXTS), random.choice((1, 3, 8, 20, 40)), _options(random)),
         "crowd": lambda: (random.randint(2, 10),),
         "cancel": lambda: (random.randint(1, 4),),
-        "trigger": lambda: (_trigger(random),),
+        "trigger": lambda: (_trigger(random), random.choice((1,) * 19 + (17,))),
         "delete": lambda: (random.randint(1, 3),),
         "away": lambda: (sense, ms),
         "end": lambda: (sense,),
@@ -481,7 +481,7 @@ def replayed(world: World, path: Path) -> Iterator[Replayed]:
         engine = ChainedEngine(VirtualClock(), engine_spec(world), world.speed)
         return session(world, engine, clock, [], observed)
 
-    return replay(path, build)
+    return replay(read(path), build)
 
 
 class Play:
@@ -780,13 +780,14 @@ class Play:
         heard: list[object] = []
         self.watchers.append((self.loop.watch(heard.append), heard, len(self.spoken)))
 
-    def _trigger(self, options: dict[str, Any]) -> None:
+    def _trigger(self, options: dict[str, Any], n: int = 1) -> None:
         trigger = Trigger(**options)
-        due = self.reference.make(trigger)
-        name = self._refused("trigger", lambda: self.loop.triggers.create(trigger), due)
-        if name is not None:
-            same("trigger's name", name, due)
-            self.triggers.append(name)
+        for _ in range(n):
+            due = self.reference.make(trigger)
+            name = self._refused("trigger", lambda: self.loop.triggers.create(trigger), due)
+            if name is not None:
+                same("trigger's name", name, due)
+                self.triggers.append(name)
 
     def _delete(self, n_back: int) -> None:
         name = self.triggers[-n_back] if n_back <= len(self.triggers) else "trigger_0"
