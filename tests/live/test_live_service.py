@@ -18,7 +18,7 @@ from websockets.sync.client import unix_connect
 
 from build_engine.bundle import build_bundle
 from edge.client import Client
-from edge.senses.media import mono_blocks
+from edge.senses.media import check, mono_blocks
 
 pytest_plugins = ["media"]
 STREAM = Path(__file__).with_name("barcode_stream.py")
@@ -92,7 +92,7 @@ source = "device:pulse"
 
 def cut_out_question(path: Path) -> Path:
     """What is asked in the film, as a WAV file."""
-    sound = np.concatenate([block for _, block in mono_blocks(FILM)])
+    sound = np.concatenate([block for _, block in mono_blocks(check(FILM))])
     start, end = (int(at_s * RATE_HZ) for at_s in QUESTION_S)
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
