@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -371,8 +371,9 @@ def run(all_faults: list[Fault], options: argparse.Namespace) -> dict[str, dict[
             workers.put(worker)
 
     with ThreadPoolExecutor(len(made)) as pool:
-        for _ in tqdm(pool.map(one, left), total=len(left), unit="fault", smoothing=0.05):
-            pass
+        tried = [pool.submit(one, fault) for fault in left]
+        for ended in tqdm(as_completed(tried), total=len(left), unit="fault", smoothing=0.05):
+            ended.result()
     for worker in made:
         worker.end()
     return known
