@@ -108,7 +108,7 @@ def settle(value: object, kind: type[T]) -> tuple[T, list[str]]:
         unheard = [*dict.fromkeys(_unheard(value, _described(kind), ""))]
         return msgspec.convert(value, kind), unheard
     except msgspec.ValidationError as error:
-        raise wrong_field(error) from error
+        raise _wrong_field(error, kind) from error
     except RecursionError:
         raise ProtocolError("body", "is nested too deeply", "send a flat one") from None
 
@@ -203,11 +203,11 @@ def _collapsed(place: str) -> str:
     return re.sub(r"\[\d+\]", "[]", place)
 
 
-def wrong_field(error: msgspec.ValidationError, inside: str = "") -> ProtocolError:
+def _wrong_field(error: msgspec.ValidationError, whole: type) -> ProtocolError:
     """msgspec's `problem - at `$.path``, as our error."""
     problem, _, path = str(error).partition(" - at `")
     path = path.removeprefix("key` in `").removeprefix("$")
-    place = inside + path.removesuffix("`")
+    place = path.removesuffix("`")
     named = re.fullmatch(r"Object (contains|missing) \w+ field `(.*)`", problem, re.DOTALL)
     if named:
         name = f"{place}.{named[2]}".lstrip(".")
@@ -215,12 +215,30 @@ def wrong_field(error: msgspec.ValidationError, inside: str = "") -> ProtocolErr
             return ProtocolError(name, "is missing", "send it", MISSING)
         return ProtocolError(name, "is not a known field", "leave it out", code="unknown_parameter")
     code = "invalid_type" if problem.startswith("Expected `") and ", got `" in problem else None
+    choices = _choices(whole, place) if problem.startswith("Invalid ") else []
     return ProtocolError(
         place.lstrip(".") or "body",
         problem[0].lower() + problem[1:],
-        "correct the field",
+        f"send one of {choices}" if choices else "correct the field",
         code=code or "invalid_value",
     )
+
+
+def _choices(whole: type, place: str) -> list[str]:
+    """What a text may be at a place where it may not be any."""
+    kinds = _kinds(_described(whole))
+    for step in re.findall(r"[^.\[\]]+", place):
+        inner: list[inspect.Type] = []
+        for one in kinds:
+            if isinstance(one, inspect.ListType):
+                inner.append(one.item_type)
+            elif isinstance(one, inspect.StructType):
+                inner += [field.type for field in one.fields if field.encode_name == step]
+                if one.tag_field == step:
+                    inner.append(inspect.LiteralType((one.tag,)))
+        kinds = [one for part in inner for one in _kinds(part)]
+    values = [one.values for one in kinds if isinstance(one, inspect.LiteralType)]
+    return [*dict.fromkeys(value for some in values for value in some if isinstance(value, str))]
 
 
 def table(kind: type, without: type | None = None) -> str:

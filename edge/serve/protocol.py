@@ -125,7 +125,7 @@ class FunctionTool(_Part, frozen=True, kw_only=True):
     type: Literal["function"] = "function"
     description: str | None = None
     parameters: Json | None = None
-    strict: Annotated[Any, ignored("Calls that are demanded follow their schema always.")] = None
+    strict: Annotated[Any, ignored("Demanded calls follow their schema; texts may be any.")] = None
 
 
 class NamedFunction(_Part, frozen=True, kw_only=True):

@@ -50,6 +50,8 @@ THRESHOLDS: dict[str, Any] = {
 }
 """Of `edge.senses.turns`, whose they are: not settable."""
 BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+NO_TURNS = {"type": "none"}
+"""What Azure's clients send for null."""
 NO_THINKING = ("none", "minimal")
 SETTABLE = (
     *("output_modalities", "instructions", "tools", "tool_choice", "parallel_tool_calls"),
@@ -137,6 +139,9 @@ def _as_today(wanted: Json) -> Json:
     audio = new.get("audio") or {}
     if sound and isinstance(audio, dict) and isinstance(audio.get("input", {}), dict):
         new["audio"] = {**audio, "input": {**sound, **audio.get("input", {})}}
+    heard = new["audio"].get("input") if isinstance(new.get("audio"), dict) else None
+    if isinstance(heard, dict) and heard.get("turn_detection") == NO_TURNS:
+        new["audio"] = {**new["audio"], "input": {**heard, "turn_detection": None}}
     edge = new.get("edge") or {}
     if (temperature := new.pop("temperature", None)) is not None and isinstance(edge, dict):
         new["edge"] = {"temperature": temperature, **edge}

@@ -104,7 +104,7 @@ def test_a_conversation():
     )
 
 
-FILE = {"type": "file", "file": {"file_id": "a"}}
+UNKNOWN = {"type": "film_url", "film_url": {"url": "data:video/mp4;base64,AA=="}}
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ FILE = {"type": "file", "file": {"file_id": "a"}}
             "got `int`",
         ),
         (
-            {"messages": [{**USER, "content": [{"type": "text", "text": "a"}, FILE]}]},
+            {"messages": [{**USER, "content": [{"type": "text", "text": "a"}, UNKNOWN]}]},
             "messages[0].content[1].type",
-            "'file'",
+            "'film_url'",
         ),
         ({"temperature": 2.5}, "temperature", "<= 2.0"),
         ({"temperature": True}, "temperature", "got `bool`"),

@@ -273,6 +273,23 @@ def test_what_would_change_the_answer_is_refused_by_name(fields, thing, code):
     assert error.remedy
 
 
+@pytest.mark.parametrize(
+    ("fields", "thing", "among"),
+    [
+        ({"reasoning_effort": "very"}, "reasoning_effort", "'xhigh'"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "['function']"),
+        ({"messages": [{**USER, "content": [{"type": "image"}]}]}, None, "'image_url'"),
+        ({"messages": [{**USER, "role": "critic"}]}, "messages[0].role", "'user'"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
+    ],
+)
+def test_what_may_be_sent_instead_is_said(fields, thing, among):
+    error = refused(**fields)
+    assert thing is None or error.thing == thing
+    assert error.remedy.startswith("send one of [")
+    assert among in error.remedy
+
+
 URLS = ("http://x/a.png", "https://x/a.png", "file:///etc/passwd", "ftp://x", "/etc/passwd", "")
 
 

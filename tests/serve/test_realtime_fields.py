@@ -104,6 +104,19 @@ def test_each_field_that_cannot_be_had_is_told_by_itself(path):
 
 
 @pytest.mark.parametrize(
+    "asked",
+    [
+        {"turn_detection": {"type": "none"}},
+        {"audio": {"input": {"turn_detection": {"type": "none"}}}},
+    ],
+)
+def test_no_turns_may_be_asked_for_as_azures_clients_do(path, asked):
+    session, errors = updated(path, **asked)
+    assert errors == []
+    assert session["audio"]["input"]["turn_detection"] is None
+
+
+@pytest.mark.parametrize(
     ("asked", "refused"),
     [
         ({"format": {"type": "audio/opus"}}, "format.type"),
