@@ -178,6 +178,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         Budget | None, told_of("NVIDIA's: then the thinking ends with its line.")
     ] = None
     thinking_token_budget: Annotated[Budget | None, told_of("Then the thinking ends.")] = None
+    enable_thinking: Annotated[
+        bool | None, told_of("As in chat_template_kwargs, where some clients do not put it.")
+    ] = None
     include_reasoning: Annotated[bool | None, told_of("false hides the thinking.")] = None
     chat_template_kwargs: TemplateSettings | None = None
     media_io_kwargs: Annotated[
@@ -340,7 +343,8 @@ def _thinks(request: Wanted, effort: str | None, config: Config) -> bool:
     """Whether the answer thinks first; an effort says so too, as in vLLM."""
     template = request.chat_template_kwargs or TemplateSettings()
     by_effort = None if effort is None else effort != "none"
-    return bool(_first(template.enable_thinking, by_effort, config.answer.thinking))
+    wanted = (template.enable_thinking, request.enable_thinking, by_effort)
+    return bool(_first(*wanted, config.answer.thinking))
 
 
 def _thinking_budget(request: Wanted) -> ThinkingBudget | None:

@@ -345,6 +345,8 @@ def test_an_effort_turns_thinking_on_and_the_template_has_the_last_word(effort):
     assert parsed(reasoning_effort=effort).question.thinking == (effort != "none")
     off = parsed(reasoning_effort=effort, chat_template_kwargs={"enable_thinking": False})
     assert not off.question.thinking
+    assert parsed(enable_thinking=True).question.thinking
+    assert not parsed(enable_thinking=False, reasoning_effort=effort).question.thinking
 
 
 def test_more_tokens_than_there_can_be_are_cut_to_those():
