@@ -315,7 +315,9 @@ class Waits:
     def _measure(self, watched: Any, opened_ns: int) -> None:
         """How long has it been wanted, until now?"""
         trigger, now_ns = watched.trigger, self._loop._clock.now_ns()
-        before_ns = self._opened_ns.get(watched.id, self._loop._start_ns)
+        before_ns = self._opened_ns.get(watched.id)
+        if before_ns is None:
+            return  # it has come with the step that is not over
         about = MODALITIES if trigger.modality == "any" else (trigger.modality,)
         news_ns = []
         for modality in about:
