@@ -164,6 +164,10 @@ class Checkpoint:
         """Shape of one tensor as the file has it."""
         return self._file_of(name).shape(name)
 
+    def shard(self, name: str) -> str:
+        """Name of the file that holds a tensor."""
+        return self._shard_of[name]
+
     def n_bytes(self, name: str) -> int:
         """Bytes of one tensor in the file."""
         return self._file_of(name).n_bytes(name)

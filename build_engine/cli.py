@@ -15,6 +15,7 @@ import edge
 from build_engine import plans
 from build_engine.boards import BOARDS
 from build_engine.bundle import TARGETS, Progress, build_bundle, save_manifest
+from build_engine.check import check
 from build_engine.checkpoint import Checkpoint
 from build_engine.describe import describe
 from build_engine.evaluate import compare
@@ -27,7 +28,7 @@ from build_engine.verify import marked, verify
 from edge.engines.bundle import Bundle
 from edge.engines.choose import ENGINES
 from edge.engines.cpu import CpuEngine
-from edge.errors import ConfigurationError, EdgeError
+from edge.errors import CheckpointError, ConfigurationError, EdgeError
 
 EXIT_USAGE, EXIT_IO_ERROR = 2, 74
 
@@ -148,7 +149,26 @@ def plan(arguments: argparse.Namespace) -> None:
     result.require_fit()
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check_checkpoint(arguments: argparse.Namespace) -> None:
+    """Check a checkpoint, and tell all that is found in one report, which names no person or place.
+
+    Its files, keys, tensors, tokenizer and template, and each block and tower beside transformers'
+    own (where torch and transformers are installed). One that was interrupted goes on.
+    """
+    progress = _progress(quiet=arguments.json or not sys.stderr.isatty())
+    name = arguments.report
+    report = check(arguments.checkpoint, name, arguments.against, progress)
+    print(json.dumps(report.summary()) if arguments.json else report.table())
+    if report.faults:
+        first = report.faults[0]
+        raise CheckpointError(
+            first.thing,
+            f"{first.problem} ({len(report.faults)} faults)",
+            f"see {name}.txt; {name}.json can be sent",
+        )
+
+
+def verify_bundle(arguments: argparse.Namespace) -> None:
     """Check a bundle's bytes, and replay its self-check on the engine that it was built for.
 
     Plans that are found right are marked as verified on this GPU; `edge run` asks for that.
@@ -236,13 +256,30 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--context", type=int, default=8192, help="tokens (default: 8192)")
     command.add_argument("--fps", type=float, default=2.0, help="frames a second (default: 2)")
     command.set_defaults(run=plan)
-    command = commands.add_parser("verify", help="check a bundle", description=check.__doc__)
+    command = commands.add_parser(
+        "check", help="check a checkpoint", description=check_checkpoint.__doc__
+    )
+    command.add_argument("checkpoint", type=Path, help="folder in the published layout")
+    command.add_argument(
+        "--report",
+        type=Path,
+        default=Path("checkpoint-report"),
+        metavar="NAME",
+        help="write NAME.json and NAME.txt (default: checkpoint-report)",
+    )
+    command.add_argument(
+        "--against", type=Path, metavar="FILE", help="another report's JSON: name what differs"
+    )
+    command.set_defaults(run=check_checkpoint)
+    command = commands.add_parser(
+        "verify", help="check a bundle", description=verify_bundle.__doc__
+    )
     command.add_argument("bundle", type=Path)
     command.add_argument(
         "--engine", choices=ENGINES, help="default: tensorrt if the bundle holds plans, else cpu"
     )
     command.add_argument("--report", type=Path, metavar="FILE", help="write what was found as JSON")
-    command.set_defaults(run=check)
+    command.set_defaults(run=verify_bundle)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="one JSON line for machines")
     return top

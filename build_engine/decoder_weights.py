@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,7 @@ def write_decoder(
     checkpoint: Checkpoint, path: Path, progress: Callable[[str, int, int], None]
 ) -> None:
     """Write the decoder of `checkpoint` to `path`, holding one matrix at a time."""
-    tensors = list(packed_tensors(checkpoint.spec.decoder))
-    layout = {name: part for t in tensors for name, part in t.layout(checkpoint).items()}
-    with SafetensorsWriter(path, layout) as writer:
-        for done, tensor in enumerate(tensors):
-            progress("decoder", done, len(tensors))
-            tensor.write(checkpoint, writer)
-            checkpoint.release()
+    write_tensors(checkpoint, list(packed_tensors(checkpoint.spec.decoder)), path, progress)
     if checkpoint.saturated:
         log.warning(
             "%d block scales of %d matrices are NaN over values, as of an older ModelOpt; "
@@ -159,6 +153,21 @@ def write_decoder(
             sum(checkpoint.saturated.values()),
             len(checkpoint.saturated),
         )
+
+
+def write_tensors(
+    checkpoint: Checkpoint,
+    tensors: Sequence[Packed],
+    path: Path,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Write some of the decoder's tensors as a bundle holds them."""
+    layout = {name: part for t in tensors for name, part in t.layout(checkpoint).items()}
+    with SafetensorsWriter(path, layout) as writer:
+        for done, tensor in enumerate(tensors):
+            progress("decoder", done, len(tensors))
+            tensor.write(checkpoint, writer)
+            checkpoint.release()
     _leave_page_cache(path)
     progress("decoder", len(tensors), len(tensors))
 

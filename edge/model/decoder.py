@@ -21,9 +21,14 @@ def blocks(ops: Ops[T], spec: DecoderSpec, rows: T) -> Iterator[T]:
 
 def block(ops: Ops[T], spec: DecoderSpec, layer: int, rows: T) -> T:
     """One block over `rows` [n, H]: the residual stream after it."""
+    return ops.add(rows, mixed(ops, spec, layer, rows))
+
+
+def mixed(ops: Ops[T], spec: DecoderSpec, layer: int, rows: T) -> T:
+    """What one block adds to the residual stream `rows` [n, H]."""
     mixers = {"M": mamba2, "*": attention, "E": mixture_of_experts}
     normed = ops.rms_norm(rows, f"layers.{layer}.norm")
-    return ops.add(rows, mixers[spec.pattern[layer]](ops, spec, layer, normed))
+    return mixers[spec.pattern[layer]](ops, spec, layer, normed)
 
 
 def head(ops: Ops[T], rows: T) -> T:
