@@ -267,8 +267,11 @@ class _Steps:
         }
 
     def _inventory(self) -> None:
-        for error in itertools.islice(faults(self._checkpoint), MOST_FAULTS):
+        for error in faults(self._checkpoint):
             self._fault(error)
+            if len(self._report.faults) == MOST_FAULTS:
+                self._report.notes.append(f"after {MOST_FAULTS} faults no others were looked for")
+                break
         checkpoint, sizes = self._checkpoint, Counter[str]()
         for name in checkpoint.names():
             try:
@@ -311,9 +314,9 @@ class _Steps:
         """Tokens of texts, and prompts by the template."""
         folder = self._checkpoint.folder
         ours, template = Tokenizer(folder), ChatTemplate(folder)
-        if self._theirs is None:
+        theirs = self._beside(lambda model: model.tokenizer())
+        if theirs is None:
             return
-        theirs = self._theirs.tokenizer()
         for i, text in enumerate(TEXTS):
             expected = theirs(text, add_special_tokens=False).input_ids
             if ours.encode(text).tolist() != expected:
@@ -336,10 +339,10 @@ class _Steps:
 
     def _sound(self) -> None:
         samples = np.random.default_rng(0).standard_normal(N_SAMPLES).astype(np.float32) * 0.1
-        if self._theirs is not None:
+        theirs = self._beside(lambda model: model.mel(samples))
+        if theirs is not None:
             ours = log_mel(samples, self._spec.audio.n_mels)
-            error = float(np.abs(ours - self._theirs.mel(samples)).max())
-            self._compared("log-mel", error, MEL_TOLERANCE)
+            self._compared("log-mel", float(np.abs(ours - theirs).max()), MEL_TOLERANCE)
 
     def _parts(self) -> dict[str, tuple[list[Packed], int]]:
         """Of the decoder: its tensors and its number, by the part's name."""
@@ -356,6 +359,7 @@ class _Steps:
     def _part(self, name: str, tensors: list[Packed], number: int) -> None:
         """Compare one part, on the rows that the parts before it made."""
         spec, ids = self._spec.decoder, self._ids()
+        chosen, each, their_each = self._chosen(), None, None
         with tempfile.TemporaryDirectory(dir=self._state.parent, prefix=".check.") as scratch:
             path = Path(scratch) / "part.safetensors"
             write_tensors(self._checkpoint, tensors, path, lambda *_: None)
@@ -364,26 +368,41 @@ class _Steps:
             ops = CpuOps(spec, KernelWeights(stored), DecoderState.empty(spec), exact=True)
             if name == "embeddings":
                 ours = DecoderWeights(stored).rows("embeddings", ids)
-                theirs = self._theirs and self._theirs.embeddings(ids)
+                theirs = self._beside(lambda model: model.embeddings(ids))
             elif name == "head":
                 ours = head(ops, self._rows())
-                theirs = self._theirs and self._theirs.head(self._rows())
+                theirs = self._beside(lambda model: model.head(self._rows()))
             else:  # what it adds: the residual stream may be much larger
-                ours = mixed(ops, spec, number, self._rows())
-                theirs = self._theirs and self._theirs.mixed(number, self._rows())
+                rows = self._rows()
+                ours = mixed(ops, spec, number, rows)
+                theirs, their_each = self._beside(lambda m: m.mixed(number, rows, chosen)) or (
+                    None,
+                    None,
+                )
+                if their_each is not None:
+                    weights = np.ones(chosen.shape, np.float32)
+                    each = ops.experts(rows[: len(chosen)], chosen, weights, number)
             if name != "head":
-                rows = ours if name == "embeddings" else self._rows() + ours
+                after = ours if name == "embeddings" else self._rows() + ours
                 with self._rows_path.open("wb") as out:
-                    np.save(out, rows)
+                    np.save(out, after)
         if theirs is not None:
             errors = np.sort(np.abs(ours - theirs).max(axis=1)) / np.abs(theirs).max()
             # at a near tie a row may take another expert by rounding alone
             routed = number >= 0 and spec.pattern[number] == "E"
-            self._compared(name, float(errors[-2] if routed else errors[-1]), TOLERANCE)
+            self._compared(name, float(errors[-2] if routed else errors[-1]))
+        if each is not None and their_each is not None:
+            error = float(np.abs(each - their_each).max() / np.abs(their_each).max())
+            self._compared(f"block {number}, each of its experts", error)
 
     def _ids(self) -> NDArray[np.int32]:
-        vocabulary = self._spec.decoder.vocab_size
-        return np.random.default_rng(0).integers(0, vocabulary, N_ROWS, np.int32)
+        vocabulary, n = self._spec.decoder.vocab_size, max(N_ROWS, len(self._chosen()))
+        return np.random.default_rng(0).integers(0, vocabulary, n, np.int32)
+
+    def _chosen(self) -> NDArray[np.int32]:
+        """[m, k] experts, each at least once, so that none is left to chance."""
+        n, k = self._spec.decoder.n_experts, self._spec.decoder.n_experts_per_token
+        return np.resize(np.arange(n, dtype=np.int32), (-(-n // k), k))
 
     def _rows(self) -> Float32:
         rows: Float32 = np.load(self._rows_path)
@@ -406,16 +425,23 @@ class _Steps:
             tubelets = encoders.encode_tubelets(cut, GRID)
             sound = encoders.encode_audio(mel)
             del encoders
+        seen = self._beside(lambda model: model.vision(patches, frames, GRID)) or (None, None)
+        heard = self._beside(lambda model: model.audio(mel))
+        pairs = zip((image, tubelets, sound), (*seen, heard), strict=True)
+        for name, (ours, theirs) in zip(("pictures", "tubelets", "sound"), pairs, strict=True):
+            if theirs is not None:
+                self._compared(name, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
+
+    def _beside(self, compute: Callable[[Any], Any]) -> Any:
+        """What transformers makes of it; None where it cannot, or is not there."""
         if self._theirs is None:
-            return
-        their_image, their_tubelets = self._theirs.vision(patches, frames, GRID)
-        pairs = {
-            "pictures": (image, their_image),
-            "tubelets": (tubelets, their_tubelets),
-            "clips of sound": (sound, self._theirs.audio(mel)),
-        }
-        for name, (ours, theirs) in pairs.items():
-            self._compared(name, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
+            return None
+        try:
+            return compute(self._theirs)
+        except self._theirs.ERRORS as error:
+            text = _without(self._checkpoint.folder, " ".join(str(error).split()))
+            self._report.notes.append(f"transformers could not compute a part ({text})")
+            return None
 
     def _compared(self, part: str, error: float, tolerance: float = TOLERANCE) -> None:
         self._report.compared.append(Compared(part, error))
@@ -507,10 +533,15 @@ def _stamps(folder: Path) -> list[Any]:
 
 def _found(error: CheckpointError, folder: Path) -> Found:
     """Without the names of folders."""
-    texts = [f"{error.thing}", f"{error.problem}; {error.remedy}"]
+    return Found(
+        _without(folder, error.thing), _without(folder, f"{error.problem}; {error.remedy}")
+    )
+
+
+def _without(folder: Path, text: str) -> str:
     for path in {str(folder.resolve()), str(folder.absolute()), str(folder)} - {"."}:
-        texts = [text.replace(f"{path}{os.sep}", "").replace(path, "the folder") for text in texts]
-    return Found(*texts)
+        text = text.replace(f"{path}{os.sep}", "").replace(path, "the folder")
+    return text
 
 
 def _put(path: Path, content: bytes) -> None:

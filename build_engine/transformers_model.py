@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from transformers import NemotronHConfig, ParakeetFeatureExtractor, PreTrainedTokenizerFast
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
@@ -75,6 +76,16 @@ def versions() -> dict[str, str]:
 class TransformersModel:
     """Parts of transformers' model; each is made for one call."""
 
+    ERRORS = (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        StrictDataclassError,
+    )
+    """What transformers and torch raise where a model of these sizes is not possible there."""
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         config = published_names(checkpoint.config)
@@ -122,8 +133,16 @@ class TransformersModel:
         return config
 
     @torch.no_grad()
-    def mixed(self, layer: int, rows: Float32) -> Float32:
-        """What one block adds to the residual stream `rows` [n, H]."""
+    def mixed(
+        self, layer: int, rows: Float32, chosen: NDArray[np.int32]
+    ) -> tuple[Float32, Float32 | None]:
+        """What one block adds to the residual stream `rows` [n, H].
+
+        Args:
+            chosen: [m, k] experts.
+        Returns:
+            That, and of a block with experts what those chosen sum up to for the first m rows.
+        """
         with torch.device("meta"):
             block = NemotronHBlock(self._text_config(), layer)
         block = block.to_empty(device="cpu").eval()
@@ -145,7 +164,12 @@ class TransformersModel:
             added, _ = block.mixer(normed, attention_mask=mask)
         else:
             added = block.mixer(normed)
-        return np.asarray(added[0].numpy())
+        each = None
+        if block.block_type == "moe":
+            ids = torch.from_numpy(chosen.astype(np.int64))
+            weights = torch.ones(ids.shape)
+            each = block.mixer.experts(torch.from_numpy(rows[: len(chosen)]), ids, weights).numpy()
+        return added[0].numpy(), each
 
     @torch.no_grad()
     def head(self, rows: Float32) -> Float32:
