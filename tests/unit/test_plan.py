@@ -516,13 +516,14 @@ BUS = {  # bits of the memory's bus and its clock, of NVIDIA's data sheets; two 
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_a_board_has_the_memory_of_its_name_and_the_bandwidth_of_its_bus(name):
-    board = BOARDS[name]
+    plan = make_plan(SPEC, name, "orin", 1, 0)
+    board = plan.board
     assert board.memory_bytes == int(name.rpartition("-")[2]) * 2**30
     bits, clock_hz = BUS[name]
     assert board.bandwidth_bytes_s == pytest.approx(bits / 8 * 2 * clock_hz, rel=0.004)
     assert board.target == ("thor" if name.startswith("thor") else "orin")
     # docs/jetson.md: 1/16 for the firmware, 1.5 GiB each for the system and for CUDA
-    assert board.reserved_bytes() == {
+    assert {part.name: part.n_bytes for part in plan.parts[-3:]} == {
         "carved out by firmware (estimate)": board.memory_bytes / 16,
         "system and service (estimate)": 1.5 * 2**30,
         "CUDA and TensorRT (estimate)": 1.5 * 2**30,
