@@ -179,7 +179,7 @@ class Checkpoint:
 
     def _file_of(self, name: str) -> SafetensorsFile:
         shard = self._shard_of.get(name)
-        if shard is None or name not in self._file(shard).names():
+        if shard is None or name not in self._file(shard):
             raise CheckpointError(name, f"is missing from {self.folder}", RESTORE)
         return self._file(shard)
 

@@ -96,6 +96,9 @@ class SafetensorsFile:
         """Names of the tensors, in the file's order."""
         return list(self._header)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._header
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without touching its data."""
         return tuple(self._header[name]["shape"])
