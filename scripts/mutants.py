@@ -513,6 +513,10 @@ def main() -> int:
             name: [fault for fault in found if fault.name in options.only]
             for name, found in drawn.items()
         }
+        there = {fault.name for found in drawn.values() for fault in found}
+        if missing := sorted(set(options.only) - there):
+            remedy = "give the --package, --n, --seed and --files with which they were drawn"
+            parser.error(f"--only: {', '.join(missing)} are not in this sample; {remedy}")
     if options.list:
         for found in drawn.values():
             print("\n".join(fault.diff for fault in found))
