@@ -7,6 +7,7 @@ so that one build serves them all. A process of its own then tries one number af
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(
+    "EDGE_TEST_MUTANTS" not in os.environ,
+    reason="EDGE_TEST_MUTANTS=1 compiles the kernels once more and tries 32 mutants (40 s)",
+)
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "cpu"
 CHOOSES = "#pragma once\ninline int edge_mutant = 0;\n"
