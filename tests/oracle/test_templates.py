@@ -11,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.model.prompt import PROBE, PROBE_TOOLS, ChatTemplate
+from edge.model.sampling import Sampling
+from edge.model.tokenizer import OWN_TOKENS, Tokenizer
+from edge.session.live_prompt import LivePrompt
+from edge.session.turn import Message, Question
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 NAMES = [
@@ -119,3 +123,60 @@ def test_any_conversation_is_rendered_as_transformers_renders_it(
     assert got == by_transformers(
         text, messages, tools, enable_thinking=thinking, add_generation_prompt=True
     )
+
+
+@pytest.fixture(scope="module")
+def both(checkpoint):
+    """The runtime's prompts and transformers' tokenizer, of one checkpoint."""
+    if os.environ.get("CI") != "true":  # in CI an absent oracle is a failure
+        pytest.importorskip("transformers", reason="needs transformers: make .venv/.oracle")
+    from transformers import PreTrainedTokenizerFast
+
+    folder = checkpoint("base")
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        chat_template=(folder / "chat_template.jinja").read_text(),
+    )
+    return LivePrompt(Tokenizer(folder), ChatTemplate(folder), ""), theirs
+
+
+def ids_of_both(both, texts, **settings):
+    prompt, theirs = both
+    messages = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant", "user"), texts, strict=True)
+    ]
+    said = tuple(Message(one["role"], one["content"]) for one in messages)
+    question = Question(said, Sampling(), 8)
+    ours = [*prompt.anchor().tolist(), *prompt.question(question, after_media=False).tolist()]
+    whole = theirs.apply_chat_template(
+        messages, add_generation_prompt=True, enable_thinking=False, **settings
+    )
+    return ours, list(whole["input_ids"])
+
+
+@settings(max_examples=150)
+@given(texts=st.lists(st.text(max_size=20), min_size=3, max_size=3))
+def test_ordinary_texts_have_transformers_tokens(both, texts):
+    if any(name in text for text in texts for name in OWN_TOKENS):
+        return
+    ours, theirs = ids_of_both(both, texts)
+    assert ours == theirs
+
+
+SPELLED = st.lists(st.sampled_from([*OWN_TOKENS, "</s>", "[INST]"]) | st.text(max_size=3)).map(
+    "".join
+)
+
+
+@settings(max_examples=150)
+@given(texts=st.lists(SPELLED, min_size=3, max_size=3))
+def test_other_texts_say_what_transformers_says_of_them(both, texts):
+    """transformers encodes what spells a token by itself, so its text is cut elsewhere."""
+    tokenizer = both[0].tokenizer
+    if "<think>" in texts[1]:  # theirs shows the template the mark, which looks for a thought
+        return
+    ours, theirs = ids_of_both(both, texts, sanitize_control_tokens=True)
+    assert tokenizer.decode(ours, special=True) == tokenizer.decode(theirs, special=True)
+    control = tokenizer.control_tokens.ids
+    assert [i for i in ours if i in control] == [i for i in theirs if i in control]

@@ -29,7 +29,7 @@ from edge.session.attached import encode_attached
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import embed_media
-from edge.session.turn import Message, Question, TextDelta, ToolCall, Turn
+from edge.session.turn import Message, Question, TextDelta, ThinkingBudget, ToolCall, Turn
 from edge.types import Film, Picture, Sound
 
 MOVE = {
@@ -248,7 +248,8 @@ def test_media_leave_no_trace_unless_they_are_remembered(parts, media):
 def test_a_question_with_media_can_be_recorded(media):
     picture, sound, *_ = media
     message = Message("user", "What?", (picture, sound), (ToolCall("move", {"to": "door"}),))
-    question = Question((message,), Sampling(), 8, tools=(MOVE,), grammar="start: call")
+    budget = {"thinking": True, "thinking_budget": ThinkingBudget(5, 3)}
+    question = Question((message,), Sampling(), 8, tools=(MOVE,), grammar="start: call", **budget)
     stored = msgspec.json.decode(msgspec.json.encode(asdict(question)))
     assert msgspec.convert(stored, Question) == question
 

@@ -399,7 +399,7 @@ def test_too_many_questions_are_refused_and_the_others_answered(make):
 def test_a_refused_question_fails_alone(make):
     loop = make()
     asker = Asker(loop)
-    asker.ask("<image>")
+    asker.ask("Hello", max_tokens=1 << 20)
     asker.ask("Hello")
     drive(loop)
     assert isinstance(asker.events[0], Failed)

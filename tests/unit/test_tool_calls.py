@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edge.model.constrain import Constraint, grammar_of_lark, vocabulary
+from edge.model.constrain import Constraint, grammar_of_choice, grammar_of_lark, vocabulary
 from edge.model.tokenizer import Tokenizer
 from edge.model.tool_calls import (
     begun_tool_call,
@@ -399,4 +399,22 @@ def test_a_forced_call_is_read_as_its_schema_has_it(tokens, schema, right, wrong
             found = parse_tool_call(call, tools)
             if "nullable" not in schema:  # which is OpenAPI's word
                 jsonschema.validate(found[1], tools[0]["function"]["parameters"])
-    assert Constraint(known, grammar) is not None
+
+
+def test_marks_that_are_not_called_special_structure_a_call_all_the_same(checkpoint, tmp_path):
+    """As in Qwen's tokenizers: `<tool_call>` and `<think>` are added, and not special."""
+    whole = json.loads((checkpoint("base") / "tokenizer.json").read_text())
+    for added in whole["added_tokens"]:
+        added["special"] = added["content"] in ("<s>", "</s>", "<|im_end|>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    tokenizer = Tokenizer(tmp_path)
+    special = tokenizer.special
+    known = vocabulary(tokenizer, 512, (special.turn_end,))
+    grammar = grammar_of_lark("tools", tool_call_lark([tool({"a": STR}, required=["a"])]))
+    call = "\n<function=go>\n<parameter=a>\n<think> is a tag\n</parameter>\n</function>\n"
+    constraint = Constraint(known, grammar)
+    for token in (special.tool_call, *tokenizer.encode_as_text(call), special.tool_call_end):
+        constraint.take(token)
+    constraint = Constraint(known, grammar_of_choice(["<think>"]))
+    for token in tokenizer.encode_as_text("<think>"):
+        constraint.take(token)
