@@ -12,7 +12,7 @@ LOCKED := $(PIP) --require-hashes --no-build-isolation
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize test-latest fuzz: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
+.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz fuzz-media lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
         test-gpu test-bytes
 .DEFAULT_GOAL := help
@@ -28,6 +28,7 @@ help:
 	@echo "sudo make test-debian [RELEASE=trixie] [TESTS=...]  another Debian or Ubuntu and its Python"
 	@echo "make test-gpu     the GPU kernels on this machine's GPU, beside the CPU's, and their speed"
 	@echo "make fuzz [SECONDS=1200]  random examples for the tests' properties, broken clients"
+	@echo "make fuzz-media [N=1000] [SEED=1]  media files that are damaged in many ways"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -138,6 +139,11 @@ test-gpu: $(VENV)/.dev
 SECONDS ?= 1200
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz.py --seconds "$(SECONDS)"
+
+N ?= 1000
+SEED ?= 1
+fuzz-media: $(VENV)/.dev
+	$(BIN)/python scripts/fuzz_media.py --n "$(N)" --seed "$(SEED)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

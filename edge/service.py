@@ -154,12 +154,6 @@ def run(
         EdgeError: the service cannot start, or its engine failed.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    if not senses.cameras:
-        log.warning("event=blind problem=there is no camera remedy=%s", "[[camera]] or --video")
-    if not senses.microphones:
-        log.warning(
-            "event=deaf problem=there is no microphone remedy=%s", "[[microphone]] or --audio"
-        )
     notifier = Notifier.of(os.environ)
     startup = Startup(notifier)
     path = Path(config.socket.path)
@@ -191,6 +185,7 @@ def run(
             changes = None
             if reload is not None:
                 changes = Reload(loop, app, config, reload, fitted, notifier)
+            _warn_of_missing(senses)
             startup.ready(str(path), model)
             asyncio.run(_serve(loop, app, listener, tcp_listener, notifier, changes))
     finally:
@@ -198,6 +193,15 @@ def run(
             unix_socket.release(path, listener)
         listener.close()
     log.info("event=stopped")
+
+
+def _warn_of_missing(senses: Senses) -> None:
+    if not senses.cameras:
+        log.warning("event=blind problem=there is no camera remedy=%s", "[[camera]] or --video")
+    if not senses.microphones:
+        log.warning(
+            "event=deaf problem=there is no microphone remedy=%s", "[[microphone]] or --audio"
+        )
 
 
 def _session(

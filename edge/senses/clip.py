@@ -91,6 +91,8 @@ def decode_video(
     if last is not None and len(frames) < len(chosen) and last[0] > numbers[-1]:
         frames.append(media.upright_rgb(last[1], shrink))  # some were lost, or are not shown
         numbers.append(last[0])
+    if not frames:
+        raise MediaError("video", "has no frame that is whole", "send it again")
     sound: Float32 = np.zeros(0, np.float32)
     if with_sound and "sound" in contents.tracks:
         sound = _sound(contents, max_s, damage)

@@ -52,6 +52,8 @@ _MAX_TICKS = 1 << 62
 _TS_DISCONT = 0x200  # AVFMT_TS_DISCONT, one of a format's flags
 _RATE = Fraction(25)  # frames a second, where a file does not say: FFmpeg's own guess
 _MAX_RATE_ERROR = Fraction(1, 10)
+_MAX_PACKETS_PER_S = 2000  # of pictures and sound together; a chunk of FLAC has 4096 samples
+_MAX_BAD_START = 2000  # packets that do not decode: then no other will
 _MAX_ERRORS = 64  # reads that fail in a row: there is nothing more to come
 # Their headers state their length; elsewhere FFmpeg only guesses it from the bit rate.
 _FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flac"}
@@ -115,7 +117,7 @@ def check(file: Source, need: Collection[Track] = (), max_s: float = math.inf) -
         film = streams.get("video")
         if isinstance(film, VideoStream) and film.width:  # else the first picture says
             _check_size(file, film.width, film.height)
-        survey = _survey(file, container, streams)
+        survey = _survey(file, container, streams, max_s)
     if survey.end_s - min(survey.starts_s.values()) > max_s:
         raise _wrong(file, f"lasts more than {max_s:g} s", "send a shorter one")
     first_s: dict[Track, Fraction] = {}
@@ -315,7 +317,7 @@ def _packets(
     container: InputContainer, streams: Collection[AnyStream], damage: Damage
 ) -> Iterator[Packet]:
     """All packets with data, as they lie in the file, their times straightened."""
-    line = _Line(container)
+    line = _Line(container, streams)
     n_errors = 0
     while n_errors < _MAX_ERRORS:
         try:
@@ -336,29 +338,36 @@ class _Line:
     Source: what ffmpeg does by `-dts_delta_threshold` and `-dts_error_threshold`.
     """
 
-    def __init__(self, container: InputContainer) -> None:
-        may_jump = container.format.flags & _TS_DISCONT
-        self._max_ahead_s = _MAX_AHEAD_S if may_jump else _MAX_HOLE_S
+    def __init__(self, container: InputContainer, streams: Collection[AnyStream]) -> None:
+        ahead_s = _MAX_AHEAD_S if container.format.flags & _TS_DISCONT else _MAX_HOLE_S
         self._shift_s = Fraction(0)
-        self._last: dict[int, tuple[Fraction, Fraction]] = {}
-        """By stream, when its newest packet begins and ends."""
+        # By stream, in its own ticks: files have millions of packets.
+        self._bases_s = {s.index: s.time_base for s in streams if s.time_base}
+        self._bounds = {
+            index: (-int(_MAX_BACK_S / base_s), int(ahead_s / base_s), max(1, int(1 / base_s)))
+            for index, base_s in self._bases_s.items()
+        }
+        self._shifts = dict.fromkeys(self._bases_s, 0)
+        self._last: dict[int, tuple[int, int]] = {}
+        """When its newest packet begins and ends."""
 
     def straighten(self, packet: Packet) -> None:
         """Shift a packet's times to where they belong."""
-        base_s = packet.time_base
-        if not base_s:
+        index, dts = packet.stream_index, packet.dts
+        if index not in self._bases_s:
             return
-        if packet.dts is not None:
-            begin_s = packet.dts * base_s + self._shift_s
-            if packet.stream_index in self._last:
-                last_s, end_s = self._last[packet.stream_index]
-                if not -_MAX_BACK_S <= begin_s - last_s <= self._max_ahead_s:
-                    self._shift_s += end_s - begin_s
-                    begin_s = end_s
-            duration_s = min((packet.duration or 0) * base_s, Fraction(1))
-            self._last[packet.stream_index] = begin_s, begin_s + duration_s
-        ticks = round(self._shift_s / base_s)
-        packet.pts, packet.dts = _shifted(packet.pts, ticks), _shifted(packet.dts, ticks)
+        if dts is not None:
+            begin = dts + self._shifts[index]
+            last, end = self._last.get(index, (begin, begin))
+            back, ahead, second = self._bounds[index]
+            if not back <= begin - last <= ahead:
+                self._shift_s += (end - begin) * self._bases_s[index]
+                self._shifts = {i: round(self._shift_s / s) for i, s in self._bases_s.items()}
+                begin = end
+            self._last[index] = begin, begin + min(packet.duration or 0, second)
+        if self._shift_s:
+            shift = self._shifts[index]
+            packet.pts, packet.dts = _shifted(packet.pts, shift), _shifted(dts, shift)
 
 
 def _shifted(time: int | None, ticks: int) -> int | None:
@@ -383,11 +392,14 @@ def _frames(
         if isinstance(stream, VideoStream):
             stream.thread_type = threads
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        times = _Times(next_s, stream)
+        times, n_frames = _Times(next_s, stream), 0
         for packet in _packets(container, streams.values(), damage):
             if packet.stream_index == stream.index:
                 for frame in decoded(packet, damage):
+                    n_frames += 1
                     yield times.of(frame), frame
+                if not n_frames and damage.n > _MAX_BAD_START:
+                    return
         try:
             left = stream.decode(None)
         except av.FFmpegError as error:
@@ -496,28 +508,35 @@ class _Survey:
     ends_early: str
 
 
-def _survey(file: Source, container: InputContainer, streams: dict[Track, AnyStream]) -> _Survey:
+def _survey(
+    file: Source, container: InputContainer, streams: dict[Track, AnyStream], max_s: float
+) -> _Survey:
     """Read every packet, which costs no decoding, to see that the file is all there."""
     damage = Damage("")
     tracks = {stream.index: track for track, stream in streams.items()}
     n_packets: dict[Track, int] = dict.fromkeys(streams, 0)
     n_untimed: dict[Track, int] = dict.fromkeys(streams, 0)
-    spans: dict[Track, tuple[Fraction, Fraction]] = {}
+    ticks: dict[Track, tuple[int, int]] = {}
     last_is_damaged = False
     for packet in _packets(container, streams.values(), damage):
         track = tracks[packet.stream_index]
         n_packets[track] += not packet.is_discard
+        if sum(n_packets.values()) > max_s * _MAX_PACKETS_PER_S:
+            raise _wrong(file, f"has more packets than {max_s:g} s need", "send a shorter one")
         last_is_damaged = packet.is_corrupt
         if packet.is_corrupt:
             damage.add("a packet is not whole")
-        time = packet.pts if packet.pts is not None else packet.dts
-        if time is None or not packet.time_base:
-            n_untimed[track] += track not in spans
+        begin = packet.pts if packet.pts is not None else packet.dts
+        if begin is None:
+            n_untimed[track] += track not in ticks
             continue
-        begin_s = time * packet.time_base
-        end_s = begin_s + (packet.duration or 0) * packet.time_base
-        first_s, last_s = spans.get(track, (begin_s, end_s))
-        spans[track] = min(begin_s, first_s), max(end_s, last_s)
+        first, last = ticks.get(track, (begin, begin))
+        ticks[track] = min(first, begin), max(last, begin + (packet.duration or 0))
+    spans = {
+        track: (first * base_s, last * base_s)
+        for track, (first, last) in ticks.items()
+        if (base_s := streams[track].time_base)
+    }
     end_s = max((end for _, end in spans.values()), default=Fraction(0))
     begin_s = min((begin for begin, _ in spans.values()), default=Fraction(0))
     stated_s = Fraction(container.duration or 0, _US_PER_S)
@@ -555,7 +574,7 @@ def _rate(film: AnyStream | None, n_timed: int, span: tuple[Fraction, Fraction] 
     if not isinstance(film, VideoStream):
         return _RATE
     stated = [rate for rate in (film.average_rate, film.guessed_rate) if rate]
-    if span is None or span[1] <= span[0]:
+    if span is None or span[1] <= span[0] or n_timed < 1:
         return stated[0] if stated else _RATE
     found = n_timed / (span[1] - span[0])
     return next((rate for rate in stated if abs(rate - found) < _MAX_RATE_ERROR * rate), found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import re
 import struct
@@ -26,8 +27,8 @@ from edge.types import Float32, Picture, Sound
 MAX_SOUND_S = 30
 """Of one clip: a longer one is no question."""
 _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_DECODERS = threading.BoundedSemaphore(2)
-"""At once, however many ask: each may take hundreds of megabytes."""
+_DECODING = threading.Lock()
+"""One at a time, however many ask: the largest that is allowed takes 1 to 1.5 GB for a moment."""
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _BROKEN: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
@@ -69,7 +70,7 @@ def decode_picture(data: bytes) -> Picture:
     """The first picture of a JPEG, PNG, WebP, GIF, BMP or TIFF file, as viewers show it: upright,
     and what is transparent on white.
 
-    It takes its time, and up to 200 MB: call it off the event loop.
+    It takes its time: call it off the event loop.
 
     Raises:
         MediaError: it is no such file, or damaged or cut short, or of an unusable size; that is
@@ -80,9 +81,10 @@ def decode_picture(data: bytes) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=_PICTURES) as opened:
             check_size(*opened.size)
-            with _DECODERS:
+            with _DECODING:
                 opened.load()
-                pixels = _rgb(_upright(opened))
+                _turn_upright(opened)
+                pixels = _rgb(opened)
     except UnidentifiedImageError as error:
         if data.startswith(_MAGIC):
             raise _damaged("picture", ValueError("its header is damaged")) from error
@@ -93,12 +95,10 @@ def decode_picture(data: bytes) -> Picture:
     return Picture(pixels.tobytes(), pixels.width, pixels.height)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says the camera was held."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except _BROKEN:  # only the notes beside the picture
-        return image
+def _turn_upright(image: Image.Image) -> None:
+    """As EXIF says the camera was held."""
+    with contextlib.suppress(*_BROKEN):  # only the notes beside the picture are
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -107,10 +107,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        white = Image.new("RGBA", shown.size, "white")
-        return Image.alpha_composite(white, shown).convert("RGB")
-    return image.convert("RGB")
+        shown = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", shown.size, "white")
+        white.paste(shown, mask=shown.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode_sound(data: bytes) -> Sound:

@@ -221,6 +221,8 @@ class Recorder:
             "cameras": list(cameras),
         }
         self._write("session", start_ns, about)
+        if not self.has_failed:
+            self._try(self._writer.flush)  # nothing can be replayed without it
 
     def begin(self) -> None:
         """A step begins."""

@@ -185,6 +185,19 @@ def test_a_full_disk_ends_the_recording_and_not_the_session(
     assert recorded.cut
 
 
+def test_what_the_session_is_stands_before_everything(tmp_path: Path) -> None:
+    """A first picture that does not fit on the disk leaves a recording of no steps, not none."""
+    path = tmp_path / "a.mcap"
+    with Recorder(path, RecordedClock(VirtualClock())) as recorder:
+        recorder.describe("tiny", 0, SETTINGS, ["mast"], ["front"])
+        described = path.read_bytes()
+    path.write_bytes(described)
+    recorded = read(path)
+    assert recorded.about["model"] == "tiny"
+    assert list(recorded.steps()) == []
+    assert "after 0 steps" in recorded.cut
+
+
 @pytest.mark.parametrize("was_there", [False, True])
 def test_only_its_owner_reads_it(tmp_path: Path, was_there: bool) -> None:
     path = tmp_path / "a.mcap"
