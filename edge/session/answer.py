@@ -197,7 +197,10 @@ class Answering:
         self._evidence = (*(one for one in self._nameable if one not in newest), *newest)
         self._captured_ns = context.newest_capture_ns()
         self._freshness = self._freshness_of(context, self._clock.now_ns())
-        self._context, self._about = context, None  # a recalled one has a state, which is one of few
+        self._context, self._about = (
+            context,
+            None,
+        )  # a recalled one has a state, which is one of few
 
     def _asked(self, engine: AnyEngine, after_media: bool, attached: Attached) -> Float32:
         """The question's rows [n, H]."""

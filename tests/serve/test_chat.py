@@ -104,7 +104,7 @@ def test_a_conversation():
     )
 
 
-VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}
+FILE = {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA=="}}
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}
             "got `int`",
         ),
         (
-            {"messages": [{**USER, "content": [{"type": "text", "text": "a"}, VIDEO]}]},
+            {"messages": [{**USER, "content": [{"type": "text", "text": "a"}, FILE]}]},
             "messages[0].content[1].type",
-            "'video_url'",
+            "'file'",
         ),
         ({"temperature": 2.5}, "temperature", "<= 2.0"),
         ({"temperature": True}, "temperature", "got `bool`"),

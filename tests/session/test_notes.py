@@ -22,6 +22,8 @@ SETTINGS = {"max_tokens": 400, "keep_tokens": 120, "notes_tokens": 24}
 class Seen:
     """Stands where a recorder stands."""
 
+    has_failed = False
+
     def __init__(self):
         self.events = []
 
