@@ -164,11 +164,8 @@ VISION = Keys(
 )
 VISION_ARGS = Keys(
     honoured="model cpe_max_size register_multiple min_num_patches max_num_patches",
-    fixed={
-        "model_norm": Fixed((False,), "the ViT ends without a norm"),
-        "cpe_num_registers": Fixed((None,), "register_multiple says how many there are"),
-    },
-    neutral="*",  # of how it was trained
+    # of how it was trained; a norm of its own would be a tensor that nothing reads
+    neutral="*",
 )
 SOUND = Keys(
     honoured="""
@@ -345,7 +342,9 @@ def _renamed(values: Values, section: str) -> dict[str, Any]:
             value = "".join(LETTERS.get(str(n), "?") for n in value)
         if value is None:
             continue
-        if renamed.setdefault(published, value) != value:
+        if renamed.get(published) is None:
+            renamed[published] = value
+        if renamed[published] != value:
             raise CheckpointError(
                 f"config.json.{section}.{name}".replace("..", "."),
                 f"is {_shown(value)}, but {published}, its other name, is "

@@ -66,3 +66,5 @@ def test_a_builder_that_exchanges_experts_is_noticed(tmp_path, monkeypatch):
     synthesize(tmp_path / "checkpoint", TINY, "bf16")
     report = check(tmp_path / "checkpoint", tmp_path / "report", None, no_progress)
     assert [found.thing for found in report.faults] == ["block 4, each of its experts"]
+    errors = {found.part: found.error for found in report.compared}
+    assert errors["block 4, each of its experts"] > 0.1

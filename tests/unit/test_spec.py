@@ -38,6 +38,8 @@ def test_transformers_names_mean_the_same():
     config |= {"text_config": llm, "audio_config": config.pop("sound_config")}
     config["image_token_id"] = config.pop("img_context_token_id")
     assert model_spec(config, GENERATION_CONFIG) == SPEC
+    llm["conv_kernel"] = None
+    assert model_spec(config, GENERATION_CONFIG) == SPEC
     llm["conv_kernel"] = 3
     with pytest.raises(CheckpointError, match=r"llm_config\.mamba_d_conv: is 4, but conv_kernel"):
         published_names(config)
