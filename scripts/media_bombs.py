@@ -205,7 +205,7 @@ PICTURES: dict[str, Make] = {
     "WebP of 100,000 frames": lambda: _animated("WEBP", 100_000),
     "WebP with a canvas of 16383x16383": _webp_canvas,
     "GIF: a comment of 11 MB": _gif_of_comments,
-    "JPEG: 3,000 scans": lambda: jpeg_of_scans(4096, 4096, 300),
+    "JPEG: 3,000 scans": lambda: jpeg_of_scans(4096, 4096, 3000),
     "JPEG: 2,000,000 segments": lambda: jpeg_with(_segment(0xFE, b"") * 2_000_000),
     "JPEG: EXIF in 600,000 pieces": lambda: jpeg_with(_segment(0xE1, b"Exif\0\0x") * 600_000),
     "JPEG: EXIF whose tags share 32 KB": lambda: jpeg_with(
@@ -245,7 +245,13 @@ def coded(
         n = getattr(stream, "frame_size", 0) or 4096
         n_channels = av.AudioLayout(layout).nb_channels
         kind = stream.format.name
-        dtype = {"s16": "int16", "fltp": "float32", "s16p": "int16", "s32": "int32"}[kind]
+        dtype = {
+            "s16": "int16",
+            "fltp": "float32",
+            "s16p": "int16",
+            "s32": "int32",
+            "s32p": "int32",
+        }[kind]
         shape = (n_channels, n) if kind.endswith("p") else (1, n * n_channels)
         frame = av.AudioFrame.from_ndarray(np.zeros(shape, dtype), format=kind, layout=layout)
         frame.sample_rate = rate_hz
@@ -289,8 +295,8 @@ SOUNDS: dict[str, Make] = {
     "384 kHz": lambda: wav(1, 384_000, 10),
     "1 Hz": lambda: wav(1, 1, 20),
     "FLAC: hours of silence": _flac_hours,
-    "Opus: hours of silence": lambda: coded("ogg", "libopus", 3600),
-    "Opus: hours of silence in Matroska": lambda: coded("matroska", "libopus", 3600),
+    "Opus: minutes of silence": lambda: coded("ogg", "libopus", 300),
+    "Opus: hours of silence in Matroska": lambda: coded("matroska", "libopus", 300),
     "ALAC: frames of 16 million samples": _alac_frame,
 }
 
@@ -369,6 +375,10 @@ def movie(
     return whole(len(whole(0)) - 16_000 if not data_reference else 0)
 
 
+def _elsewhere() -> bytes:
+    return _box(b"url ", bytes(4) + b"file:///etc/passwd\0")
+
+
 def _vint(n: int, size: int = 8) -> bytes:
     return (n | 1 << 7 * size).to_bytes(size, "big")
 
@@ -433,17 +443,21 @@ def _grows() -> bytes:
 
 
 FILMS: dict[str, Make] = {
-    "16384x8192 pixels": lambda: film("matroska", "ffv1", 1, (16384, 8192)),
-    "8192x8192 pixels": lambda: film("matroska", "ffv1", 20, (8192, 8192)),
-    "a million frames a second": lambda: film(
-        "matroska", "mjpeg", 5000, (16, 16), 1_000_000, "yuvj420p"
-    ),
-    "200,000 frames": lambda: film("mp4", "mpeg4", 200_000, (16, 16), 2000),
-    "hours": lambda: film("mp4", "libx264", 4000, (16, 16), 1),
-    "a thousand tracks": lambda: film("matroska", "mpeg4", 2, (64, 64), 25, n_streams=900),
+    "8192x8192 pixels": lambda: film("matroska", "mjpeg", 1, (8192, 8192), 25, "yuvj420p"),
+    "40,000 frames in a second": lambda: film("mp4", "mpeg4", 40_000, (16, 16), 40_000),
+    "hours": lambda: film("mp4", "mpeg4", 4000, (16, 16), 1),
+    "a hundred tracks": lambda: film("matroska", "mpeg4", 2, (64, 64), 25, n_streams=100),
     "tables of 170 million samples": lambda: movie(170_000_000, 2),
+    "samples in another file": lambda: movie(8000, 2, _elsewhere()),
     "Matroska: packets that unpack to 9 MB": lambda: matroska_of_packed(1000, 0),
     "Matroska: packets that unpack from 100 bytes": lambda: matroska_of_packed(2000, 1),
     "Matroska: subtitles that unpack from 100 bytes": lambda: matroska_of_packed(2000, 1, "text"),
     "pictures that grow": _grows,
+    "a playlist": lambda: b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n",
+    "a list to join": lambda: b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "a session description": lambda: (
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        b"m=video 4000 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    ),
+    "DASH": lambda: b"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'></MPD>",
 }

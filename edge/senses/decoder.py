@@ -36,8 +36,8 @@ MAX_BYTES = 1 << 30
 """What it may take beyond what an idle one has; the largest picture takes 0.6 GB."""
 MAX_S = 300.0
 """Since it was asked, however busy the machine is."""
-_HEAD = struct.Struct("<II")
-"""Bytes of a message, and of the file behind it."""
+_HEAD = struct.Struct("<III")
+"""Bytes of a message, and of the file behind it; seconds on the processor for the answer."""
 _CODE = "from edge.senses.decoder import main\nmain(int(sys.argv[1]), int(sys.argv[2]))"
 
 
@@ -122,9 +122,9 @@ class _Process:
             OSError, EOFError: it has ended, or is too late.
         """
         message = msgspec.json.encode(job)
-        self._link.sendall(_HEAD.pack(len(message), len(data)) + message)
+        self._link.sendall(_HEAD.pack(len(message), len(data), MAX_CPU_S[job.kind]) + message)
         self._link.sendall(data)
-        size, _ = _HEAD.unpack(_received(self._link, _HEAD.size))
+        size, _, _ = _HEAD.unpack(_received(self._link, _HEAD.size))
         return msgspec.json.decode(_received(self._link, size), type=_Reply)
 
     def take(self, job: Job, reply: _Reply) -> Medium:
@@ -198,19 +198,19 @@ def main(link_fd: int, file_fd: int) -> None:
     with socket.socket(fileno=link_fd) as link:
         while True:
             try:
-                size, n_bytes = _HEAD.unpack(_received(link, _HEAD.size))
+                size, n_bytes, max_cpu_s = _HEAD.unpack(_received(link, _HEAD.size))
                 job = msgspec.json.decode(_received(link, size), type=Job)
                 data = _received(link, n_bytes)
             except (EOFError, ConnectionError):
                 return
-            reply = msgspec.json.encode(_done(job, data, file_fd))
+            reply = msgspec.json.encode(_done(job, data, file_fd, max_cpu_s))
             del data
-            link.sendall(_HEAD.pack(len(reply), 0) + reply)
+            link.sendall(_HEAD.pack(len(reply), 0, 0) + reply)
 
 
-def _done(job: Job, data: bytes, file_fd: int) -> _Reply:
+def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    until_s = math.ceil(time.process_time()) + MAX_CPU_S[job.kind]
+    until_s = math.ceil(time.process_time()) + max_cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (until_s, hard))
     try:
         medium = decode(job, data)
