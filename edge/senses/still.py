@@ -16,6 +16,7 @@ import zlib
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from edge.errors import MediaError, ProtocolError
 from edge.features.pixels import check_size
@@ -34,7 +35,8 @@ _BROKEN: tuple[type[Exception], ...] = (
     *(ArithmeticError, MemoryError, struct.error, zlib.error),
 )
 """What Pillow raises about damaged files."""
-_ORIENTATION = 0x0112
+_ORIENTATION, _LONG = 0x0112, 4
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 Image.MAX_IMAGE_PIXELS = None  # `check_size` has a lower bound, and comes before decoding
 
 
@@ -117,14 +119,33 @@ _TURNS = {
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As EXIF says the camera was held.
+    """As EXIF says the camera was held, or else XMP.
 
-    Source: Pillow's `exif_transpose`, which would also read and write all of EXIF.
+    Source: Pillow's `exif_transpose`. That reads every tag of EXIF, which may all be as long as the
+    whole, and writes all of it again.
     """
     turn = None
     with contextlib.suppress(*_BROKEN):  # only the notes beside the picture are
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2.get(_ORIENTATION, 1))
+    exif: bytes = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is not None:
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        (n_tags,) = struct.unpack_from(order + "H", exif, start)
+        for at in range(start + 2, min(start + 2 + 12 * n_tags, len(exif) - 11), 12):
+            tag, kind = struct.unpack_from(order + "HH", exif, at)
+            if tag == _ORIENTATION:
+                (value,) = struct.unpack_from(order + ("I" if kind == _LONG else "H"), exif, at + 8)
+                return int(value)
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+    found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+    return int(found[1]) if found else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

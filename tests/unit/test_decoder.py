@@ -71,6 +71,14 @@ REFUSED: dict[str, tuple[Kind, dict[str, bombs.Make], str, int]] = {
     "384 kHz": ("sound", bombs.SOUNDS, "sound of 384000 Hz", 40),
     "1 Hz": ("sound", bombs.SOUNDS, "sound of 1 Hz", 5),
     "FLAC: hours of silence": ("sound", bombs.SOUNDS, "more than", 60),
+    "tables of 170 million samples": ("sound", bombs.SOUNDS, "has 0 samples|cannot be", 20),
+    "samples in another file": ("sound", bombs.SOUNDS, "has 0 samples", 20),
+    "ALAC: frames of 16 million samples": ("sound", bombs.SOUNDS, "nothing can be decoded", 40),
+    "Matroska: packets that unpack to 9 MB": ("sound", bombs.SOUNDS, "unpacks to more", 60),
+    "Matroska: subtitles that unpack to 9 MB": ("sound", bombs.SOUNDS, "unpacks to more", 60),
+    "33,000 frames in a second": ("film", bombs.FILMS, "at most 32768 of this size", 40),
+    "hours": ("film", bombs.FILMS, "lasts more than 120 s", 40),
+    "pictures that grow": ("film", bombs.FILMS, "changes its size", 90),
     "a playlist": ("film", bombs.FILMS, "is not a media file", 5),
     "a list to join": ("film", bombs.FILMS, "is not a media file", 5),
     "a session description": ("film", bombs.FILMS, "is not a media file", 5),
@@ -93,3 +101,90 @@ def test_a_bomb_is_refused_by_name_and_takes_no_memory(process: Decoder, name: s
     print(f"{name}: {len(data) / 1e3:.1f} kB, {taken_mb} MB more for a moment")
     assert taken_mb <= more_mb + 2 * len(data) // 1_000_000
     assert pid_of(process) == before
+
+
+def test_what_takes_too_long_ends_the_process_and_the_next_one_is_decoded(
+    process: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "MAX_CPU_S", {"picture": 1, "sound": 1, "film": 1})
+    with pytest.raises(MediaError, match="takes more than 1 s to decode"):
+        process(Job("picture"), bombs.PICTURES["GIF: a comment of 11 MB"]())
+    assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+
+
+def test_what_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags that share eight megabytes, thirty thousand times."""
+    monkeypatch.setattr(decoder, "MAX_BYTES", 1 << 26)
+    process = Decoder()
+    try:
+        for name in ("TIFF whose tags share 8 MB", "JPEG: EXIF whose tags share 4 MB"):
+            with pytest.raises(MediaError, match=r"cannot be decoded|to decode"):
+                process(Job("picture"), bombs.PICTURES[name]())
+            assert most_mb(process) < IDLE_MB + 64 + 3 * 9
+        assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+    finally:
+        process.close()
+
+
+def test_a_process_that_dies_takes_only_its_file_along() -> None:
+    process = Decoder()
+    process(Job("picture"), PNG)
+    os.kill(pid_of(process), signal.SIGSEGV)
+    with pytest.raises(MediaError, match=r"picture: ends its decoder \(status -11\)"):
+        process(Job("picture"), PNG)
+    assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+    process.close()
+    with pytest.raises(CapacityError, match="is stopping"):
+        process(Job("picture"), PNG)
+
+
+def test_closing_ends_what_is_being_decoded() -> None:
+    process, ended = Decoder(), threading.Event()
+    process(Job("picture"), PNG)
+    os.kill(pid_of(process), signal.SIGSTOP)  # it will never be done
+
+    def wait() -> None:
+        with pytest.raises(CapacityError, match="is stopping"):
+            process(Job("picture"), PNG)
+        ended.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not process._lock.locked():
+        pass
+    process.close()
+    thread.join()
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("kind", ["picture", "sound", "film"])
+def test_how_many_a_request_may_have_is_bounded(kind: Kind) -> None:
+    n_decoded = 0
+
+    def counted(_: Job, __: bytes) -> Medium:
+        nonlocal n_decoded
+        n_decoded += 1
+        return Sound(bytes(4))
+
+    budget = Budget(counted)
+    for _ in range(MAX_OF_KIND[kind]):
+        budget.decoded(kind, b"")
+    with pytest.raises(MediaError, match=f"{kind}s: are more than {MAX_OF_KIND[kind]}"):
+        budget.decoded(kind, b"")
+    assert n_decoded == MAX_OF_KIND[kind]
+
+
+def test_pictures_together_are_judged_by_their_headers() -> None:
+    """The second of two is known to be too much before a pixel of it is decoded."""
+    large = bombs.png(5792, 5792, n_rows=1)  # 2**25 pixels; no more of it is there
+    jobs: list[Job] = []
+
+    def kept(job: Job, data: bytes) -> Medium:
+        jobs.append(job)
+        return Picture(bytes(3 * 5792 * 5792), 5792, 5792) if len(jobs) < 3 else decode(job, data)
+
+    budget = Budget(kept)
+    budget.decoded("picture", large)
+    budget.decoded("picture", large)
+    with pytest.raises(MediaError, match="5792x5792 pixels, and there is room for"):
+        budget.decoded("picture", large)
