@@ -10,6 +10,7 @@ bounds all of that, whatever the file is: the time on the processor, the memory,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -38,7 +39,7 @@ MAX_S = 300.0
 """Since it was asked, however busy the machine is."""
 _HEAD = struct.Struct("<III")
 """Bytes of a message, and of the file behind it; seconds on the processor for the answer."""
-_CODE = "from edge.senses.decoder import main\nmain(int(sys.argv[1]), int(sys.argv[2]))"
+_CODE = "from edge.senses.decoder import main\nmain(*map(int, sys.argv[1:]))"
 
 
 class _Reply(msgspec.Struct, omit_defaults=True):
@@ -108,7 +109,7 @@ class _Process:
         with theirs:
             fds = theirs.fileno(), self._file
             self._process = subprocess.Popen(
-                python(_CODE, *fds),
+                python(_CODE, *fds, MAX_BYTES),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=fds,
@@ -188,12 +189,12 @@ def _received(link: socket.socket, n_bytes: int) -> bytes:
 # What the process does.
 
 
-def main(link_fd: int, file_fd: int) -> None:
+def main(link_fd: int, file_fd: int, max_bytes: int) -> None:
     """Decode until the other side has gone."""
     warnings.simplefilter("ignore")  # Pillow's, of notes beside a picture
     logging.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = _data_bytes() + MAX_BYTES
+    most = _data_bytes() + max_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     with socket.socket(fileno=link_fd) as link:
         while True:
@@ -205,7 +206,8 @@ def main(link_fd: int, file_fd: int) -> None:
                 return
             reply = msgspec.json.encode(_done(job, data, file_fd, max_cpu_s))
             del data
-            link.sendall(_HEAD.pack(len(reply), 0, 0) + reply)
+            with contextlib.suppress(ConnectionError):  # as above, the next time
+                link.sendall(_HEAD.pack(len(reply), 0, 0) + reply)
 
 
 def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
@@ -217,7 +219,7 @@ def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
     except MediaError as error:
         return _Reply(error=(error.thing, error.problem, error.remedy))
     except MemoryError:
-        problem = f"takes more than {MAX_BYTES} bytes to decode"
+        problem = "takes too much memory to decode"
         return _Reply(error=(job.kind, problem, "send a smaller one"))
     if isinstance(medium, Sound):
         return _Reply(n_samples=_write(file_fd, medium.samples, 0))

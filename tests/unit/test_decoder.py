@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[Kind, dict[str, bombs.Make], str, int]] = {
     "255 channels": ("sound", bombs.SOUNDS, "255 channels", 40),
     "384 kHz": ("sound", bombs.SOUNDS, "sound of 384000 Hz", 40),
     "1 Hz": ("sound", bombs.SOUNDS, "sound of 1 Hz", 5),
-    "FLAC: hours of silence": ("sound", bombs.SOUNDS, "more than", 60),
+    "FLAC: hours of silence": ("sound", bombs.SOUNDS, "has more packets than 30 s need", 60),
     "tables of 170 million samples": ("sound", bombs.SOUNDS, "has 0 samples|cannot be", 20),
     "samples in another file": ("sound", bombs.SOUNDS, "has 0 samples", 20),
     "ALAC: frames of 16 million samples": ("sound", bombs.SOUNDS, "nothing can be decoded", 40),

@@ -45,7 +45,7 @@ def seen(path: Path, data: bytes) -> int:
 
 
 def test_mpeg_ts_is_seen(tmp_path: Path) -> None:
-    film = bombs.film("mpegts", "mpeg2video", 10, (64, 48))
+    film = bombs.film("mpegts", "mpeg2video", 200, (64, 48))  # a second finds out what it is
     assert seen(tmp_path / "a.sock", film) > 5
 
 
