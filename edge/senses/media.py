@@ -123,8 +123,9 @@ def check(file: Source, need: Collection[Track] = (), max_s: float = math.inf) -
         for track in need:
             if track not in streams:
                 raise _wrong(file, f"has no {track} track", f"give a file with {track}")
-        if isinstance(file, bytes) and "sound" in need and "sound" in streams:
-            heard = streams["sound"].codec_context
+        sound = streams.get("sound")
+        if isinstance(file, bytes) and "sound" in need and isinstance(sound, AudioStream):
+            heard = sound.codec_context
             _check_sound(file, heard.channels, heard.sample_rate)
         film = streams.get("video")
         if isinstance(film, VideoStream) and film.width:  # else the first picture says
