@@ -15,6 +15,8 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
 from PIL import Image
 
 MB = 1 << 20
@@ -160,13 +162,11 @@ def _animated(kind: str, n: int) -> bytes:
                 out.append(_chunk(b"fdAT", struct.pack(">I", 2 * k) + packed))
         return b"".join(out) + _chunk(b"IEND", b"")
     still = _saved(Image.new("RGB", (16, 16)), "WEBP", lossless=True)[12:]
-    control = struct.pack("<IBBIBB", 0, 0, 0, 0, 0, 0)
     body = bytes(6) + (15).to_bytes(3, "little") * 2 + (10).to_bytes(3, "little") + b"\0" + still
-    assert control
     part = b"ANMF" + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
-    head = b"VP8X" + struct.pack("<II", 10, 2) + (15).to_bytes(3, "little") * 2
+    canvas = b"VP8X" + struct.pack("<II", 10, 2) + (15).to_bytes(3, "little") * 2
     anim = b"ANIM" + struct.pack("<I", 6) + bytes(6)
-    riff = b"WEBP" + head + anim + part * n
+    riff = b"WEBP" + canvas + anim + part * n
     return b"RIFF" + struct.pack("<I", len(riff)) + riff
 
 
@@ -241,6 +241,7 @@ def coded(
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate_hz, layout=layout)
+        assert isinstance(stream, AudioStream)
         n = getattr(stream, "frame_size", 0) or 4096
         n_channels = av.AudioLayout(layout).nb_channels
         kind = stream.format.name
@@ -268,6 +269,7 @@ def _flac_hours() -> bytes:
         stream = output.add_stream(
             "flac", rate=48_000, layout="mono", options={"frame_size": "65535"}
         )
+        assert isinstance(stream, AudioStream)
         n = 65_535
         frame = av.AudioFrame.from_ndarray(np.zeros((1, n), np.int16), format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
@@ -315,6 +317,7 @@ def film(
         streams = []
         for _ in range(n_streams):
             stream = output.add_stream(codec, rate=rate)
+            assert isinstance(stream, VideoStream)
             stream.width, stream.height, stream.pix_fmt = *size, pixels
             stream.time_base = Fraction(1, rate)
             streams.append(stream)
@@ -429,11 +432,12 @@ def _grows() -> bytes:
     small = film("avi", "mjpeg", 40, (64, 64), 2, "yuvj420p")
     large = _saved(Image.new("RGB", (4000, 4000)), "JPEG", quality=5)
     frames = []
-    with av.open(io.BytesIO(small)) as container:
+    with av.open(io.BytesIO(small), "r") as container:
         frames = [bytes(packet) for packet in container.demux(video=0) if packet.size]
     file = io.BytesIO()
     with av.open(file, "w", format="avi") as output:
         stream = output.add_stream("mjpeg", rate=2)
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
         for k, data in enumerate([*frames[:1], *[large] * 20]):
             packet = av.Packet(data)
