@@ -188,8 +188,8 @@ def _bmp_of_runs() -> bytes:
 
 PICTURES: dict[str, Make] = {
     "16000x16000 pixels, one row": lambda: png(16_000, 16_000, n_rows=1),
-    "12000x12000 pixels of 64 bits": lambda: png(12_000, 12_000, bits=16, colour=6),
-    "8192x8192 pixels": lambda: png(8192, 8192),
+    "12000x12000 pixels of 64 bits": lambda: png(12_000, 12_000, bits=16, colour=6, n_rows=1),
+    "8192x8192 pixels": lambda: png(8192, 8192, n_rows=1),
     "PNG: a text of 64 MB": lambda: png(16, 16, before=_inflating(b"zTXt", 1)),
     "PNG: a text of 64 MB behind the pixels": lambda: png(16, 16, after=_inflating(b"zTXt", 1)),
     "PNG: an international text of 64 MB": lambda: png(16, 16, before=_inflating(b"iTXt", 1)),
