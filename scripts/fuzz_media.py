@@ -32,13 +32,19 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
+from media_bombs import FILMS as FILM_BOMBS
+from media_bombs import PICTURES as PICTURE_BOMBS
+from media_bombs import SOUNDS as SOUND_BOMBS
+from media_bombs import Make
 from PIL import Image
 from tqdm import tqdm
 
 from edge.clock import NS_PER_S, VirtualClock
 from edge.errors import MediaError
 from edge.senses.clip import decode_video
+from edge.senses.decoder import Decoder
 from edge.senses.recording import RecordedVideo, Recording
+from edge.senses.sent import Job, Kind
 from edge.senses.still import decode_picture, decode_sound
 from edge.types import AudioChunk, Frame, UInt8
 
@@ -308,11 +314,12 @@ class Worker:
         self._link.close()
 
 
-def fuzz(n: int, seed: int, folder: Path) -> dict[str, object]:
+def fuzz(n: int, seed: int, folder: Path, *, bombs_too: bool = False) -> dict[str, object]:
     """Open `n` damaged files.
 
     Args:
         folder: for the files; those that fail stay there.
+        bombs_too: whether to open files that take much to decode, too.
     """
     whole = folder / "whole"
     whole.mkdir(parents=True, exist_ok=True)
@@ -322,6 +329,17 @@ def fuzz(n: int, seed: int, folder: Path) -> dict[str, object]:
     failures: list[str] = []
     n_damaged, slowest, n_bytes = 0, (0.0, ""), 0
     worker = Worker()
+    n_bombs = 0
+    bombs: tuple[tuple[Kind, dict[str, Make]], ...] = (
+        ("picture", PICTURE_BOMBS),
+        ("sound", SOUND_BOMBS),
+        ("film", FILM_BOMBS),
+    )
+    for kind, table in bombs if bombs_too else ():
+        for name, make in table.items():
+            n_bombs += 1
+            if problem := bombed(kind, make()):
+                failures.append(f"{name}: {problem}")
     for path in files:
         if (found := worker.open(path))["end"] != "decoded":
             failures.append(f"{path}: whole and {found}")
@@ -346,6 +364,7 @@ def fuzz(n: int, seed: int, folder: Path) -> dict[str, object]:
         "n": n,
         "seed": seed,
         "n_kinds": len(kinds),
+        "n_bombs": n_bombs,
         **{f"n_{end}": ends[end] for end in ("decoded", "refused")},
         "n_with_damage_counted": n_damaged,
         **{f"n_{end}": ends[end] for end in ("unclear", "died", "hung", "large")},
@@ -353,6 +372,18 @@ def fuzz(n: int, seed: int, folder: Path) -> dict[str, object]:
         "max_mb": round(n_bytes / 1e6),
         "failures": failures,
     }
+
+
+def bombed(kind: Kind, data: bytes) -> str:
+    """What was wrong with the end of a file that takes much to decode; empty if nothing."""
+    decoder = Decoder()
+    try:
+        decoder(Job(kind, with_sound=True), data)
+    except MediaError as error:
+        return "" if error.remedy and "status" not in str(error) else str(error)
+    finally:
+        decoder.close()
+    return ""
 
 
 def main() -> int:
@@ -366,7 +397,7 @@ def main() -> int:
         print(json.dumps(opened(arguments.file)))
         return 0
     KEPT.mkdir(parents=True, exist_ok=True)
-    report = fuzz(arguments.n, arguments.seed, Path(tempfile.mkdtemp(dir=KEPT)))
+    report = fuzz(arguments.n, arguments.seed, Path(tempfile.mkdtemp(dir=KEPT)), bombs_too=True)
     print(json.dumps(report))
     return 1 if report["failures"] else 0
 

@@ -16,6 +16,7 @@ import av
 
 from edge.clock import NS_PER_S, Clock
 from edge.errors import ConfigurationError, MediaError
+from edge.features.pixels import MAX_PIXELS
 from edge.senses.address import without_secrets
 from edge.senses.damage import Damage
 from edge.senses.live import CaptureTimes, again_and_again
@@ -31,14 +32,22 @@ MPEGTS_HELD = 2
 demultiplexer and again for its parser. Measured: tests/live/test_camera.py."""
 _V4L2 = "/dev/video"
 # Whoever sends may not choose another format: some would make FFmpeg open what they name.
-_RTSP = {"rtsp_transport": "tcp", "format_whitelist": "rtsp"}
+# Nor may it name another place to be read from.
+_RTSP = {
+    "rtsp_transport": "tcp",
+    "format_whitelist": "rtsp",
+    "protocol_whitelist": "rtsp,rtsps,rtp,tcp,tls,udp",  # RTP is opened as if it came by UDP
+}
 _MPEGTS = {"format_whitelist": "mpegts"}
 _NETWORK = {
     "rtsp": _RTSP,
     "rtsps": _RTSP,
-    "udp": _MPEGTS,
-    "unix": _MPEGTS,  # what jetson/edge-ingest@.service hands on
+    "udp": _MPEGTS | {"protocol_whitelist": "udp"},
+    # What jetson/edge-ingest@.service hands on.
+    "unix": _MPEGTS | {"protocol_whitelist": "unix"},
 }
+_DECODERS = {"max_pixels": str(MAX_PIXELS)}
+_MAX_STREAMS = {"max_streams": "64"}
 _LIVE = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "1000000"}
 
 Captured = tuple[int, Callable[[], UInt8]]
@@ -112,7 +121,7 @@ def _opened(source: str, clock: Clock, damage: Damage) -> Iterator[Iterator[Capt
         else:
             container = av.open(
                 source,
-                options=_LIVE | _NETWORK[urlsplit(source).scheme],
+                options=_LIVE | _DECODERS | _MAX_STREAMS | _NETWORK[urlsplit(source).scheme],
                 timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S),
             )
     except (av.FFmpegError, OSError) as error:
@@ -130,6 +139,7 @@ def _captures(
     if stream is None:
         raise MediaError(without_secrets(source), "has no pictures", "check the camera's address")
     stream.thread_type = "SLICE"  # frame threads would hold frames back
+    stream.codec_context.options = _DECODERS
     whole = WholePictures(damage)
     try:
         for packet in container.demux(stream):

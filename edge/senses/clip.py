@@ -26,6 +26,8 @@ MAX_VIDEO_S = 120
 """The model's card allows no longer films."""
 MAX_DECODED_PIXELS = 1 << 34
 """Of all frames of a film together: two minutes of 1920x1080 at 60 frames a second."""
+MAX_DECODED_FRAMES = 1 << 15
+"""Two minutes at 240 frames a second, and some."""
 MAX_CLIP_BYTES = 1 << 29
 """What the chosen frames of a film may take as RGB; larger ones are made smaller."""
 
@@ -70,11 +72,10 @@ def decode_video(
     contents = media.check(data, ["video"], max_s)
     damage = Damage("")
     width, height = contents.size
-    n_pixels = contents.n_pictures * width * height
-    if n_pixels > MAX_DECODED_PIXELS:
+    max_pictures = min(MAX_DECODED_FRAMES, MAX_DECODED_PIXELS // (width * height))
+    if contents.n_pictures > max_pictures:
         problem = f"has {contents.n_pictures} frames of {width}x{height} pixels"
-        remedy = f"send at most {MAX_DECODED_PIXELS // (width * height)} of this size"
-        raise MediaError("video", problem, remedy)
+        raise MediaError("video", problem, f"send at most {max_pictures} of this size")
     rate = contents.frames_per_s
     duration_s = float(contents.n_pictures / rate)
     chosen = sample_frames(contents.n_pictures, duration_s, fps, max_frames).tolist()
@@ -83,14 +84,21 @@ def decode_video(
     frames: list[UInt8] = []
     numbers: list[int] = []
     last: tuple[int, av.VideoFrame] | None = None
+    shown: tuple[int, int] | None = None
+
+    def take(number: int, frame: av.VideoFrame) -> None:
+        frames.append(media.upright_rgb(frame, shrink))
+        numbers.append(number)
+
     for number, (_, frame) in enumerate(media.video_frames(contents, damage)):
+        shown = shown or (frame.width, frame.height)
+        if (frame.width, frame.height) != shown:  # all that is bounded was, by the first one
+            raise MediaError("video", "changes its size", "encode it again in one size")
         if len(frames) < len(chosen) and number >= chosen[len(frames)]:
-            frames.append(media.upright_rgb(frame, shrink))
-            numbers.append(number)
+            take(number, frame)
         last = number, frame
     if last is not None and len(frames) < len(chosen) and last[0] > numbers[-1]:
-        frames.append(media.upright_rgb(last[1], shrink))  # some were lost, or are not shown
-        numbers.append(last[0])
+        take(*last)  # some were lost, or are not shown
     if not frames:
         raise MediaError("video", "has no frame that is whole", "send it again")
     sound: Float32 = np.zeros(0, np.float32)
@@ -117,11 +125,17 @@ def decode_audio(data: bytes, max_s: float) -> Float32:
 def _sound(contents: media.Contents, max_s: float, damage: Damage) -> Float32:
     """From the file's beginning, also where its sound begins later."""
     late = round((contents.first_s["sound"] - contents.zero_s) * SAMPLE_RATE_HZ)
-    blocks: list[Float32] = [np.zeros(late if "video" in contents.tracks else 0, np.float32)]
-    n_samples, max_samples = len(blocks[0]), (max_s + 1) * SAMPLE_RATE_HZ
+    n_samples, max_samples = late if "video" in contents.tracks else 0, (max_s + 1) * SAMPLE_RATE_HZ
+    blocks: list[Float32] = []
+
+    def check() -> None:  # its packets may have told less
+        if n_samples > max_samples:
+            raise MediaError("sound", f"lasts more than {max_s:g} s", "send a shorter one")
+
+    check()
+    blocks.append(np.zeros(n_samples, np.float32))
     for _, block in media.mono_blocks(contents, damage):
         n_samples += len(block)
-        if n_samples > max_samples:  # its packets have told less
-            raise MediaError("sound", f"lasts more than {max_s:g} s", "send a shorter one")
+        check()
         blocks.append(block)
     return np.concatenate(blocks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -66,6 +67,14 @@ _CONTAINERS = (
     "mov,matroska,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,ivf,"
     "wav,w64,aiff,caf,au,flac,mp3,aac,ac3,eac3,ogg,amr"
 )
+# Of what clients send. A film of 8K has twice the pixels; a decoder keeps 16 frames and more.
+MAX_FILM_PIXELS = 1 << 24
+MAX_CHANNELS, MIN_RATE_HZ, MAX_RATE_HZ = 16, 4000, 192_000
+_MAX_TRACKS = 64  # fonts are some, too
+_MAX_FRAME_SAMPLES = 1 << 20  # of all channels; Monkey's Audio has half of that
+_MAX_UNPACKED = 2  # Matroska may pack each packet: so many times the file's own bytes...
+_FREE_UNPACKED_BYTES = 1 << 20  # ...and some
+_MAX_DECODER_THREADS = 4  # each holds a frame
 _PCM_SCALES = {"uint8": (128, 1 << 7), "int16": (0, 1 << 15), "int32": (0, 1 << 31)}
 _COPY_AGAIN = "copy it again from where it was recorded"
 
@@ -114,6 +123,10 @@ def check(file: Source, need: Collection[Track] = (), max_s: float = math.inf) -
         for track in need:
             if track not in streams:
                 raise _wrong(file, f"has no {track} track", f"give a file with {track}")
+        sound = streams.get("sound")
+        if isinstance(file, bytes) and "sound" in need and isinstance(sound, AudioStream):
+            heard = sound.codec_context
+            _check_sound(file, heard.channels, heard.sample_rate)
         film = streams.get("video")
         if isinstance(film, VideoStream) and film.width:  # else the first picture says
             _check_size(file, film.width, film.height)
@@ -274,8 +287,10 @@ def _opened(file: Source) -> InputContainer:
             metadata_errors="ignore",  # tags in old encodings are no reason to refuse a file
             options={
                 "format_whitelist": _CONTAINERS,
-                "protocol_whitelist": "file",
-                "max_pixels": str(MAX_PIXELS),  # of what is decoded to find out what it is
+                # What names other files, or addresses, is not followed.
+                "protocol_whitelist": "none" if isinstance(file, bytes) else "file",
+                **_bounds(file),  # of what is decoded to find out what it is
+                **({"max_streams": str(_MAX_TRACKS)} if isinstance(file, bytes) else {}),
             },
         )
     except (av.FFmpegError, ValueError) as error:
@@ -284,6 +299,12 @@ def _opened(file: Source) -> InputContainer:
             raise _wrong(file, problem, _COPY_AGAIN) from None
         said = getattr(error, "strerror", None) or error
         raise _wrong(file, f"is not a media file ({said})", "give a video or sound file") from None
+
+
+def _bounds(file: Source) -> dict[str, str]:
+    """Of a decoder."""
+    max_pixels = MAX_FILM_PIXELS if isinstance(file, bytes) else MAX_PIXELS
+    return {"max_pixels": str(max_pixels), "max_samples": str(_MAX_FRAME_SAMPLES)}
 
 
 def _counts_frames(file: Source) -> bool:
@@ -320,16 +341,27 @@ def _streams(container: InputContainer) -> dict[Track, AnyStream]:
 
 
 def _packets(
-    container: InputContainer, streams: Collection[AnyStream], damage: Damage
+    file: Source, container: InputContainer, streams: Collection[AnyStream], damage: Damage
 ) -> Iterator[Packet]:
-    """All packets with data, as they lie in the file, their times straightened."""
+    """All packets with data, as they lie in the file, their times straightened.
+
+    Raises:
+        MediaError: there is more in them than a file of a client may hold.
+    """
     line = _Line(container, streams)
-    n_errors = 0
+    indices = {stream.index for stream in streams}
+    n_errors = n_bytes = 0
     while n_errors < _MAX_ERRORS:
         try:
-            for packet in container.demux(*streams):
-                n_errors = 0
-                if packet.size:  # AVI has empty ones for frames that were dropped
+            for packet in container.demux():  # what is in other tracks is unpacked, too
+                n_errors, n_bytes = 0, n_bytes + packet.size
+                if (
+                    isinstance(file, bytes)
+                    and n_bytes > _MAX_UNPACKED * len(file) + _FREE_UNPACKED_BYTES
+                ):
+                    problem = f"unpacks to more than {_MAX_UNPACKED} times what it has"
+                    raise _wrong(file, problem, "encode it again")
+                if packet.size and packet.stream_index in indices:  # AVI has empty ones
                     line.straighten(packet)
                     yield packet
             return
@@ -397,9 +429,12 @@ def _frames(
         stream = streams[track]
         if isinstance(stream, VideoStream):
             stream.thread_type = threads
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        if isinstance(file, bytes):
+            n_threads = min(_MAX_DECODER_THREADS, len(os.sched_getaffinity(0)))
+            stream.codec_context.thread_count = n_threads
+        stream.codec_context.options = _bounds(file)
         times, n_frames = _Times(next_s, stream), 0
-        for packet in _packets(container, streams.values(), damage):
+        for packet in _packets(file, container, streams.values(), damage):
             if packet.stream_index == stream.index:
                 for frame in decoded(packet, damage):
                     n_frames += 1
@@ -524,7 +559,7 @@ def _survey(
     n_untimed: dict[Track, int] = dict.fromkeys(streams, 0)
     ticks: dict[Track, tuple[int, int]] = {}
     last_is_damaged = False
-    for packet in _packets(container, streams.values(), damage):
+    for packet in _packets(file, container, streams.values(), damage):
         track = tracks[packet.stream_index]
         n_packets[track] += not packet.is_discard
         if sum(n_packets.values()) > max_s * _MAX_PACKETS_PER_S:
@@ -588,9 +623,22 @@ def _rate(film: AnyStream | None, n_timed: int, span: tuple[Fraction, Fraction] 
     return next((rate for rate in stated if abs(rate - found) < _MAX_RATE_ERROR * rate), found)
 
 
+def _check_sound(file: Source, n_channels: int, rate_hz: int) -> None:
+    """Refuse sound that nobody sends: a single frame of it may take gigabytes as 16 kHz."""
+    if n_channels > MAX_CHANNELS:
+        problem = f"has sound of {n_channels} channels"
+        raise _wrong(file, problem, f"send at most {MAX_CHANNELS}, best one")
+    if rate_hz and not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        problem = f"has sound of {rate_hz} Hz"
+        raise _wrong(file, problem, f"send {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz")
+
+
 def _check_size(file: Source, width: int, height: int) -> None:
     try:
         check_size(width, height)
+        if isinstance(file, bytes) and width * height > MAX_FILM_PIXELS:
+            remedy = f"scale it down to at most {MAX_FILM_PIXELS} pixels"
+            raise MediaError("video", f"is {width}x{height} pixels", remedy)
     except MediaError as error:
         raise _wrong(file, error.problem, error.remedy) from None
 
@@ -623,6 +671,8 @@ def _sound_blocks(file: Source, first_s: Fraction, damage: Damage) -> Iterator[_
     """The sound as it is stored. The rate is each frame's own: AAC may double its header's."""
     for time_s, frame in _usable_frames(file, "sound", first_s, damage):
         if isinstance(frame, av.AudioFrame):
+            if isinstance(file, bytes):
+                _check_sound(file, frame.layout.nb_channels, frame.sample_rate)
             yield _Block(float_samples(frame), frame.sample_rate, time_s)
 
 

@@ -12,11 +12,11 @@ import contextlib
 import io
 import re
 import struct
-import threading
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from edge.errors import MediaError, ProtocolError
 from edge.features.pixels import check_size
@@ -27,14 +27,16 @@ from edge.types import Float32, Picture, Sound
 MAX_SOUND_S = 30
 """Of one clip: a longer one is no question."""
 _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_DECODING = threading.Lock()
-"""One at a time, however many ask: the largest that is allowed takes 1 to 1.5 GB for a moment."""
+MAX_PICTURE_PIXELS = 1 << 25
+"""Of a picture that is sent. The largest takes 100 MB, and 0.6 GB for a moment."""
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _BROKEN: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
     *(ArithmeticError, MemoryError, struct.error, zlib.error),
 )
 """What Pillow raises about damaged files."""
+_ORIENTATION, _LONG = 0x0112, 4
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 Image.MAX_IMAGE_PIXELS = None  # `check_size` has a lower bound, and comes before decoding
 
 
@@ -66,12 +68,12 @@ def from_data_url(field: str, url: str, what: str = "picture") -> bytes:
     return from_base64(field, text)
 
 
-def decode_picture(data: bytes) -> Picture:
+def decode_picture(data: bytes, max_bytes: int | None = None) -> Picture:
     """The first picture of a JPEG, PNG, WebP, GIF, BMP or TIFF file, as viewers show it: upright,
     and what is transparent on white.
 
-    It takes its time: call it off the event loop.
-
+    Args:
+        max_bytes: that it may take.
     Raises:
         MediaError: it is no such file, or damaged or cut short, or of an unusable size; that is
             known before a pixel is decoded.
@@ -80,11 +82,9 @@ def decode_picture(data: bytes) -> Picture:
     """
     try:
         with Image.open(io.BytesIO(data), formats=_PICTURES) as opened:
-            check_size(*opened.size)
-            with _DECODING:
-                opened.load()
-                _turn_upright(opened)
-                pixels = _rgb(opened)
+            _check_sent(*opened.size, max_bytes)
+            opened.load()
+            pixels = _rgb(_upright(opened))
     except UnidentifiedImageError as error:
         if data.startswith(_MAGIC):
             raise _damaged("picture", ValueError("its header is damaged")) from error
@@ -95,10 +95,57 @@ def decode_picture(data: bytes) -> Picture:
     return Picture(pixels.tobytes(), pixels.width, pixels.height)
 
 
-def _turn_upright(image: Image.Image) -> None:
-    """As EXIF says the camera was held."""
+def _check_sent(width: int, height: int, max_bytes: int | None) -> None:
+    check_size(width, height)
+    if width * height > MAX_PICTURE_PIXELS:
+        remedy = f"scale it down to at most {MAX_PICTURE_PIXELS} pixels"
+        raise MediaError("image", f"is {width}x{height} pixels", remedy)
+    if max_bytes is not None and 3 * width * height > max_bytes:
+        problem = (
+            f"is {width}x{height} pixels, and there is room for {max_bytes // 3} beside others"
+        )
+        raise MediaError("image", problem, "send fewer, or smaller ones")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As EXIF says the camera was held, or else XMP.
+
+    Source: Pillow's `exif_transpose`. That reads every tag of EXIF, which may all be as long as the
+    whole, and writes all of it again.
+    """
+    turn = None
     with contextlib.suppress(*_BROKEN):  # only the notes beside the picture are
-        ImageOps.exif_transpose(image, in_place=True)
+        turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2.get(_ORIENTATION, 1))
+    exif: bytes = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is not None:
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        (n_tags,) = struct.unpack_from(order + "H", exif, start)
+        for at in range(start + 2, min(start + 2 + 12 * n_tags, len(exif) - 11), 12):
+            tag, kind = struct.unpack_from(order + "HH", exif, at)
+            if tag == _ORIENTATION:
+                (value,) = struct.unpack_from(order + ("I" if kind == _LONG else "H"), exif, at + 8)
+                return int(value)
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+    found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+    return int(found[1]) if found else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

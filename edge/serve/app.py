@@ -15,7 +15,6 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -24,12 +23,14 @@ from aiohttp import web
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
+from edge.senses.sent import Decode
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve import responses
-from edge.serve.access import Roles, peer_of, require
+from edge.serve.access import Roles, require
 from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, Said, answer_of, health_of
 from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
+from edge.serve.decoding import Decoding, HasMediaError, client_of, not_here
 from edge.serve.door import Door, drop
 from edge.serve.fields import told
 from edge.serve.limits import (
@@ -82,8 +83,8 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 LARGE_BODY_BYTES = 1 << 12
 """So much holds no picture, and no format that takes more than 20 ms to check."""
-_MEDIA = re.compile(rb'image|audio|video|\\u|previous_|"id"')
-"""What a small body may hold that is large when it is decoded; kept pictures too."""
+_KEPT = re.compile(rb'\\u|previous_|"id"')
+"""What a small body may hold that refers to a large one; or it is not known to hold nothing."""
 _SHUTDOWN_S = 1.0
 _LINGERING_S = 1.0
 """So long the rest of a request is read that was refused before it was complete."""
@@ -103,8 +104,9 @@ def make_app(
     """
     roles, metrics = Roles(config.access), Metrics(session.status)
     room = Room(MAX_READING_BYTES)
-    api = _Api(session, config, model_name, thinking_sampling, metrics)
-    realtime = Realtime(session, config, model_name, thinking_sampling, metrics)
+    decoding, media = Decoding(), Room(MAX_ALL_MEDIA_BYTES, "are held")
+    parts = (session, config, model_name, thinking_sampling, metrics, decoding, media)
+    api, realtime = _Api(*parts), Realtime(*parts)
     session.observe(metrics.hear)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
@@ -121,7 +123,12 @@ def make_app(
         realtime.change(config)
 
     app[CHANGE] = change
+
+    async def close(_: web.Application) -> None:
+        await asyncio.to_thread(decoding.close)
+
     app.on_shutdown.append(realtime.close)
+    app.on_cleanup.append(close)
     app.add_routes(
         [
             web.get("/v1/models", api.models),
@@ -184,12 +191,14 @@ class _Api:
         model_name: str,
         thinking_sampling: Sampling,
         metrics: Metrics,
+        decoding: Decoding,
+        media: Room,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
+        self._decoding, self._media = decoding, media
         self._created_s = int(time.time())
         self._kept = KeptResponses()
-        self._media = Room(MAX_ALL_MEDIA_BYTES, "are held")
 
     def change(self, config: Config) -> None:
         """Take what a request leaves open from other settings."""
@@ -256,8 +265,14 @@ class _Api:
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
         """A response."""
-        kept = self._kept.of(_client(request))
-        asked = await self._read(request, partial(responses.parse_request, kept=kept))
+        kept = self._kept.of(client_of(request))
+
+        def parse(
+            body: bytes, model: str, config: Config, thinking: Sampling, decode: Decode
+        ) -> responses.ResponseRequest:
+            return responses.parse_request(body, model, config, thinking, kept, decode)
+
+        asked = await self._read(request, parse)
         response = ResponseEvents(asked, self._model_name)
         with self._turn(request, asked.question) as events:
             if asked.body.stream:
@@ -272,25 +287,33 @@ class _Api:
 
     async def response(self, request: web.Request) -> web.Response:
         """A response that is kept for this client."""
-        kept = self._kept.of(_client(request))
+        kept = self._kept.of(client_of(request))
         return json_reply(kept.response(request.match_info["id"]).response)
 
     async def forget(self, request: web.Request) -> web.Response:
         """It is kept no longer."""
         response_id = request.match_info["id"]
-        self._kept.of(_client(request)).forget(response_id)
+        self._kept.of(client_of(request)).forget(response_id)
         return json_reply({"id": response_id, "object": "response", "deleted": True})
 
     async def _read(
-        self, request: web.Request, parse: Callable[[bytes, str, Config, Sampling], T]
+        self, request: web.Request, parse: Callable[[bytes, str, Config, Sampling, Decode], T]
     ) -> T:
         """What a request asks."""
         body = await request.read()
         parts = (body, self._model_name, self._config, self._thinking_sampling)
-        # Pictures, sounds and formats take their time; others are served meanwhile.
-        is_large = len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None
+        is_large = len(body) > LARGE_BODY_BYTES or _KEPT.search(body) is not None
         try:
-            return await asyncio.to_thread(parse, *parts) if is_large else parse(*parts)
+            try:  # large ones take their time; others are served meanwhile
+                return (
+                    await asyncio.to_thread(parse, *parts, not_here)
+                    if is_large
+                    else parse(*parts, not_here)
+                )
+            except HasMediaError:
+                pass
+            client = client_of(request)
+            return await self._decoding.read(client, lambda decode: parse(*parts, decode))
         except EdgeError:
             raise
         except Exception as error:
@@ -314,16 +337,6 @@ class _Api:
                 turn.cancel()
         finally:
             self._media.give(n_bytes)
-
-
-def _client(request: web.Request) -> str:
-    """For whom something is kept: a user, or whoever knows the token."""
-    connection = None
-    if request.transport is not None:
-        connection = request.transport.get_extra_info("socket")
-    if connection is not None and connection.family == socket.AF_UNIX:
-        return f"user {peer_of(connection).uid}"
-    return "tcp"
 
 
 async def _next(events: Outbox[AnswerEvent]) -> Said | Done:

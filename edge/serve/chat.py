@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from edge.config import Config
 from edge.model.sampling import Sampling
+from edge.senses.sent import Decode, decode
 from edge.serve.completion import Shown
 from edge.serve.fields import ignored, read, told_of, unless
 from edge.serve.messages import AudioPart, AudioUrlPart, ChatMessage, to_messages
@@ -95,7 +96,11 @@ class ChatRequest:
 
 
 def parse_request(
-    body: bytes, model_name: str, config: Config, thinking_sampling: Sampling
+    body: bytes,
+    model_name: str,
+    config: Config,
+    thinking_sampling: Sampling,
+    decode: Decode = decode,
 ) -> ChatRequest:
     """Read the body of a chat completion request.
 
@@ -104,6 +109,7 @@ def parse_request(
         model_name: the served model; a request may name it or leave the model open.
         config: gives what the request leaves open, and the bound on max_tokens.
         thinking_sampling: the checkpoint's own, where request and config leave it open.
+        decode: makes media of files.
 
     Returns:
         The question with every setting filled in.
@@ -120,7 +126,9 @@ def parse_request(
         request,
         config,
         thinking_sampling,
-        messages=to_messages(request.messages, films_of(request, has_sound=_has_sound(request))),
+        messages=to_messages(
+            request.messages, films_of(request, has_sound=_has_sound(request)), decode
+        ),
         tools=tools,
         choice=choice,
         wanted=request.response_format,

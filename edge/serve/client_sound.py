@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge.clock import NS_PER_MS
+from edge.errors import ProtocolError
 from edge.features.resample import Resampler
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.senses.sound import NS_PER_SAMPLE
@@ -15,6 +16,8 @@ from edge.serve.protocol import RATE_HZ, TELEPHONE_HZ, SoundFormat
 from edge.types import AudioChunk, Float32, Sound
 
 NAME = "client"
+MAX_PIECE_S = 120
+"""That a client appends at once: speech is looked for in all of it before others are heard."""
 PCM = SoundFormat(rate=RATE_HZ)
 """If a session says nothing else."""
 
@@ -93,10 +96,14 @@ class ClientSound:
         """Take more sound; what happened in it. Takes about 1 % of the sound's own time.
 
         Raises:
-            ProtocolError: half a sample is left.
+            ProtocolError: half a sample is left, or it is too long for one piece.
             MediaError: too much waits to be committed.
         """
-        samples = self._resampler.push(samples_of(data, self._format))
+        stored = samples_of(data, self._format)
+        if len(stored) > MAX_PIECE_S * rate_of(self._format):
+            problem = f"lasts more than {MAX_PIECE_S} s"
+            raise ProtocolError("audio", problem, "append it in shorter pieces")
+        samples = self._resampler.push(stored)
         if not self._detects:
             check_length(sum(map(len, self._waiting)) + len(samples), SAMPLE_RATE_HZ)
             self._waiting.append(samples)

@@ -10,9 +10,10 @@ import msgspec
 
 from edge.errors import CapacityError, ProtocolError
 from edge.features.resample import resample
-from edge.senses.still import decode_picture, from_base64, from_data_url, sound_of
+from edge.senses.sent import MAX_MEDIA_BYTES, Budget, Decode, decode
+from edge.senses.still import check_length, from_base64, from_data_url, sound_of
 from edge.serve.client_sound import PCM, rate_of, samples_of
-from edge.serve.messages import MAX_MEDIA_BYTES, arguments_of
+from edge.serve.messages import arguments_of
 from edge.serve.protocol import (
     FunctionCallItem,
     FunctionOutputItem,
@@ -27,7 +28,7 @@ from edge.serve.protocol import (
 )
 from edge.serve.room import Room
 from edge.session.turn import Message, ToolCall
-from edge.types import Picture, Sound, n_media_bytes
+from edge.types import Medium, Sound, n_media_bytes
 
 MAX_ITEMS = 256
 MAX_ALL_MEDIA_BYTES = 1 << 29
@@ -47,11 +48,14 @@ class Entry:
         return n_media_bytes(self.message.media)
 
 
-def entry_of(item: Item, item_id: str, form: SoundFormat = PCM) -> Entry:
+def entry_of(
+    item: Item, item_id: str, form: SoundFormat = PCM, budget: Budget | None = None
+) -> Entry:
     """Decode an item. Pictures and sounds take their time.
 
     Args:
         form: of the item's sounds.
+        budget: of what it belongs to; decodes its pictures.
     Raises:
         ProtocolError: it cannot be used.
         MediaError: a picture or a sound cannot be decoded.
@@ -63,14 +67,17 @@ def entry_of(item: Item, item_id: str, form: SoundFormat = PCM) -> Entry:
     if isinstance(item, FunctionOutputItem):
         return Entry(msgspec.structs.replace(item, id=item_id), Message("tool", item.output))
     texts: list[str] = []
-    media: list[Picture | Sound] = []
+    media: list[Medium] = []
+    budget = budget or Budget(decode)
     for k, part in enumerate(item.content):
         field = f"item.content[{k}]"
         if isinstance(part, InputImage):
             data = from_data_url(f"{field}.image_url", part.image_url or "")
-            media.append(decode_picture(data))
+            media.append(budget.decoded("picture", data))
         elif isinstance(part, InputAudio):
+            budget.count("sound")
             samples = samples_of(from_base64(f"{field}.audio", part.audio or ""), form)
+            check_length(len(samples), rate_of(form))
             media.append(sound_of(resample(samples, rate_of(form))))
         elif isinstance(part, OutputAudio | OldAudio):
             texts.append(part.transcript or "")
@@ -87,24 +94,26 @@ def input_of(
     items: Sequence[Item | ItemReference],
     form: SoundFormat,
     known: Mapping[str, Entry],
+    decode: Decode = decode,
 ) -> list[Entry]:
     """Decode what a response is to be made of.
 
     Args:
         form: of the sounds.
         known: the entries of the conversation that are referred to.
+        decode: makes pictures of files.
     Raises:
         ProtocolError: an item cannot be used.
         MediaError: a picture or a sound cannot be decoded.
         CapacityError: pictures and sounds are too large together.
     """
     entries: list[Entry] = []
-    n_bytes = 0
+    n_bytes, budget = 0, Budget(decode)
     for item in items:
         if isinstance(item, ItemReference):
             entries.append(known[item.id])
             continue
-        entries.append(entry_of(item, item.id or "", form))
+        entries.append(entry_of(item, item.id or "", form, budget))
         n_bytes += entries[-1].n_bytes
         _refuse_too_much("response.input", n_bytes)
     return entries

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,13 +11,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edge.errors import MediaError, ProtocolError
-from edge.senses.clip import FPS, MAX_FRAMES, decode_video
-from edge.senses.still import decode_picture, decode_sound, from_base64, from_data_url
+from edge.errors import ProtocolError
+from edge.senses.clip import FPS, MAX_FRAMES
+from edge.senses.sent import Budget, Decode, decode
+from edge.senses.still import from_base64, from_data_url
 from edge.serve.fields import MISSING, ignored, unless
 from edge.serve.protocol import Json
 from edge.session.turn import Message, ToolCall
-from edge.types import Film, Medium, Sound, n_media_bytes
+from edge.types import Medium
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +194,9 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     cache_control: Annotated[Any, ignored("Nothing is cached between requests.")] = None
 
 
-def to_messages(messages: Sequence[ChatMessage], films: FilmSettings) -> tuple[Message, ...]:
+def to_messages(
+    messages: Sequence[ChatMessage], films: FilmSettings, decode: Decode = decode
+) -> tuple[Message, ...]:
     """The session's messages, with pictures and sounds decoded.
 
     System messages may stand anywhere: the live prompt puts them before the question. Without a
@@ -204,7 +206,7 @@ def to_messages(messages: Sequence[ChatMessage], films: FilmSettings) -> tuple[M
         ProtocolError: one cannot be used; the error's thing is the field.
         MediaError: a picture or a sound cannot be decoded.
     """
-    reading = Reading(films)
+    reading = Reading(films, decode)
     said = [_message(message, f"messages[{k}]", reading) for k, message in enumerate(messages)]
     if not any(message.role == "user" for message in said):
         said.append(Message("user", ""))
@@ -242,22 +244,16 @@ def _message(message: ChatMessage, place: str, reading: Reading) -> Message:
     return Message(role, text, media, calls, reasoning if role == "assistant" else "")
 
 
-MAX_MEDIA_BYTES = 1 << 28
-"""Of the pictures, sounds and films of one request, decoded."""
-_DECODERS = threading.BoundedSemaphore(1)
-"""Of films at once, however many ask: each takes its memory and its time."""
-
-
 class Reading:
     """Reads the contents of one request's messages, whose media are bounded together."""
 
-    def __init__(self, films: FilmSettings) -> None:
+    def __init__(self, films: FilmSettings, decode: Decode) -> None:
         """Nothing is read.
 
         Args:
             films: what is taken of them.
         """
-        self._films, self._n_bytes = films, 0
+        self._films, self._budget = films, Budget(decode)
 
     def content(
         self, parts: Sequence[str | Part], role: str, place: str
@@ -278,18 +274,11 @@ class Reading:
             if isinstance(one, str):
                 texts.append(one)
             elif one is not None:
-                self._count([one])
                 media.append(one)
         if media and role != "user":
             problem = f"holds pictures or sounds of the {role}"
             raise ProtocolError(place, problem, "let the user send them")
         return "\n".join(texts), tuple(media)
-
-    def _count(self, media: Sequence[Medium]) -> None:
-        self._n_bytes += n_media_bytes(media)
-        if self._n_bytes > MAX_MEDIA_BYTES:
-            problem = f"take more than {MAX_MEDIA_BYTES} bytes when they are decoded"
-            raise MediaError("pictures and sounds", problem, "send fewer, or smaller ones")
 
     def _read(self, part: str | Part, place: str) -> str | Medium | None:
         if isinstance(part, str):
@@ -299,11 +288,13 @@ class Reading:
         if isinstance(part, RefusalPart):
             return part.refusal
         if isinstance(part, ImagePart | InputImagePart):
-            return decode_picture(_bytes_of(part.image_url, f"{place}.image_url", "picture"))
+            data = _bytes_of(part.image_url, f"{place}.image_url", "picture")
+            return self._budget.decoded("picture", data)
         if isinstance(part, AudioPart):
-            return decode_sound(_data_of(part.input_audio, f"{place}.input_audio"))
+            return self._budget.decoded("sound", _data_of(part.input_audio, f"{place}.input_audio"))
         if isinstance(part, AudioUrlPart):
-            return decode_sound(_bytes_of(part.audio_url, f"{place}.audio_url", "sound"))
+            data = _bytes_of(part.audio_url, f"{place}.audio_url", "sound")
+            return self._budget.decoded("sound", data)
         if isinstance(part, VideoPart):
             return self._film(_bytes_of(part.video_url, f"{place}.video_url", "film"))
         if isinstance(part, InputVideoPart):
@@ -312,22 +303,16 @@ class Reading:
             return self._film(_bytes_of(part.video_url, f"{place}.input_video", "film"))
         return None
 
-    def _film(self, data: bytes) -> Film:
+    def _film(self, data: bytes) -> Medium:
         films = self._films
-        with _DECODERS:
-            clip = decode_video(
-                data,
-                max(films.fps, 0.0),
-                films.max_frames,
-                with_sound=films.with_sound,
-                max_bytes=MAX_MEDIA_BYTES - self._n_bytes,
-            )
-        height, width = clip.frames[0].shape[:2]
-        if any(frame.shape != clip.frames[0].shape for frame in clip.frames):
-            raise MediaError("video", "changes its size", "encode it again in one size")
-        rgb = b"".join(frame.tobytes() for frame in clip.frames)
-        sound = Sound(clip.sound.tobytes()) if len(clip.sound) else None
-        return Film(rgb, width, height, clip.times_s, sound, films.pruning_rate)
+        return self._budget.decoded(
+            "film",
+            data,
+            fps=max(films.fps, 0.0),
+            max_frames=films.max_frames,
+            with_sound=films.with_sound,
+            pruning_rate=films.pruning_rate,
+        )
 
 
 def _data_of(clip: Clip, place: str) -> bytes:

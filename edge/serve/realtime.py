@@ -18,7 +18,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from edge.config import Config
 from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
+from edge.serve.decoding import Decoding, client_of
 from edge.serve.door import LINGER_S, drop
 from edge.serve.limits import ROLE
 from edge.serve.metrics import Metrics
@@ -49,10 +49,12 @@ class Realtime:
         model_name: str,
         thinking_sampling: Sampling,
         metrics: Metrics,
+        decoding: Decoding,
+        media: Room,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
-        self._media = Room(MAX_ALL_MEDIA_BYTES, "are held")
+        self._decoding, self._media = decoding, media
         self._run_id = new_id("run")
         self._sockets: set[web.WebSocketResponse] = set()
 
@@ -98,6 +100,7 @@ class Realtime:
             request[ROLE],
             self._media,
             self._run_id,
+            partial(self._decoding.read, client_of(request)),
         )
         connection = connection_of(request)
 

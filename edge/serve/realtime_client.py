@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -22,6 +22,7 @@ import msgspec
 from edge.config import Config
 from edge.errors import EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
+from edge.senses.sent import Budget, Decode
 from edge.senses.still import from_base64
 from edge.senses.turn_events import Ended, Played, SpeechStarted
 from edge.serve import fields
@@ -101,6 +102,8 @@ from edge.session.turn import AnswerEvent, Asked, SpokenEvent
 LOOK_S = 1.0
 """Between two looks at the session for edge.health and edge.dropped."""
 NS_PER_MS = 1_000_000
+Read = Callable[[Callable[[Decode], Any]], Awaitable[Any]]
+"""Reads what brings media, off the event loop: `Decoding.read` for this client."""
 _KINDS: dict[str, type] = {kind.__struct_config__.tag: kind for kind in get_args(AnyClientEvent)}
 """A client's events by their type."""
 
@@ -140,9 +143,10 @@ class Client:
         role: Role,
         room: Room,
         run_id: str,
+        read: Read,
     ) -> None:
         self._session, self._config, self._outbox = session, config, outbox
-        self._role, self._run_id = role, run_id
+        self._role, self._run_id, self._read = role, run_id, read
         self._thinking_sampling = thinking_sampling
         self._settings = first_settings(new_id("sess"), model, config)
         self._conversation_id = new_id("conv")
@@ -259,7 +263,7 @@ class Client:
             # Finding speech takes its time; others are served meanwhile.
             self._found(await asyncio.to_thread(self._sound.push, data), event_id)
         elif isinstance(event, ItemCreate):
-            entry = await _entry(event, event.item.id or new_id("item"), self._format)
+            entry = await self._entry(event, event.item.id or new_id("item"))
             self._add(entry, event.previous_item_id)
         elif isinstance(event, ResponseCancel):
             self._cancel(event.response_id)
@@ -299,6 +303,19 @@ class Client:
         elif isinstance(event, TriggerDelete):
             self._session.triggers.delete(event.trigger_id)
             self._say(EdgeTriggerDeleted(trigger_id=event.trigger_id))
+
+    async def _entry(self, event: ItemCreate, item_id: str) -> Entry:
+        """Media take their time to decode; others are served meanwhile."""
+        item, form = event.item, self._format
+        is_text = not isinstance(item, MessageItem) or all(
+            not isinstance(part, InputImage | InputAudio) for part in item.content
+        )
+        if is_text:
+            return entry_of(item, item_id, form)
+        entry: Entry = await self._read(
+            lambda decode: entry_of(item, item_id, form, Budget(decode))
+        )
+        return entry
 
     @property
     def _format(self) -> SoundFormat:
@@ -377,7 +394,8 @@ class Client:
             return
         named = [item.id for item in settings.input if isinstance(item, ItemReference)]
         known = {item_id: self._conversation[item_id] for item_id in named}
-        entries = await asyncio.to_thread(input_of, settings.input, self._format, known)
+        items, form = settings.input, self._format
+        entries = await self._read(lambda decode: input_of(items, form, known, decode))
         wanted = _Wanted(settings, entries)
         self._room.take("response.input", wanted.n_bytes)
         try:
@@ -488,17 +506,6 @@ class Client:
             self._behind = self._conversation.last_id
             yield ItemAdded(item=item, previous_item_id=self._behind)
             yield from self._keep(item, "" if place else reply.reasoning)
-
-
-async def _entry(event: ItemCreate, item_id: str, form: SoundFormat) -> Entry:
-    """Media take their time to decode; others are served meanwhile."""
-    item = event.item
-    is_text = not isinstance(item, MessageItem) or all(
-        not isinstance(part, InputImage | InputAudio) for part in item.content
-    )
-    if is_text:
-        return entry_of(item, item_id, form)
-    return await asyncio.to_thread(entry_of, item, item_id, form)
 
 
 def _object(message: str) -> Json:

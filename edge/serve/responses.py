@@ -12,6 +12,7 @@ from msgspec import Meta
 from edge.config import Config
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
+from edge.senses.sent import Decode, decode
 from edge.serve.completion import Shown
 from edge.serve.conversation import as_turns
 from edge.serve.fields import decoded, ignored, settle, told_of, unless
@@ -171,6 +172,7 @@ def parse_request(
     config: Config,
     thinking_sampling: Sampling,
     kept: KeptOf,
+    decode: Decode = decode,
 ) -> ResponseRequest:
     """Read the body of a request for a response.
 
@@ -180,6 +182,7 @@ def parse_request(
         config: gives what the request leaves open, and the bound on max_output_tokens.
         thinking_sampling: the checkpoint's own, where request and config leave it open.
         kept: what is kept for this client.
+        decode: makes media of files.
 
     Raises:
         ModelNotFoundError: the request names another model.
@@ -203,7 +206,7 @@ def parse_request(
     contents = [item.content for item in items if isinstance(item, MessageItem)]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     has_sound = any(isinstance(part, AudioPart | AudioUrlPart) for part in parts)
-    reading = Reading(films_of(request, has_sound=has_sound))
+    reading = Reading(films_of(request, has_sound=has_sound), decode)
     messages = [
         message
         for k, item in enumerate(items)

@@ -24,8 +24,8 @@ from edge.errors import MediaError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
+from edge.senses import sent
 from edge.senses.clip import decode_video
-from edge.serve import messages
 from edge.serve.chat import parse_request
 from edge.serve.response_items import KeptOf
 from edge.serve.responses import parse_request as parse_response
@@ -254,12 +254,12 @@ def test_settings_are_bounded(fields):
 def test_what_all_media_of_a_request_take_is_bounded(film, monkeypatch):
     """Films are made smaller, pictures refused."""
     (whole,) = asked(url(film))
-    monkeypatch.setattr(messages, "MAX_MEDIA_BYTES", len(whole.rgb) * 3 // 2)
+    monkeypatch.setattr(sent, "MAX_MEDIA_BYTES", len(whole.rgb) * 3 // 2)
     first, second = asked(url(film), url(film))
     assert (first.width, second.width) == (64, 32)
     picture = Picture(bytes(3), 1, 1)
-    monkeypatch.setattr(messages, "decode_picture", lambda _: picture)
-    monkeypatch.setattr(messages, "MAX_MEDIA_BYTES", 7)
+    monkeypatch.setattr(sent, "decode_picture", lambda *_: picture)
+    monkeypatch.setattr(sent, "MAX_MEDIA_BYTES", 7)
     part = {"type": "image_url", "image_url": data_url(b"x")}
     assert len(asked(part, part)) == 2
     with pytest.raises(MediaError, match="take more than 7 bytes"):

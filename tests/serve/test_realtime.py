@@ -35,7 +35,7 @@ from websockets.streams import StreamReader
 
 from edge.config import Answer, Config
 from edge.errors import CapacityError
-from edge.senses.still import decode_picture
+from edge.senses.sent import decode
 from edge.senses.turn_events import SpeechStarted
 from edge.serve.realtime import _text_frame
 from edge.session.budget import LADDER, Degraded
@@ -688,12 +688,12 @@ SHOWN = {**TEXT, "content": [{"type": "input_image", "image_url": data_url(png()
 def test_others_are_served_while_the_input_of_a_response_is_decoded(path, monkeypatch):
     decoding, served_meanwhile = threading.Event(), threading.Event()
 
-    def slowly(data):
+    def slowly(_, job, data):
         decoding.set()
         assert served_meanwhile.wait(TIMEOUT_S)
-        return decode_picture(data)
+        return decode(job, data)
 
-    monkeypatch.setattr("edge.serve.conversation.decode_picture", slowly)
+    monkeypatch.setattr("edge.senses.decoder.Decoder.__call__", slowly)
     session = ScriptedSession(answer("x"))
     with served(path, session), connected(path) as client, http(path) as other:
         client.send("response.create", response={"input": [SHOWN]})
@@ -773,7 +773,7 @@ def test_the_input_of_a_response_is_bounded(path, monkeypatch):
 
 
 def test_the_input_of_a_response_takes_room_until_it_is_answered(path, monkeypatch):
-    monkeypatch.setattr("edge.serve.realtime.MAX_ALL_MEDIA_BYTES", 5000)
+    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", 5000)
     started, seen = threading.Event(), threading.Event()
     session = ScriptedSession(speak_until_cancelled(started, seen))
     shows = {"input": [SHOWN]}

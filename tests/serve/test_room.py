@@ -111,7 +111,7 @@ def test_a_stock_client_reads_why_its_message_was_refused(path, monkeypatch):
 
 
 def test_pictures_of_all_conversations_are_bounded_together(path, monkeypatch):
-    monkeypatch.setattr("edge.serve.realtime.MAX_ALL_MEDIA_BYTES", 5000)
+    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", 5000)
     picture = [{"type": "input_image", "image_url": data_url(png(40, 30))}]  # 3600 bytes of RGB
     item = {"type": "message", "role": "user", "content": picture, "id": "picture"}
 

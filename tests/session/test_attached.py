@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import weakref
 from dataclasses import asdict
 
 import jsonschema
@@ -25,6 +27,7 @@ from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.model.tool_calls import parse_tool_call, tool_call_lark
 from edge.session.answer import Answering, answer
+from edge.session.answers import Answers
 from edge.session.attached import encode_attached
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
@@ -195,6 +198,29 @@ def test_media_are_encoded_a_call_at_a_time_and_others_go_on(parts, film, media)
     assert n_steps == 1 + 3 + 1 + 1 + 1  # a picture, tubelets, its sound, a sound, and the end
     assert answering.stands_on(context)
     answering.give_way()
+
+
+def test_a_turn_that_is_cancelled_while_it_is_encoded_keeps_nothing(parts, film, monkeypatch):
+    context, prompt = parts
+    n_calls, events = [], []
+    encode = context.engine.encode_tubelets
+    monkeypatch.setattr(
+        context.engine, "encode_tubelets", lambda *some: n_calls.append(1) or encode(*some)
+    )
+    messages = (Message("user", "?", (film[0], film[0])),)
+    turn = Turn(Question(messages, Sampling(), 8), 0, events.append)
+    answers = Answers(prompt, VirtualClock(), lambda _: context, lambda *_: ())
+    answers.open(turn)
+    for _ in range(4):
+        answers.step([])
+    assert 0 < len(n_calls) < 6
+    n_before, held = len(n_calls), weakref.ref(answers._open[0])
+    turn.cancel()
+    answers.step(answers.cancelled())
+    assert [event.finish_reason for event in events] == ["cancelled"]
+    gc.collect()
+    assert held() is None
+    assert (len(answers), len(n_calls), context.is_forked) == (0, n_before, False)
 
 
 def test_media_that_were_encoded_are_not_encoded_again(parts, film, monkeypatch):

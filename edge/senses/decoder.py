@@ -1,0 +1,246 @@
+"""A process that decodes what clients send: it may be killed, and the service goes on.
+
+The formats that clients may use have so many corners that nobody knows which file of a kilobyte
+makes a decoder work for an hour, take ten gigabytes or fail altogether. So the operating system
+bounds all of that, whatever the file is: the time on the processor, the memory, the process itself.
+
+    Decoder ── job, file ──> a process: `sent.decode`
+            <── what it is ──  its pixels and samples lie in a file in memory that both have
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import msgspec
+
+from edge.child import python
+from edge.errors import CapacityError, MediaError
+from edge.senses.sent import Job, Kind, decode
+from edge.types import Film, Medium, Picture, Sound
+
+MAX_CPU_S: dict[Kind, int] = {"picture": 10, "sound": 20, "film": 120}
+"""Of all threads together. Two minutes of 1920x1080 at 60 frames a second take 30 s on a PC."""
+MAX_BYTES = 1 << 30
+"""What it may take beyond what an idle one has; the largest picture takes 0.6 GB."""
+MAX_S = 300.0
+"""Since it was asked, however busy the machine is."""
+_HEAD = struct.Struct("<III")
+"""Bytes of a message, and of the file behind it; seconds on the processor for the answer."""
+_CODE = "from edge.senses.decoder import main\nmain(*map(int, sys.argv[1:]))"
+
+
+class _Reply(msgspec.Struct, omit_defaults=True):
+    """What came of a job."""
+
+    n_rgb: int = 0
+    n_samples: int = 0
+    """Bytes in the file: pixels, then samples."""
+    width: int = 0
+    height: int = 0
+    times_s: tuple[float, ...] = ()
+    error: tuple[str, str, str] | None = None
+    """A MediaError's."""
+
+
+class Decoder:
+    """Decodes one file at a time, in a process that is there from the first one on."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
+        self._is_closed = False
+
+    def __call__(self, job: Job, data: bytes) -> Medium:
+        """As `sent.decode`, but bounded; others wait until it is done. From any thread.
+
+        Raises:
+            MediaError: it cannot be decoded, or not within the bounds.
+            CapacityError: the service ends.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise _stopping()
+            process = self._process = self._process or _Process()
+            try:
+                reply = process.ask(job, data)
+            except (OSError, EOFError):
+                self._process = None
+                status = process.end()
+                if self._is_closed:
+                    raise _stopping() from None
+                raise _ended(job.kind, status) from None
+            if reply.error is not None:
+                raise MediaError(*reply.error)
+            return process.take(job, reply)
+
+    def close(self) -> None:
+        """End the process, whatever it decodes."""
+        self._is_closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._lock:
+            if self._process is not None:
+                self._process.end()
+            self._process = None
+
+
+class _Process:
+    """The process, and what leads to it."""
+
+    def __init__(self) -> None:
+        self._link, theirs = socket.socketpair()
+        self._link.settimeout(MAX_S)
+        self._file = os.memfd_create("decoded")
+        with theirs:
+            fds = theirs.fileno(), self._file
+            self._process = subprocess.Popen(
+                python(_CODE, *fds, MAX_BYTES),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C ends the service, which ends it
+            )
+
+    def ask(self, job: Job, data: bytes) -> _Reply:
+        """What comes of a job.
+
+        Raises:
+            OSError, EOFError: it has ended, or is too late.
+        """
+        message = msgspec.json.encode(job)
+        self._link.sendall(_HEAD.pack(len(message), len(data), MAX_CPU_S[job.kind]) + message)
+        self._link.sendall(data)
+        size, _, _ = _HEAD.unpack(_received(self._link, _HEAD.size))
+        return msgspec.json.decode(_received(self._link, size), type=_Reply)
+
+    def take(self, job: Job, reply: _Reply) -> Medium:
+        """What lies in the file."""
+        rgb = os.pread(self._file, reply.n_rgb, 0)
+        samples = os.pread(self._file, reply.n_samples, reply.n_rgb)
+        os.ftruncate(self._file, 0)
+        if job.kind == "sound":
+            return Sound(samples)
+        if job.kind == "picture":
+            return Picture(rgb, reply.width, reply.height)
+        sound = Sound(samples) if samples else None
+        return Film(rgb, reply.width, reply.height, reply.times_s, sound, job.pruning_rate)
+
+    def kill(self) -> None:
+        """It decodes no more."""
+        self._process.kill()
+
+    def end(self) -> int:
+        """It is gone; what it ended with, minus a signal."""
+        # One that has ended by itself is not killed any more: Popen remembers.
+        self._link.close()
+        os.close(self._file)
+        try:
+            return self._process.wait(1.0)
+        except subprocess.TimeoutExpired:  # it hangs
+            self._process.kill()
+            return self._process.wait()
+
+
+def _stopping() -> CapacityError:
+    return CapacityError("service", "is stopping", "ask again later")
+
+
+def _ended(kind: Kind, status: int) -> MediaError:
+    """What the end of the process says of the file."""
+    problem = f"ends its decoder (status {status})"
+    if status == -signal.SIGXCPU:
+        problem = f"takes more than {MAX_CPU_S[kind]} s to decode"
+    elif status == -signal.SIGKILL:
+        problem = "takes too long to decode, or too much memory"
+    return MediaError(kind, problem, "encode it again")
+
+
+def _received(link: socket.socket, n_bytes: int) -> bytes:
+    """So many bytes.
+
+    Raises:
+        EOFError: the other side has gone before.
+    """
+    data = bytearray(n_bytes)
+    view, n = memoryview(data), 0
+    while n < n_bytes:
+        n_more = link.recv_into(view[n:])
+        if not n_more:
+            raise EOFError
+        n += n_more
+    return bytes(data)
+
+
+# What the process does.
+
+
+def main(link_fd: int, file_fd: int, max_bytes: int) -> None:
+    """Decode until the other side has gone."""
+    warnings.simplefilter("ignore")  # Pillow's, of notes beside a picture
+    logging.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = _data_bytes() + max_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    with socket.socket(fileno=link_fd) as link:
+        while True:
+            try:
+                size, n_bytes, max_cpu_s = _HEAD.unpack(_received(link, _HEAD.size))
+                job = msgspec.json.decode(_received(link, size), type=Job)
+                data = _received(link, n_bytes)
+            except (EOFError, ConnectionError):
+                return
+            reply = msgspec.json.encode(_done(job, data, file_fd, max_cpu_s))
+            del data
+            with contextlib.suppress(ConnectionError):  # as above, the next time
+                link.sendall(_HEAD.pack(len(reply), 0, 0) + reply)
+
+
+def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    until_s = math.ceil(time.process_time()) + max_cpu_s
+    resource.setrlimit(resource.RLIMIT_CPU, (until_s, hard))
+    try:
+        medium = decode(job, data)
+    except MediaError as error:
+        return _Reply(error=(error.thing, error.problem, error.remedy))
+    except MemoryError:
+        problem = "takes too much memory to decode"
+        return _Reply(error=(job.kind, problem, "send a smaller one"))
+    if isinstance(medium, Sound):
+        return _Reply(n_samples=_write(file_fd, medium.samples, 0))
+    n_rgb, n_samples = _write(file_fd, medium.rgb, 0), 0
+    times_s: tuple[float, ...] = ()
+    if isinstance(medium, Film):
+        times_s = medium.times_s
+        if medium.sound is not None:
+            n_samples = _write(file_fd, medium.sound.samples, n_rgb)
+    return _Reply(n_rgb, n_samples, medium.width, medium.height, times_s)
+
+
+def _write(fd: int, data: bytes, at: int) -> int:
+    n = 0
+    while n < len(data):
+        n += os.pwrite(fd, memoryview(data)[n:], at + n)
+    return n
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA counts, of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kb,) = (line.split()[1] for line in lines if line.startswith("VmData:"))
+    return 1024 * int(kb)

@@ -1,0 +1,190 @@
+"""What clients send is decoded in a process that is bounded, whatever the file is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import media_bombs as bombs
+import pytest
+
+from edge.errors import CapacityError, MediaError
+from edge.senses import decoder
+from edge.senses.decoder import Decoder
+from edge.senses.sent import MAX_OF_KIND, Budget, Job, Kind, decode
+from edge.types import Film, Medium, Picture, Sound
+
+PNG = bombs.png(16, 16)
+IDLE_MB = 110
+"""What such a process takes before, its libraries in it."""
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Decoder]:
+    made = Decoder()
+    yield made
+    made.close()
+
+
+def pid_of(process: Decoder) -> int:
+    assert process._process is not None
+    return process._process._process.pid
+
+
+def most_mb(process: Decoder) -> int:
+    """That it has taken at once."""
+    lines = Path(f"/proc/{pid_of(process)}/status").read_text().splitlines()
+    (kb,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kb) // 1024
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("picture", lambda: bombs.png(40, 30)),
+        ("sound", lambda: bombs.wav(2, 48_000, 1.0)),
+        ("film", lambda: bombs.film("matroska", "mpeg4", 25, (64, 48))),
+    ],
+)
+def test_what_comes_is_what_this_process_would_make(process: Decoder, kind: Kind, make) -> None:
+    data, job = make(), Job(kind, with_sound=True)
+    found = process(job, data)
+    assert found == decode(job, data)
+    assert isinstance(found, {"picture": Picture, "sound": Sound, "film": Film}[kind])
+
+
+REFUSED: dict[str, tuple[Kind, dict[str, bombs.Make], str, int]] = {
+    # its problem, and how much more memory it may take, MB
+    "16000x16000 pixels, one row": ("picture", bombs.PICTURES, "is 16000x16000 pixels", 5),
+    "8192x8192 pixels": ("picture", bombs.PICTURES, "is 8192x8192 pixels", 5),
+    "PNG: a text of 64 MB": ("picture", bombs.PICTURES, "too large", 20),
+    "PNG: a text of 64 MB behind the pixels": ("picture", bombs.PICTURES, "too large", 70),
+    "PNG: an international text of 64 MB": ("picture", bombs.PICTURES, "too large", 20),
+    "PNG: a colour profile of 64 MB": ("picture", bombs.PICTURES, "too large", 20),
+    "PNG: texts of 400 MB together": ("picture", bombs.PICTURES, "Too much memory", 90),
+    "WebP with a canvas of 16383x16383": ("picture", bombs.PICTURES, "16383|cannot be", 20),
+    "64 channels": ("sound", bombs.SOUNDS, "64 channels; send at most 16", 40),
+    "255 channels": ("sound", bombs.SOUNDS, "255 channels", 40),
+    "384 kHz": ("sound", bombs.SOUNDS, "sound of 384000 Hz", 40),
+    "1 Hz": ("sound", bombs.SOUNDS, "sound of 1 Hz", 5),
+    "FLAC: hours of silence": ("sound", bombs.SOUNDS, "has more packets than 30 s need", 60),
+    "tables of 170 million samples": ("sound", bombs.SOUNDS, "has 0 samples|cannot be", 20),
+    "samples in another file": ("sound", bombs.SOUNDS, "has 0 samples", 20),
+    "ALAC: frames of 16 million samples": ("sound", bombs.SOUNDS, "nothing can be decoded", 40),
+    "Matroska: packets that unpack to 9 MB": ("sound", bombs.SOUNDS, "unpacks to more", 60),
+    "Matroska: subtitles that unpack to 9 MB": ("sound", bombs.SOUNDS, "unpacks to more", 60),
+    "33,000 frames in a second": ("film", bombs.FILMS, "at most 32768 of this size", 40),
+    "hours": ("film", bombs.FILMS, "lasts more than 120 s", 40),
+    "pictures that grow": ("film", bombs.FILMS, "changes its size", 90),
+    "a playlist": ("film", bombs.FILMS, "is not a media file", 5),
+    "a list to join": ("film", bombs.FILMS, "is not a media file", 5),
+    "a session description": ("film", bombs.FILMS, "is not a media file", 5),
+    "DASH": ("film", bombs.FILMS, "is not a media file", 5),
+    "a hundred tracks": ("film", bombs.FILMS, "is not a media file", 80),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bomb_is_refused_by_name_and_takes_no_memory(process: Decoder, name: str) -> None:
+    kind, table, problem, more_mb = REFUSED[name]
+    process(Job("picture"), PNG)
+    Path(f"/proc/{pid_of(process)}/clear_refs").write_text("5")  # VmHWM begins anew
+    before_mb, before = most_mb(process), pid_of(process)
+    data = table[name]()
+    with pytest.raises(MediaError, match=problem) as caught:
+        process(Job(kind), data)
+    assert "\n" not in str(caught.value)
+    taken_mb = most_mb(process) - before_mb
+    print(f"{name}: {len(data) / 1e3:.1f} kB, {taken_mb} MB more for a moment")
+    assert taken_mb <= more_mb + 2 * len(data) // 1_000_000
+    assert pid_of(process) == before
+
+
+def test_what_takes_too_long_ends_the_process_and_the_next_one_is_decoded(
+    process: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "MAX_CPU_S", {"picture": 1, "sound": 1, "film": 1})
+    with pytest.raises(MediaError, match="takes more than 1 s to decode"):
+        process(Job("picture"), bombs.PICTURES["GIF: a comment of 11 MB"]())
+    assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+
+
+def test_what_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags that share eight megabytes, thirty thousand times."""
+    monkeypatch.setattr(decoder, "MAX_BYTES", 1 << 26)
+    process = Decoder()
+    try:
+        for name in ("TIFF whose tags share 8 MB", "JPEG: EXIF whose tags share 4 MB"):
+            with pytest.raises(MediaError, match=r"cannot be decoded|to decode"):
+                process(Job("picture"), bombs.PICTURES[name]())
+            assert most_mb(process) < IDLE_MB + 64 + 3 * 9
+        assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+    finally:
+        process.close()
+
+
+def test_a_process_that_dies_takes_only_its_file_along() -> None:
+    process = Decoder()
+    process(Job("picture"), PNG)
+    os.kill(pid_of(process), signal.SIGSEGV)
+    with pytest.raises(MediaError, match=r"picture: ends its decoder \(status -11\)"):
+        process(Job("picture"), PNG)
+    assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+    process.close()
+    with pytest.raises(CapacityError, match="is stopping"):
+        process(Job("picture"), PNG)
+
+
+def test_closing_ends_what_is_being_decoded() -> None:
+    process, ended = Decoder(), threading.Event()
+    process(Job("picture"), PNG)
+    os.kill(pid_of(process), signal.SIGSTOP)  # it will never be done
+
+    def wait() -> None:
+        with pytest.raises(CapacityError, match="is stopping"):
+            process(Job("picture"), PNG)
+        ended.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not process._lock.locked():
+        pass
+    process.close()
+    thread.join()
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("kind", ["picture", "sound", "film"])
+def test_how_many_a_request_may_have_is_bounded(kind: Kind) -> None:
+    n_decoded = 0
+
+    def counted(_: Job, __: bytes) -> Medium:
+        nonlocal n_decoded
+        n_decoded += 1
+        return Sound(bytes(4))
+
+    budget = Budget(counted)
+    for _ in range(MAX_OF_KIND[kind]):
+        budget.decoded(kind, b"")
+    with pytest.raises(MediaError, match=f"{kind}s: are more than {MAX_OF_KIND[kind]}"):
+        budget.decoded(kind, b"")
+    assert n_decoded == MAX_OF_KIND[kind]
+
+
+def test_pictures_together_are_judged_by_their_headers() -> None:
+    """The second of two is known to be too much before a pixel of it is decoded."""
+    large = bombs.png(5792, 5792, n_rows=1)  # 2**25 pixels; no more of it is there
+    jobs: list[Job] = []
+
+    def kept(job: Job, data: bytes) -> Medium:
+        jobs.append(job)
+        return Picture(bytes(3 * 5792 * 5792), 5792, 5792) if len(jobs) < 3 else decode(job, data)
+
+    budget = Budget(kept)
+    budget.decoded("picture", large)
+    budget.decoded("picture", large)
+    with pytest.raises(MediaError, match="5792x5792 pixels, and there is room for"):
+        budget.decoded("picture", large)
