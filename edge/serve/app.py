@@ -23,6 +23,7 @@ from aiohttp import web
 
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
+from edge.model.grammars import UncheckedError
 from edge.model.sampling import Sampling
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve import responses
@@ -81,7 +82,7 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 LARGE_BODY_BYTES = 1 << 12
-"""So much holds no picture, and no format that takes more than 20 ms to check."""
+"""So much holds no picture; a format in it is either known, or checked elsewhere."""
 _MEDIA = re.compile(rb'image|audio|video|\\u|previous_|"id"')
 """What a small body may hold that is large when it is decoded; kept pictures too."""
 _SHUTDOWN_S = 1.0
@@ -290,7 +291,10 @@ class _Api:
         # Pictures, sounds and formats take their time; others are served meanwhile.
         is_large = len(body) > LARGE_BODY_BYTES or _MEDIA.search(body) is not None
         try:
-            return await asyncio.to_thread(parse, *parts) if is_large else parse(*parts)
+            if not is_large:
+                with contextlib.suppress(UncheckedError):
+                    return parse(*parts)
+            return await asyncio.to_thread(parse, *parts)
         except EdgeError:
             raise
         except Exception as error:
