@@ -187,7 +187,7 @@ def grammar_of_lark(name: str, lark: str, *, check: bool = True) -> str:
 
     Args:
         name: of what was asked for, in an error.
-        check: whether to find out, within `grammars.WAIT_S`, that it can be followed; one that
+        check: whether to find out, within `grammars.CHECK_S`, that it can be followed; one that
             was not checked fails the turn instead.
     Raises:
         ProtocolError: the grammar cannot be followed.

@@ -34,7 +34,6 @@ MAX_BYTES = 256 << 20
 """Of memory, beside what the keeper has."""
 MASK, REFUSED, TOO_COMPLEX = b"m", b"r", b"c"
 """First byte of what an answer's process says: a mask follows, or an error."""
-_TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +135,10 @@ def _answer(matcher: llguidance.LLMatcher, mask: bytes, line: Connection) -> Non
                 return
             token = int.from_bytes(line.recv_bytes(), "little")
             signal.setitimer(signal.ITIMER_PROF, left_s)
-            is_taken = matcher.consume_token(token)
+            was_allowed = mask[1 + token // 8] >> token % 8 & 1
+            matcher.consume_token(token)
             mask = MASK + matcher.compute_bitmask()
             left_s = min(SPARE_S, signal.setitimer(signal.ITIMER_PROF, 0)[0] + TOKEN_S)
             if matcher.is_error():
-                is_complex = is_taken or matcher.stop_reason() in _TOO_COMPLEX
-                mask = (TOO_COMPLEX if is_complex else REFUSED) + matcher.get_error().encode()
+                # A token that was allowed is refused where a bound of llguidance's is met.
+                mask = (TOO_COMPLEX if was_allowed else REFUSED) + matcher.get_error().encode()

@@ -44,8 +44,9 @@ MAX_WAITING_CHECKS = 2
 """More are refused at once: each waits in a thread that others need."""
 PLACE_S = 0.5
 """So long a check waits for others."""
-WAIT_S = 8.0
-"""Until a process is given up that gets no time on a core: what it takes there ends it sooner."""
+CHECK_S, WAIT_S = 20.0, 8.0
+"""Until a check, and the mask that the loop waits for, is given up: long, for what a process takes
+ends it sooner, and only one that gets no time on a core comes so far."""
 FORGET_S = 60.0
 """So long a grammar counts as too costly: that was found out by a process that ended, and it may
 have been ended from outside."""
@@ -123,9 +124,9 @@ class Vocabulary:
         if _runs_an_event_loop():
             raise UncheckedError
         with self._place():
-            problem = self._follower(name, grammar).wait(time.monotonic() + WAIT_S)
+            problem = self._follower(name, grammar).wait(time.monotonic() + CHECK_S)
         if problem is None:
-            raise CapacityError("format", f"was not checked in {WAIT_S:g} s", "ask again later")
+            raise CapacityError("format", f"was not checked in {CHECK_S:g} s", "ask again later")
         self._remember(name, problem)
         return problem
 

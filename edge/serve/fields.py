@@ -12,6 +12,7 @@ clients are served; only within `edge`, which is ours, they are refused. null as
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -100,13 +101,21 @@ def decoded(text: bytes | str, thing: str = "body") -> object:
         ProtocolError: it is none, or nested too deeply.
     """
     try:
-        value = msgspec.json.decode(text)
-    except RecursionError:  # how deep that is depends on the thread, and on who called
-        raise _too_deep(thing) from None
+        with bounded(thing):
+            value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError) as error:
         problem = f"is not JSON ({error})"
         raise ProtocolError(thing, problem, "send a JSON object", code="invalid_json") from error
     return flat(value, thing)
+
+
+@contextlib.contextmanager
+def bounded(thing: str) -> Iterator[None]:
+    """A reader's own bound of depth, which depends on the thread and on who called, is ours."""
+    try:
+        yield
+    except RecursionError:
+        raise _too_deep(thing) from None
 
 
 def flat(value: T, thing: str) -> T:

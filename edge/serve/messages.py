@@ -15,7 +15,7 @@ from msgspec import Meta
 from edge.errors import MediaError, ProtocolError
 from edge.senses.clip import FPS, MAX_FRAMES, decode_video
 from edge.senses.still import decode_picture, decode_sound, from_base64, from_data_url
-from edge.serve.fields import MISSING, flat, ignored, unless
+from edge.serve.fields import MISSING, bounded, flat, ignored, unless
 from edge.serve.protocol import Json
 from edge.session.turn import Message, ToolCall
 from edge.types import Film, Medium, Sound, n_media_bytes
@@ -364,7 +364,7 @@ def arguments_of(arguments: str | Json | None, field_name: str) -> dict[str, Any
         return arguments
     found = None
     for end in ("", "}"):
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError), bounded(field_name):
             found = json.loads((arguments or "{}") + end)
             # Half an emoji in a model's call is an escape that is no text: the rest is kept.
             whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
