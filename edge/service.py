@@ -29,7 +29,7 @@ from edge.engines.engine import AnyEngine
 from edge.engines.self_check import warm_up
 from edge.errors import CapacityError, ConfigurationError, MediaError, ProtocolError
 from edge.features.evs import CausalPruner
-from edge.model.constrain import vocabulary
+from edge.model.grammars import Vocabulary, vocabulary
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -234,6 +234,7 @@ def _session(
         recorder=recorder,
         health=HealthReader(),
         alive=lambda: notifier.alive(lambda: status_line(loop.status(), loop.n_turns)),
+        counts_beside=_grammars(engine, tokenizer).counts.copy,
     )
     return loop
 
@@ -287,8 +288,13 @@ def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
     template = ChatTemplate(bundle.path)
     tokenizer = Tokenizer(bundle.path)
     # Slow the first time: not to be waited for in the first turn that asks for a format.
-    vocabulary(tokenizer, engine.spec.decoder.vocab_size, (tokenizer.special.turn_end,))
+    _grammars(engine, tokenizer).start()
     return LivePrompt(tokenizer, template, config.context.system)
+
+
+def _grammars(engine: AnyEngine, tokenizer: Tokenizer) -> Vocabulary:
+    stop_ids = (tokenizer.special.turn_end,)
+    return vocabulary(tokenizer, engine.spec.decoder.vocab_size, stop_ids)
 
 
 def _senses(

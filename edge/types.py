@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
 UInt8 = NDArray[np.uint8]
 Int32 = NDArray[np.int32]
 

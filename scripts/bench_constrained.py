@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import llguidance
 import numpy as np
 
 from edge.clock import MonotonicClock
 from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.model import constrain
+from edge.model.grammar_process import Tokens
+from edge.model.grammars import Vocabulary
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -132,28 +133,21 @@ class Model:
         return text, done.finish_reason
 
 
-class LargeVocabulary:
-    """131,072 tokens as llguidance asks for them: all bytes, then made-up words."""
-
-    eos_token_id, bos_token_id = 0, None
-    special_token_ids = (0,)
-
-    def __init__(self, rng: random.Random) -> None:
-        syllables = ["re", "lo", "ti", "an", "sch", "qu", "e", "o", "12", "::", "{", '"', "\n", "é"]
-        made: dict[bytes, None] = {bytes([b]): None for b in range(256)}
-        while len(made) < 131_071:
-            word = "".join(rng.choices(syllables, k=rng.randint(1, 5)))
-            made.setdefault(f"{rng.choice(('', ' '))}{word}".encode())
-        self.tokens = [b"<end>", *made]
-
-    def __call__(self, text: bytes) -> list[int]:
-        return [1 + byte for byte in text]
+def large_vocabulary(rng: random.Random) -> list[bytes]:
+    """131,072 tokens: an end, all bytes, then made-up words."""
+    syllables = ["re", "lo", "ti", "an", "sch", "qu", "e", "o", "12", "::", "{", '"', "\n", "é"]
+    made: dict[bytes, None] = {bytes([b]): None for b in range(256)}
+    while len(made) < 131_071:
+        word = "".join(rng.choices(syllables, k=rng.randint(1, 5)))
+        made.setdefault(f"{rng.choice(('', ' '))}{word}".encode())
+    return [b"<end>", *made]
 
 
 def large_mask_us(grammars: list[str], rng: random.Random) -> dict[str, float]:
     """What a mask costs with as many tokens as the published model has."""
-    tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(LargeVocabulary(rng)))
-    logits = np.random.default_rng(0).normal(size=tokens.vocab_size).astype(np.float32)
+    spelled = large_vocabulary(rng)
+    tokens = Vocabulary(Tokens(spelled, [0], [0], len(spelled), ""))
+    logits = np.random.default_rng(0).normal(size=len(spelled)).astype(np.float32)
     took_s: list[float] = []
     for grammar in grammars:
         timed = Timed(constrain.Constraint(tokens, grammar))

@@ -7,7 +7,7 @@ too, whatever else is asked for: a model that cannot know should be able to say 
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,12 @@ import llguidance
 import numpy as np
 
 from edge.errors import REPORT, CapacityError, ProtocolError, TurnError
-from edge.model.tokenizer import Tokenizer
-from edge.types import Float32
+from edge.model.grammar_process import MASK, REFUSED, SPARE_S, TOKEN_S
+from edge.model.grammars import MAX_GRAMMAR_CHARACTERS, WAIT_S, Vocabulary, problem_of
+from edge.types import Bool, Float32
 
-MAX_GRAMMAR_CHARACTERS = 1 << 16
-"""Compiling one takes the loop's time: at worst, thousands of properties, 2 s of it."""
-MAX_KNOWN_GRAMMARS = 64
-"""Of which it is remembered whether they can be followed: a client asks by the same again."""
+TOO_COSTLY = f"it takes more than {SPARE_S:g} s of a core at once or {TOKEN_S:g} s for each token"
+SIMPLER = "simplify it: fewer or shorter patterns, alternatives and properties, lower bounds"
 _COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 _BEFORE_ABSTENTION = '"whitespace_flexible": false}} | '
 FRAME_FORMAT = "edge.frame"
@@ -32,7 +31,9 @@ _OPEN = json.dumps("[[edge.frame]]")
 """Stands in a grammar for the names of the frames."""
 
 
-def grammar_of_schema(schema: Mapping[str, Any], abstention: str | None = None) -> str:
+def grammar_of_schema(
+    schema: Mapping[str, Any], abstention: str | None = None, *, check: bool = True
+) -> str:
     """JSON that a schema allows, without white space; the abstention is a JSON string.
 
     Where the schema has a string of FRAME_FORMAT, `fill_frames` says which ones there are. An
@@ -41,10 +42,33 @@ def grammar_of_schema(schema: Mapping[str, Any], abstention: str | None = None) 
     Raises:
         ProtocolError: the schema cannot be followed.
     """
+    _check_size("json_schema", schema)
     lark = f"start: answer\nanswer: %json {json.dumps({**_opened(_closed(schema)), **_COMPACT})}"
     if abstention is not None:
         lark += f" | {_literal(json.dumps(abstention, ensure_ascii=False))}"
-    return grammar_of_lark("json_schema", lark)
+    return grammar_of_lark("json_schema", lark, check=check)
+
+
+def _check_size(name: str, schema: Any) -> None:
+    """Refuse a schema before its grammar is made, if that would be too long."""
+    level, n_characters = [schema], 0
+    while level:
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                n_characters += sum(map(len, one))
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+            n_characters += 1 + (len(one) if isinstance(one, str) else 0)
+        if n_characters > MAX_GRAMMAR_CHARACTERS:
+            raise _too_long(name)
+        level = inner
+
+
+def _too_long(name: str) -> ProtocolError:
+    problem = f"makes a grammar of more than {MAX_GRAMMAR_CHARACTERS} characters"
+    return ProtocolError(name, problem, SIMPLER)
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -124,7 +148,7 @@ def fill_frames(grammar: str, frames: Sequence[str]) -> str:
         CapacityError: an answer must name a frame, there is none, and it may not abstain.
     """
     filled = grammar.replace(_OPEN, ", ".join(map(json.dumps, frames)))
-    if frames or not llguidance.LLMatcher.validate_grammar(filled):
+    if frames or not problem_of(filled):
         return filled
     _, may_abstain, abstention = grammar.partition(_BEFORE_ABSTENTION)
     if may_abstain:
@@ -133,7 +157,9 @@ def fill_frames(grammar: str, frames: Sequence[str]) -> str:
     raise CapacityError("frame", problem, "ask again later, or allow the answer to abstain")
 
 
-def grammar_of_choice(choices: Sequence[str], abstention: str | None = None) -> str:
+def grammar_of_choice(
+    choices: Sequence[str], abstention: str | None = None, *, check: bool = True
+) -> str:
     """One of some texts.
 
     Raises:
@@ -142,10 +168,10 @@ def grammar_of_choice(choices: Sequence[str], abstention: str | None = None) -> 
     if not choices or not all(choices):
         raise ProtocolError("choice", f"is {list(choices)}", "give texts to choose from")
     texts = [*choices] if abstention is None else [*choices, abstention]
-    return grammar_of_lark("choice", f"start: {' | '.join(map(_literal, texts))}")
+    return grammar_of_lark("choice", f"start: {' | '.join(map(_literal, texts))}", check=check)
 
 
-def grammar_of_regex(pattern: str, abstention: str | None = None) -> str:
+def grammar_of_regex(pattern: str, abstention: str | None = None, *, check: bool = True) -> str:
     """Text that a regular expression matches as a whole, in Rust's syntax without look-around.
 
     Raises:
@@ -153,92 +179,48 @@ def grammar_of_regex(pattern: str, abstention: str | None = None) -> str:
     """
     if abstention is not None:
         pattern = f"(?:{pattern})|{re.escape(abstention)}"
-    return _checked("regex", llguidance.LLMatcher.grammar_from_regex(pattern))
+    return _checked("regex", llguidance.LLMatcher.grammar_from_regex(pattern), check)
 
 
-def grammar_of_lark(name: str, lark: str) -> str:
+def grammar_of_lark(name: str, lark: str, *, check: bool = True) -> str:
     """What a Lark grammar, as llguidance reads it, allows.
 
     Args:
         name: of what was asked for, in an error.
+        check: whether to find out, within `grammars.CHECK_S`, that it can be followed; one that
+            was not checked fails the turn instead.
     Raises:
         ProtocolError: the grammar cannot be followed.
+        CapacityError, UncheckedError: that cannot be found out here and now.
     """
-    return _checked(name, llguidance.LLMatcher.grammar_from_lark(lark))
+    return _checked(name, llguidance.LLMatcher.grammar_from_lark(lark), check)
 
 
 def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _checked(name: str, grammar: str) -> str:
+def _checked(name: str, grammar: str, check: bool) -> str:
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
-        problem = f"is a grammar of {len(grammar)} characters, more than {MAX_GRAMMAR_CHARACTERS}"
-        raise ProtocolError(name, problem, "simplify it")
-    problem = _problem_of(grammar)
-    if problem and not problem.startswith("WARNING"):
-        line = " ".join(problem.split()).replace(";", ",")
-        raise ProtocolError(name, f"cannot be followed ({line[:300]})", "simplify it")
+        raise _too_long(name)
+    problem = problem_of(grammar) if check else ""
+    if problem:
+        raise ProtocolError(name, f"cannot be followed ({_one_line(problem)})", SIMPLER)
     return grammar
 
 
-@functools.lru_cache(maxsize=MAX_KNOWN_GRAMMARS)
-def _problem_of(grammar: str) -> str:
-    """What llguidance says of a grammar; without the interpreter's lock, for up to 2 s."""
-    return str(llguidance.LLMatcher.validate_grammar(grammar))
-
-
-@functools.lru_cache(maxsize=2)
-def vocabulary(
-    tokenizer: Tokenizer, n_vocab: int, stop_ids: tuple[int, ...]
-) -> llguidance.LLTokenizer:
-    """The tokens as llguidance needs them; slow the first time, so call it before the first turn.
-
-    Args:
-        n_vocab: logits that the model gives; it may be more than the tokenizer knows.
-    """
-    known = llguidance.LLTokenizer(tokenizer.as_json(), n_vocab=n_vocab, eos_token=[*stop_ids])
-    as_text = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, known))
-    return llguidance.LLTokenizer(as_text, n_vocab=n_vocab, eos_token=[*stop_ids])
-
-
-class _Vocabulary:
-    """The same tokens, but what spells a special token in a format is text like any other.
-
-    Where a grammar leaves one continuation, llguidance tokenizes it to find the one token that it
-    allows. The checkpoint's tokenizer finds the special token there, which the grammar refuses.
-    """
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer, known: llguidance.LLTokenizer) -> None:
-        self.eos_token_id = known.eos_token
-        self.tokens = [b""] * known.vocab_size
-        for token in tokenizer.tokens():
-            self.tokens[token] = known.decode_bytes([token])
-        self.special_token_ids = tokenizer.control_tokens.ids
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode_as_text(text)
-
-
 class Constraint:
-    """Follows one answer through its grammar."""
+    """Follows one answer through its grammar, in a process of its own.
 
-    def __init__(self, tokens: llguidance.LLTokenizer, grammar: str) -> None:
-        """Compile the grammar.
+    The next mask is made there while the model computes the next logits.
+    """
 
-        Args:
-            tokens: what `vocabulary` gave.
-        Raises:
-            ProtocolError: it cannot be compiled for these tokens.
-        """
-        self._matcher = llguidance.LLMatcher(tokens, grammar, log_level=0)
-        self._n_vocab = tokens.vocab_size
-        if self._matcher.is_error():
-            _checked("grammar", grammar)
-            raise ProtocolError("grammar", self._error(), "simplify it")
+    def __init__(self, tokens: Vocabulary, grammar: str) -> None:
+        """Have the grammar compiled; nothing is waited for."""
+        self._line, self._grammar = tokens.follow(grammar)
+        self._n_masks = 1
+        """That are to come."""
+        self._allowed: Bool = np.empty(0, np.bool_)
 
     def allow(self, logits: Float32) -> Float32:
         """The logits with -inf for every token that may not come next.
@@ -246,22 +228,35 @@ class Constraint:
         Args:
             logits: shape (vocabulary,), float32; left as they are.
         Raises:
-            ProtocolError: the grammar is too complex to go on with.
+            ProtocolError: the grammar cannot be followed, or is too costly to go on with.
+            TurnError: a token was taken that was not allowed.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            raise ProtocolError("grammar", self._error(), "simplify it")
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
-        return np.where(allowed, logits, np.float32(-np.inf))
+        while self._n_masks:
+            self._allowed = self._next_mask(len(logits))
+            self._n_masks -= 1
+        return np.where(self._allowed, logits, np.float32(-np.inf))
 
     def take(self, token: int) -> None:
-        """The answer goes on with `token`, which was allowed.
+        """The answer goes on with `token`, which was allowed: else the next `allow` says so."""
+        self._n_masks += 1
+        with contextlib.suppress(OSError):  # it has ended: `allow` says why
+            self._line.send_bytes(token.to_bytes(4, "little"))
 
-        Raises:
-            TurnError: it was not.
-        """
-        if not self._matcher.consume_token(token):
-            raise TurnError("constraint", f"refuses token {token} that it allowed", REPORT)
+    def _next_mask(self, n_vocab: int) -> Bool:
+        try:
+            said = self._line.recv_bytes() if self._line.poll(WAIT_S) else b""
+        except (EOFError, OSError):
+            said = b""
+        if said[:1] == MASK:
+            bits = np.frombuffer(said, np.uint8, offset=1)
+            return np.unpackbits(bits, count=n_vocab, bitorder="little").view(np.bool_)
+        self._line.close()
+        if said[:1] == REFUSED:
+            problem = f"refuses a token that it allowed ({_one_line(said[1:].decode())})"
+            raise TurnError("constraint", problem, REPORT)
+        problem = _one_line(said[1:].decode() or self._grammar.wait() or TOO_COSTLY)
+        raise ProtocolError("grammar", f"cannot be followed further ({problem})", SIMPLER)
 
-    def _error(self) -> str:
-        return " ".join(self._matcher.get_error().split()).replace(";", ",")[:300]
+
+def _one_line(problem: str) -> str:
+    return " ".join(problem.split()).replace(";", ",")[:300]

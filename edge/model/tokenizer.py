@@ -226,6 +226,10 @@ class Tokenizer:
         """The content of a tokenizer.json."""
         return str(self._tokenizer.to_str())
 
+    def as_text_json(self) -> str:
+        """Likewise, of what `encode_as_text` encodes with."""
+        return str(self._as_text.to_str())
+
     def encode(self, text: str) -> Int32:
         """Token ids [n] of our own words; a special token's name becomes its id.
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge.model.grammars import MAX_GRAMMAR_CHARACTERS
 from edge.model.tokenizer import TOOL_CALL, TOOL_CALL_END
 from edge.model.typed import ANYTHING, NOTHING, NULL, TEXT, Option, options_of, read_as
 
@@ -168,8 +169,10 @@ def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
     """A Lark grammar, as llguidance reads it, of exactly one call of one of the tools.
 
     Required parameters come in the order of the schema, all others may be left out. What it allows
-    `parse_tool_call` reads as what the schema admits.
+    `parse_tool_call` reads as what the schema admits. Definitions are in it for each parameter: one
+    that is too long anyway is left as it is by then.
     """
+    n_characters = 0
     rules = ["start: call", f"TEXT: /{_TEXT}/"]
     calls = []
     for n, tool in enumerate(tools):
@@ -179,6 +182,9 @@ def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
         parts = [_quoted(f"\n<function={name}>\n")]
         for k, (key, schema) in enumerate(_properties(whole).items()):
             rules.append(f"p{n}_{k}: {_parameter(key, schema, whole)}")
+            n_characters += len(rules[-1])
+            if n_characters > MAX_GRAMMAR_CHARACTERS:
+                return "\n".join(rules)
             parts.append(f"p{n}_{k}" if key in required else f"p{n}_{k}?")
         parts.append(_quoted("</function>\n"))
         rules.append(f"c{n}: {TOOL_CALL} {' '.join(parts)} {TOOL_CALL_END}")

@@ -22,6 +22,7 @@ from aiohttp import web
 
 from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
+from edge.model.grammars import UncheckedError
 from edge.model.sampling import Sampling
 from edge.senses.sent import Decode
 from edge.senses.turn_events import Button, Choose, Control, Mode
@@ -82,7 +83,7 @@ class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 LARGE_BODY_BYTES = 1 << 12
-"""So much holds no picture, and no format that takes more than 20 ms to check."""
+"""So much holds no picture; a format in it is either known, or checked elsewhere."""
 _KEPT = re.compile(rb'\\u|previous_|"id"')
 """What a small body may hold that refers to a large one; or it is not known to hold nothing."""
 _SHUTDOWN_S = 1.0
@@ -305,14 +306,12 @@ class _Api:
         is_large = len(body) > LARGE_BODY_BYTES or _KEPT.search(body) is not None
         try:
             try:  # large ones take their time; others are served meanwhile
-                return (
-                    await asyncio.to_thread(parse, *parts, not_here)
-                    if is_large
-                    else parse(*parts, not_here)
-                )
+                if not is_large:
+                    with contextlib.suppress(UncheckedError):
+                        return parse(*parts, not_here)
+                return await asyncio.to_thread(parse, *parts, not_here)
             except HasMediaError:
-                pass
-            client = client_of(request)
+                client = client_of(request)
             return await self._decoding.read(client, lambda decode: parse(*parts, decode))
         except EdgeError:
             raise

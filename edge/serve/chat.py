@@ -17,8 +17,8 @@ from edge.model.sampling import Sampling
 from edge.senses.sent import Decode, decode
 from edge.serve.completion import Shown
 from edge.serve.fields import ignored, read, told_of, unless
-from edge.serve.messages import AudioPart, AudioUrlPart, ChatMessage, to_messages
-from edge.serve.protocol import ResponseFormat
+from edge.serve.messages import MAX_MESSAGES, AudioPart, AudioUrlPart, ChatMessage, to_messages
+from edge.serve.protocol import MAX_TOOLS, ResponseFormat
 from edge.serve.request import (
     MAX_CHOICES,
     Effort,
@@ -41,7 +41,7 @@ class ChatBody(Wanted, frozen=True, kw_only=True):
 
     messages: Annotated[
         list[ChatMessage],
-        Meta(min_length=1),
+        Meta(min_length=1, max_length=MAX_MESSAGES),
         told_of("System messages may stand anywhere; they lead the question."),
     ]
     stream_options: Annotated[
@@ -61,12 +61,12 @@ class ChatBody(Wanted, frozen=True, kw_only=True):
         bool | None,
         told_of("Of the answer's text, before temperature and penalties, after a format."),
     ] = None
-    tools: list[ChatTool] | None = None
+    tools: Annotated[list[ChatTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[
         ToolChoice, told_of("A named tool must be called; allowed_tools are all that there are.")
     ] = None
     functions: Annotated[
-        list[ChatFunction] | None,
+        Annotated[list[ChatFunction], Meta(max_length=MAX_TOOLS)] | None,
         told_of("What tools were before; the answer then has a function_call."),
     ] = None
     function_call: Literal["auto", "none"] | _FunctionName | None = None

@@ -12,6 +12,7 @@ clients are served; only within `edge`, which is ours, they are refused. null as
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -35,6 +36,8 @@ MAX_TOLD = 16
 MAX_LOGGED = 256
 """Of their names are in the log, each once."""
 _logged: set[str] = set()
+MAX_DEPTH = 64
+"""Of lists and objects in one another, the outermost too: a schema of 28 levels in a tool."""
 
 
 _types: dict[type, inspect.Type] = {}
@@ -89,17 +92,51 @@ def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     return settle(decoded(body), kind)
 
 
-def decoded(body: bytes) -> object:
+def decoded(text: bytes | str, thing: str = "body") -> object:
     """What JSON says.
 
+    Args:
+        thing: what the text is, for errors.
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: it is none, or nested too deeply.
     """
     try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        with bounded(thing):
+            value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError) as error:
         problem = f"is not JSON ({error})"
-        raise ProtocolError("body", problem, "send a JSON object", code="invalid_json") from error
+        raise ProtocolError(thing, problem, "send a JSON object", code="invalid_json") from error
+    return flat(value, thing)
+
+
+@contextlib.contextmanager
+def bounded(thing: str) -> Iterator[None]:
+    """A reader's own bound of depth, which depends on the thread and on who called, is ours."""
+    try:
+        yield
+    except RecursionError:
+        raise _too_deep(thing) from None
+
+
+def flat(value: T, thing: str) -> T:
+    """The value, if it is not nested too deeply for whatever reads it afterwards.
+
+    Raises:
+        ProtocolError: it is.
+    """
+    level: list[Any] = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return value
+    raise _too_deep(thing)
+
+
+def _too_deep(thing: str) -> ProtocolError:
+    return ProtocolError(
+        thing, f"is nested more than {MAX_DEPTH} levels deep", "send a flatter one"
+    )
 
 
 def settle(value: object, kind: type[T]) -> tuple[T, list[str]]:
@@ -109,8 +146,6 @@ def settle(value: object, kind: type[T]) -> tuple[T, list[str]]:
         return msgspec.convert(value, kind), unheard
     except msgspec.ValidationError as error:
         raise _wrong_field(error, kind) from error
-    except RecursionError:
-        raise ProtocolError("body", "is nested too deeply", "send a flat one") from None
 
 
 def told(unheard: list[str]) -> dict[str, str]:

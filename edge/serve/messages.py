@@ -15,10 +15,14 @@ from edge.errors import ProtocolError
 from edge.senses.clip import FPS, MAX_FRAMES
 from edge.senses.sent import Budget, Decode, decode
 from edge.senses.still import from_base64, from_data_url
-from edge.serve.fields import MISSING, ignored, unless
+from edge.serve.fields import MISSING, bounded, flat, ignored, unless
 from edge.serve.protocol import Json
 from edge.session.turn import Message, ToolCall
 from edge.types import Medium
+
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+"""Of a message."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +179,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One message of a request: what OpenAI's roles have, and what other servers add."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[str | Part] | None = None
+    content: str | Annotated[list[str | Part], Meta(max_length=MAX_PARTS)] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     """Comes back when a client appends our own message to its history; what is kept of it is the
@@ -345,11 +349,11 @@ def arguments_of(arguments: str | Json | None, field_name: str) -> dict[str, Any
         return arguments
     found = None
     for end in ("", "}"):
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError), bounded(field_name):
             found = json.loads((arguments or "{}") + end)
             # Half an emoji in a model's call is an escape that is no text: the rest is kept.
             whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
-            found = json.loads(whole.decode("utf-16", "replace"))
+            found = flat(json.loads(whole.decode("utf-16", "replace")), field_name)
             break
     if not isinstance(found, dict):
         problem = f"has arguments {(arguments or '')[:40]!r}"

@@ -35,6 +35,10 @@ RATE_HZ = 24_000
 """
 TELEPHONE_HZ = 8_000
 """Of G.711."""
+MAX_TOOLS = 128
+"""OpenAI's bound."""
+MAX_ITEMS, MAX_PARTS = 4096, 1024
+"""Of the input of one response, and of an item."""
 _SILENT = "The service does not speak."
 _NO_TRANSCRIPT = "The model answers what it hears; nothing is written down."
 
@@ -210,7 +214,7 @@ class Session(_Part, frozen=True, kw_only=True):
     output_modalities: Annotated[list[Modality], Meta(min_length=1)] | UnsetType = UNSET
     """["text"]: the service does not speak."""
     instructions: str | UnsetType = UNSET
-    tools: list[FunctionTool] | UnsetType = UNSET
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | UnsetType = UNSET
     tool_choice: ToolChoice | UnsetType = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET
     """false: one call an answer."""
@@ -290,7 +294,7 @@ class MessageItem(_Part, frozen=True, kw_only=True, tag="message"):
     """Something said."""
 
     role: Literal["user", "assistant", "system"]
-    content: list[Content]
+    content: Annotated[list[Content], Meta(max_length=MAX_PARTS)]
     id: str | None = None
     object: Literal["realtime.item"] = "realtime.item"
     status: ItemStatus = "completed"
@@ -337,13 +341,13 @@ class ResponseSettings(_Part, frozen=True, kw_only=True):
     max_output_tokens: Annotated[int, Meta(ge=1)] | Literal["inf"] | None = None
     output_modalities: Annotated[list[Modality], Meta(min_length=1)] | None = None
     """["text"]; another is told, and the answer is text."""
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     conversation: Literal["auto", "none"] | None = None
     """none: it leaves no item in the conversation."""
-    input: list[Item | ItemReference] | None = None
+    input: Annotated[list[Item | ItemReference], Meta(max_length=MAX_ITEMS)] | None = None
     """Instead of the conversation."""
     metadata: Json | None = None
     audio: Annotated[Any, ignored(_SILENT)] = None

@@ -17,8 +17,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-import msgspec
-
 from edge.config import Config
 from edge.errors import EdgeError, ProtocolError, TurnError
 from edge.model.sampling import Sampling
@@ -386,7 +384,7 @@ class Client:
 
     async def _create(self, settings: ResponseSettings) -> None:
         """Decode the input and check the format, if it has its own; others are served meanwhile."""
-        if settings.tools or settings.edge is not None:  # the answer is then known to the cache
+        if settings.tools or settings.tool_choice or settings.edge is not None:
             own = self._config, self._thinking_sampling
             await asyncio.to_thread(question_of, self._settings, settings, [], *own)
         if settings.input is None:
@@ -433,9 +431,9 @@ class Client:
         if instructions is None:
             instructions = self._settings.instructions or ""
         turns = as_turns(messages, instructions)
-        question = question_of(
-            self._settings, wanted, [*turns], self._config, self._thinking_sampling
-        )
+        # Its format was checked when it was chosen, and this is the event loop.
+        parts = self._settings, wanted, [*turns], self._config, self._thinking_sampling
+        question = question_of(*parts, check=False)
         is_kept = wanted.conversation != "none"
         reply = Reply(self._conversation_id if is_kept else None, wanted.metadata)
         reply.remembers, reply.may_call = question.remember, bool(question.callable_tools)
@@ -514,10 +512,10 @@ def _object(message: str) -> Json:
     Raises:
         ProtocolError: it is none.
     """
-    try:
-        return msgspec.json.decode(message, type=Json)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise ProtocolError("event", f"is not JSON ({error})", "send a JSON object") from None
+    event = fields.decoded(message, "event")
+    if not isinstance(event, dict):
+        raise ProtocolError("event", f"is {type(event).__name__}", "send a JSON object")
+    return event
 
 
 def _part(event: Json, name: str) -> Json:

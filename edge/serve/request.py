@@ -12,7 +12,7 @@ from edge.config import Config
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.senses.clip import FPS, MAX_FRAMES
-from edge.serve.fields import ignored, told_of, unless
+from edge.serve.fields import decoded, ignored, told_of, unless
 from edge.serve.messages import FilmSettings
 from edge.serve.protocol import (
     ChoiceFormat,
@@ -44,6 +44,7 @@ StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 MAX_CHOICES = 8
 """Answers to one request: each is decoded by itself, and others wait."""
 MAX_ALTERNATIVES = 20
+MAX_BIASES = 1024
 MOST_FRAMES = 512
 """Of a film, if a request asks for more than the usual."""
 ALONE = "leave one out"
@@ -156,7 +157,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         Penalty | None, told_of("Of what the answer has said, its thinking too.")
     ] = None
     frequency_penalty: Annotated[Penalty | None, told_of("Likewise.")] = None
-    logit_bias: dict[TokenText, Bias] | None = None
+    logit_bias: Annotated[dict[TokenText, Bias], Meta(max_length=MAX_BIASES)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     parallel_tool_calls: Annotated[bool | None, told_of("false shows the first call only.")] = None
     moderation: Annotated[Any, unless(why="Nothing here moderates.")] = None
@@ -410,11 +411,11 @@ def _format(request: Wanted, wanted: ResponseFormat | None) -> ResponseFormat | 
 def _schema(schema: Json | str) -> Json:
     if isinstance(schema, dict):
         return schema
-    try:
-        return msgspec.json.decode(schema, type=Json)
-    except msgspec.DecodeError as error:
-        problem, remedy = f"is no schema ({error})", "send a JSON object"
-        raise ProtocolError("structured_outputs.json", problem, remedy) from None
+    found = decoded(schema, "structured_outputs.json")
+    if not isinstance(found, dict):
+        problem = f"is {type(found).__name__}"
+        raise ProtocolError("structured_outputs.json", problem, "send a JSON object")
+    return found
 
 
 def _first(*values: Any) -> Any:

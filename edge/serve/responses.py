@@ -19,6 +19,8 @@ from edge.serve.fields import decoded, ignored, settle, told_of, unless
 from edge.serve.limits import MAX_BODY_BYTES
 from edge.serve.messages import ROLES, AudioPart, AudioUrlPart, Part, Reading, arguments_of
 from edge.serve.protocol import (
+    MAX_ITEMS,
+    MAX_TOOLS,
     ChoiceFormat,
     Json,
     JsonObjectFormat,
@@ -118,7 +120,8 @@ class ResponsesBody(Wanted, frozen=True, kw_only=True):
     """The body of a request for a response."""
 
     input: Annotated[
-        str | list[InputItem] | None, told_of("Without it the answer is about what is perceived.")
+        str | Annotated[list[InputItem], Meta(max_length=MAX_ITEMS)] | None,
+        told_of("Without it the answer is about what is perceived."),
     ] = None
     instructions: str | None = None
     previous_response_id: Annotated[str | None, told_of("Of a response that is still kept.")] = None
@@ -129,7 +132,7 @@ class ResponsesBody(Wanted, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None, told_of("More than the context may hold is cut to it.")
     ] = None
     metadata: Annotated[Json | None, told_of("Comes back in the response.")] = None
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     text: TextSettings | None = None
     reasoning: Reasoning | None = None

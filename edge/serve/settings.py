@@ -272,11 +272,16 @@ def question_of(
     messages: list[Message],
     config: Config,
     thinking_sampling: Sampling,
+    *,
+    check: bool = True,
 ) -> Question:
     """The question of one response.
 
+    Args:
+        check: whether to find out that its format can be followed, which takes its time.
     Raises:
         ProtocolError: it cannot be asked so.
+        CapacityError: its format cannot be checked now.
     """
     edge = merged(settings.edge or EdgeSession(), wanted.edge)
     answer = config.answer
@@ -305,7 +310,9 @@ def question_of(
         channel="operator",
         tools=tools,
         grammar=grammar_of(
-            edge.response_format, abstention_of(edge, config), tools, calls=must_call(choice)
+            *(edge.response_format, abstention_of(edge, config), tools),
+            calls=must_call(choice),
+            check=check,
         ),
     )
 

@@ -19,6 +19,7 @@ from edge.model.constrain import (
 from edge.model.tool_calls import tool_call_lark
 from edge.serve.fields import ignored
 from edge.serve.protocol import (
+    MAX_TOOLS,
     ChoiceFormat,
     EdgeAnswer,
     Json,
@@ -65,7 +66,7 @@ class NamedTool(msgspec.Struct, frozen=True, tag="function"):
 
 class _Allowed(msgspec.Struct, frozen=True):
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Annotated[list[NamedTool], Meta(max_length=MAX_TOOLS)]
 
 
 class AllowedTools(msgspec.Struct, frozen=True, tag="allowed_tools"):
@@ -120,34 +121,37 @@ def grammar_of(
     tools: Sequence[dict[str, Any]],
     *,
     calls: bool,
+    check: bool = True,
 ) -> str:
     """The grammar of an answer; empty where it is free.
 
     Args:
         abstention: text that is always allowed too.
         calls: whether the answer must be a call of one of the tools.
+        check: whether to find out that it can be followed; it was before, if not.
     Raises:
         ProtocolError: it cannot be followed.
+        CapacityError, UncheckedError: that cannot be found out here and now.
     """
     if calls:
-        return grammar_of_lark("tools", tool_call_lark(tools))
-    grammar = _grammar(wanted, abstention)
+        return grammar_of_lark("tools", tool_call_lark(tools), check=check)
+    grammar = _grammar(wanted, abstention, check)
     if grammar and tools:
         remedy = 'leave one out, or set tool_choice to "none" or "required"'
         raise ProtocolError("response_format", "is given together with tools", remedy)
     return grammar
 
 
-def _grammar(wanted: ResponseFormat | None, abstention: str | None) -> str:
+def _grammar(wanted: ResponseFormat | None, abstention: str | None, check: bool) -> str:
     if isinstance(wanted, JsonObjectFormat):
         schema = {"type": "object"} if wanted.schema is None else wanted.schema
-        return grammar_of_schema(schema, abstention)
+        return grammar_of_schema(schema, abstention, check=check)
     if isinstance(wanted, JsonSchemaFormat):
-        return grammar_of_schema(wanted.json_schema.schema, abstention)
+        return grammar_of_schema(wanted.json_schema.schema, abstention, check=check)
     if isinstance(wanted, RegexFormat):
-        return grammar_of_regex(wanted.regex, abstention)
+        return grammar_of_regex(wanted.regex, abstention, check=check)
     if isinstance(wanted, ChoiceFormat):
-        return grammar_of_choice(wanted.choice, abstention)
+        return grammar_of_choice(wanted.choice, abstention, check=check)
     return ""
 
 

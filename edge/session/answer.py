@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from llguidance import LLTokenizer
 
 from edge.clock import Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
 from edge.errors import CapacityError, ProtocolError
-from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
+from edge.model.constrain import Constraint, fill_frames, names_frames
+from edge.model.grammars import Vocabulary, vocabulary
 from edge.model.sampling import Sampler, Sampling
 from edge.session.attached import Attached, Steps, encode_attached
 from edge.session.confidence import Certainty, chance, confidence
@@ -213,7 +213,7 @@ class Answering:
         """What the answer's format allows, from its beginning."""
         return Constraint(self._tokens(engine), self._grammar) if self._grammar else None
 
-    def _tokens(self, engine: AnyEngine) -> LLTokenizer:
+    def _tokens(self, engine: AnyEngine) -> Vocabulary:
         tokenizer = self._prompt.tokenizer
         # The model's own end of a turn ends what a grammar describes too.
         stops = (tokenizer.special.turn_end,)
@@ -289,8 +289,8 @@ class Answering:
         self._certainty.add(allowed, token)
         n_others = self.turn.question.n_alternatives
         if n_others is not None and self._speech.says(token):
-            spell = self._tokens(engine).decode_bytes
-            self.turn.deliver(chance(allowed, token, n_others, lambda one: spell([one])))
+            spell = self._tokens(engine).spell
+            self.turn.deliver(chance(allowed, token, n_others, spell))
         return token
 
     def _think(self) -> int:

@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -85,6 +85,7 @@ class LiveLoop:
         recorder: Recorder | Observed | None = None,
         health: Callable[[], BoardHealth] | None = None,
         alive: Callable[[], None] = lambda: None,
+        counts_beside: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Prefill the anchor; nothing plays before `run`.
 
@@ -97,7 +98,9 @@ class LiveLoop:
             health: what the board says of itself; read once a second.
             alive: called from the loop's thread after each step, and while there is nothing to do;
                 not while the engine hangs.
+            counts_beside: counters of what works for the session in other processes.
         """
+        self._counts_beside = counts_beside
         decoder = engine.spec.decoder
         config = for_model(config, decoder.trained_tokens, decoder.max_tokens)
         self._alive = alive
@@ -227,6 +230,7 @@ class LiveLoop:
         counters["rebases"] = self._context.n_rebases
         if self._recorder is not None:
             counters["recording_failed"] = int(self._recorder.has_failed)
+        counters |= self._counts_beside()
         return Status(
             ready=not self._stopped.is_set(),
             model=self._model,

@@ -12,7 +12,6 @@ import time
 import wave
 from dataclasses import replace
 
-import llguidance
 import numpy as np
 import openai
 import pytest
@@ -35,6 +34,7 @@ from websockets.streams import StreamReader
 
 from edge.config import Answer, Config
 from edge.errors import CapacityError
+from edge.model.grammars import problem_of
 from edge.senses.sent import decode
 from edge.senses.turn_events import SpeechStarted
 from edge.serve.realtime import _text_frame
@@ -706,21 +706,16 @@ def test_others_are_served_while_the_input_of_a_response_is_decoded(path, monkey
 
 @pytest.mark.parametrize("where", ["session", "response", "tools", "a spoken turn"])
 def test_others_are_served_while_a_format_is_checked(path, monkeypatch, speech, where):
-    """Up to two seconds for one of 64 kB: never in the event loop's thread, not even once more."""
+    """For half a second of a core: never in the event loop's thread, not even once more."""
     checking, served_meanwhile, in_the_loop = threading.Event(), threading.Event(), []
-    matcher = llguidance.LLMatcher
 
-    class Slow:
-        grammar_from_lark = staticmethod(matcher.grammar_from_lark)
+    def slowly(grammar):
+        in_the_loop.append(asyncio._get_running_loop() is not None)
+        checking.set()
+        assert in_the_loop[-1] or served_meanwhile.wait(TIMEOUT_S)
+        return problem_of(grammar)
 
-        @staticmethod
-        def validate_grammar(grammar):
-            in_the_loop.append(asyncio._get_running_loop() is not None)
-            checking.set()
-            assert in_the_loop[-1] or served_meanwhile.wait(TIMEOUT_S)
-            return matcher.validate_grammar(grammar)
-
-    monkeypatch.setattr("edge.model.constrain.llguidance.LLMatcher", Slow)
+    monkeypatch.setattr("edge.model.constrain.problem_of", slowly)
     schema = {"type": "object", "properties": {where: {}}}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     wanted = {"edge": {"response_format": form}}

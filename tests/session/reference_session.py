@@ -44,7 +44,8 @@ from edge.errors import (
 from edge.features.evs import CausalPruner
 from edge.features.mel import LogMelStream
 from edge.features.pixels import image_grids, image_patches, tubelet_patches, video_grid
-from edge.model.constrain import Constraint, fill_frames, names_frames, vocabulary
+from edge.model.constrain import Constraint, fill_frames, names_frames
+from edge.model.grammars import vocabulary
 from edge.model.prompt import LIVE, ChatTemplate
 from edge.model.sampling import Sampler, Sampling
 from edge.model.spec import ModelSpec, VisionSpec

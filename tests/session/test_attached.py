@@ -21,7 +21,7 @@ from edge.errors import CapacityError, ProtocolError
 from edge.features.evs import retention_mask
 from edge.features.mel import log_mel
 from edge.features.pixels import image_grids, image_patches, tubelet_patches, video_grid
-from edge.model import constrain
+from edge.model import constrain, grammars
 from edge.model.prompt import ChatTemplate, audio_text, image_text
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -424,7 +424,7 @@ def test_a_demanded_call_may_say_any_text(parts, text):
     context, prompt = parts
     grammar = constrain.grammar_of_lark("tools", tool_call_lark([NOTE]))
     n_vocab, special = context.engine.spec.decoder.vocab_size, prompt.tokenizer.special
-    vocabulary = constrain.vocabulary(prompt.tokenizer, n_vocab, (special.turn_end,))
+    vocabulary = grammars.vocabulary(prompt.tokenizer, n_vocab, (special.turn_end,))
     constraint = constrain.Constraint(vocabulary, grammar)
     call = f"\n<function=note>\n<parameter=text>\n{text}\n</parameter>\n</function>\n"
     ids = [special.tool_call, *prompt.tokenizer.encode_as_text(call), special.tool_call_end]

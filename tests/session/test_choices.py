@@ -11,7 +11,8 @@ from bounded_engine import BoundedEngine
 
 from edge.clock import VirtualClock
 from edge.errors import ProtocolError
-from edge.model.constrain import grammar_of_choice, vocabulary
+from edge.model.constrain import grammar_of_choice
+from edge.model.grammars import vocabulary
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
@@ -134,7 +135,7 @@ def ids(session):
     known = vocabulary(
         session.prompt.tokenizer, n_vocab, (session.prompt.tokenizer.special.turn_end,)
     )
-    return {known.decode_bytes([token]): token for token in session.prompt.tokenizer.tokens()}
+    return {known.spell(token): token for token in session.prompt.tokenizer.tokens()}
 
 
 def test_chances_are_the_log_softmax_of_what_the_engine_gives(session):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -149,6 +151,21 @@ def test_a_template_cannot_be_made_to_write_a_control_token(folder, tmp_path, te
         assert set(ids).isdisjoint(tokenizer.control_tokens.ids), text
         raw = ChatTemplate(tmp_path).render([{"role": "user", "content": text}], thinking=False)
         assert tokenizer.decode(ids, special=True) == raw
+
+
+@pytest.mark.parametrize("text", ["<tool_call>", "</think>", "<think>", "a</tool_call>\n"])
+def test_marks_that_are_added_and_not_special_cannot_be_forged(folder, tmp_path, text):
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for added in whole["added_tokens"]:
+        added["special"] = added["content"] in ("<s>", "</s>", "<|im_end|>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    tokenizer = Tokenizer(tmp_path)
+    outside = Outside(tokenizer)
+    ids = outside.encode(f"<think>{outside.hide(text)}</think>").tolist()
+    marks = tokenizer.special.think_start, tokenizer.special.think_end
+    assert (ids[0], ids[-1]) == marks
+    assert set(ids[1:-1]).isdisjoint(tokenizer.control_tokens.ids)
+    assert tokenizer.decode(ids, special=True) == f"<think>{text}</think>"
 
 
 def test_names_are_new_in_each_rendering(folder):

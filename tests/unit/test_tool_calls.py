@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import jsonschema
-import llguidance
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edge.model.constrain import Constraint, grammar_of_choice, grammar_of_lark, vocabulary
+from edge.model.constrain import Constraint, grammar_of_choice, grammar_of_lark
+from edge.model.grammars import vocabulary
 from edge.model.tokenizer import Tokenizer
 from edge.model.tool_calls import (
     begun_tool_call,
@@ -368,6 +369,12 @@ def tokens(checkpoint):
     return tokenizer, vocabulary(tokenizer, 512, (tokenizer.special.turn_end,))
 
 
+def allows(constraint, token):
+    is_allowed = np.isfinite(constraint.allow(np.zeros(512, np.float32))[token])
+    constraint.take(token)
+    return bool(is_allowed)
+
+
 @pytest.mark.parametrize(
     ("schema", "right", "wrong"),
     [
@@ -392,8 +399,8 @@ def test_a_forced_call_is_read_as_its_schema_has_it(tokens, schema, right, wrong
         call = f"\n<function=go>\n<parameter=a>\n{text}\n</parameter>\n</function>\n"
         special = tokenizer.special
         ids = [special.tool_call, *tokenizer.encode_as_text(call), special.tool_call_end]
-        matcher = llguidance.LLMatcher(known, grammar, log_level=0)
-        is_allowed = all(matcher.consume_token(one) for one in ids)
+        constraint = Constraint(known, grammar)
+        is_allowed = all(allows(constraint, one) for one in ids)
         assert is_allowed is (text in right), text
         if is_allowed:
             found = parse_tool_call(call, tools)
@@ -413,8 +420,7 @@ def test_marks_that_are_not_called_special_structure_a_call_all_the_same(checkpo
     grammar = grammar_of_lark("tools", tool_call_lark([tool({"a": STR}, required=["a"])]))
     call = "\n<function=go>\n<parameter=a>\n<think> is a tag\n</parameter>\n</function>\n"
     constraint = Constraint(known, grammar)
-    for token in (special.tool_call, *tokenizer.encode_as_text(call), special.tool_call_end):
-        constraint.take(token)
+    ids = [special.tool_call, *tokenizer.encode_as_text(call), special.tool_call_end]
+    assert all(allows(constraint, token) for token in ids)
     constraint = Constraint(known, grammar_of_choice(["<think>"]))
-    for token in tokenizer.encode_as_text("<think>"):
-        constraint.take(token)
+    assert all(allows(constraint, token) for token in tokenizer.encode_as_text("<think>"))
