@@ -42,7 +42,7 @@ NEXT = "\u27e6next\u27e7"
 
 _TEMPLATE_ERRORS = (
     *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError),
+    *(ArithmeticError, RecursionError, MemoryError),
 )
 """What a template may raise: clients' tools are in it, which can be of any form."""
 
@@ -73,7 +73,8 @@ class ChatTemplate:
         environment.globals["namespace"] = _Namespace
         try:
             self._template = environment.from_string(text)
-        except (ValueError, RecursionError, jinja2.TemplateError) as error:
+        # Python's compiler has words of its own for what is nested too deeply.
+        except (ValueError, SyntaxError, MemoryError, *_TEMPLATE_ERRORS) as error:
             raise CheckpointError(
                 self._path, f"is not a chat template ({error})", "copy the checkpoint's again"
             ) from None
