@@ -22,7 +22,7 @@ from aiohttp import web
 
 from edge.clock import Clock, MonotonicClock
 from edge.config import Config, Perception, for_model, without_restart
-from edge.engines.bundle import Bundle, prompts
+from edge.engines.bundle import Bundle, prompts, refusing
 from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
@@ -290,7 +290,8 @@ def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
     template, tokenizer = prompts(bundle)
     # Slow the first time: not to be waited for in the first turn that asks for a format.
     vocabulary(tokenizer, engine.spec.decoder.vocab_size, (tokenizer.special.turn_end,))
-    return LivePrompt(tokenizer, template, config.context.system)
+    with refusing():
+        return LivePrompt(tokenizer, template, config.context.system)
 
 
 def _senses(

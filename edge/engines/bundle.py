@@ -246,6 +246,7 @@ def prompts(bundle: Bundle) -> tuple[ChatTemplate, Tokenizer]:
     """
     with refusing():
         template, tokenizer = ChatTemplate(bundle.path), Tokenizer(bundle.path)
+        template.probe()
     largest, n_vocab = tokenizer.tokens()[-1], bundle.manifest.spec.decoder.vocab_size
     if largest >= n_vocab:
         problem = f"has the token {largest}, the model has {n_vocab}"

@@ -189,6 +189,13 @@ class Tokenizer:
         self.control_tokens = ControlTokens(
             ids, {name: _alone(token) for name, (_, token) in control.items()}
         )
+        for name, number in required.items():
+            if self._tokenizer.encode(name, add_special_tokens=False).ids != [number]:
+                raise CheckpointError(
+                    self._path,
+                    f"does not find its special token {name!r} in text",
+                    "use the tokenizer.json of a Nemotron 3 Nano Omni checkpoint",
+                )
         self._as_text = self._without(self.control_tokens)
 
     def _without(self, control: ControlTokens) -> tokenizers.Tokenizer:
