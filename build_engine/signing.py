@@ -20,7 +20,7 @@ from edge.files import read_bounded
 SCRYPT, UNENCRYPTED, BLAKE2B = b"Sc", b"\0\0", b"B2"
 N_BYTES, SECRET_BYTES = 158, 104
 SCRYPT_R = 8
-MAX_MEMORY_BYTES = 1 << 31
+MAX_MEMORY_BYTES = (1 << 31) - 1
 MAKE_ONE = "make one with `minisign -G`"
 
 
@@ -64,6 +64,8 @@ def read_secret_key(path: Path, ask: Callable[[str], str]) -> SecretKey:
     Raises:
         ConfigurationError: it is none, or the password is another.
     """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     try:
         lines = read_bounded(path, 1 << 12).splitlines()
         content = base64.b64decode(lines[1], validate=True)
@@ -93,11 +95,13 @@ def read_secret_key(path: Path, ask: Callable[[str], str]) -> SecretKey:
             dklen=SECRET_BYTES,
         )
         secret = bytes(a ^ b for a, b in zip(secret, stream, strict=True))
-    key_id, pair, digest = secret[:8], secret[8:72], secret[72:]
-    if hashlib.blake2b(kind + key_id + pair, digest_size=32).digest() != digest:
-        problem = "is damaged" if kdf == UNENCRYPTED else "has another password"
-        raise ConfigurationError(path, problem, "try again")
-    return SecretKey(key_id, pair[:32])
+    key_id, seed, public, digest = secret[:8], secret[8:40], secret[40:72], secret[72:]
+    if kdf == SCRYPT and hashlib.blake2b(kind + secret[:72], digest_size=32).digest() != digest:
+        raise ConfigurationError(path, "has another password", "try again")
+    # without a password minisign writes no digest
+    if Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw() != public:
+        raise ConfigurationError(path, "is damaged", "copy it again")
+    return SecretKey(key_id, seed)
 
 
 def _scrypt_cost(operations: int, memory_bytes: int) -> tuple[int, int]:

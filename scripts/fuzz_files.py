@@ -119,14 +119,13 @@ def _another(values: np.ndarray[Any, Any], how: str) -> np.ndarray[Any, Any] | N
     """The same tensor in another form; None where there is no other."""
     name = next(name for name, dtype in DTYPES.items() if dtype == values.dtype)
     if how == "dtype":
-        viewed: np.ndarray[Any, Any] = values.view(DTYPES[OTHER_DTYPE[name]])
-        return viewed
+        return np.asarray(values.view(DTYPES[OTHER_DTYPE[name]]))
     if how == "narrow" and values.ndim and values.itemsize > 1:
-        return np.ascontiguousarray(values).astype(np.float16 if name == "F32" else np.uint8)
+        return np.asarray(values.astype(np.float16 if name == "F32" else np.uint8))
     if how == "wide":
         return values.astype(np.float64)
     if how == "lifted":
-        return values[None]
+        return np.asarray(values[None])
     if how == "flat" and values.ndim > 1:
         return values.reshape(-1)
     if how == "turned" and values.ndim > 1 and values.shape[0] != values.shape[-1]:
@@ -582,6 +581,20 @@ def faults(bundle: Path, quantized: Path) -> list[Fault]:
         *file_faults(bundle),
         *text_faults(bundle),
     ]
+
+
+def a_few(wrong: list[Fault]) -> list[Fault]:
+    """Of each kind of tensor and of file, in turn another one of its faults."""
+    groups: dict[str, list[Fault]] = {}
+    for fault in wrong:
+        groups.setdefault(
+            " ".join(fault.name.split()[: 1 + fault.name.startswith("q")]), []
+        ).append(fault)
+    chosen = []
+    for i, group in enumerate(groups.values()):
+        step = max(1, len(group) // (4 if group[0].name.split()[0].endswith(":") else 1))
+        chosen += group[i % step :: step]
+    return chosen
 
 
 def _on(original: Path, change: Change) -> Change:
