@@ -133,7 +133,7 @@ def _another(values: np.ndarray[Any, Any], how: str) -> np.ndarray[Any, Any] | N
     if how == "short" and values.ndim and len(values) > 1:
         return values[:-1]
     if how == "long" and values.ndim:
-        return np.concatenate([values, values[-1:]])
+        return np.asarray(np.concatenate([values, values[-1:]]))
     if how == "empty" and values.ndim:
         return values[:0]
     return None

@@ -178,10 +178,11 @@ class Bundle:
         self._release_cache = release_cache or self.manifest.plans is not None
         names = list(self.manifest.files)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tensors = pool.submit(self._check_tensors, has_self_check)  # while others hash
             for problem in pool.map(self._problem, names):
                 if problem:
                     raise BundleError(*problem)
-        self._check_tensors(has_self_check)
+            self._decoder = tensors.result()
         known = {*names, MANIFEST, f"{MANIFEST}{signature.SUFFIX}"}
         self.unknown = sorted(file.name for file in path.iterdir() if file.name not in known)
         """What else lies in the folder; nothing reads it."""
@@ -210,10 +211,13 @@ class Bundle:
             )
         return None
 
-    def _check_tensors(self, has_self_check: bool) -> None:
-        """That whose bytes are the builder's may yet be none of this model's."""
+    def _check_tensors(self, has_self_check: bool) -> SafetensorsFile:
+        """The decoder's weights: what has the builder's bytes may yet be none of this model's."""
         with refusing():
-            found = SafetensorsFile(self.path / DECODER_WEIGHTS).layout()
+            file = SafetensorsFile(self.path / DECODER_WEIGHTS)
+            found = file.layout()
+            if self._release_cache:
+                file.give_back()
         problem = difference(self.manifest.spec.decoder, found)
         if problem:
             raise BundleError(self.path / DECODER_WEIGHTS, problem, REBUILD)
@@ -221,6 +225,7 @@ class Bundle:
             check_external_data(self.path / name, REBUILD)
         if has_self_check:
             check_arrays(self.path / SELF_CHECK, self.manifest.spec, REBUILD)
+        return file
 
     def decoder_weights(self, one_block: bool = False) -> Mapping[str, NDArray[Any]]:
         """The decoder's weights by name, as views of the mapped file.
@@ -229,9 +234,8 @@ class Bundle:
             one_block: keep no block in memory when another is asked for: a bundle larger than the
                 memory can be checked.
         """
-        file = SafetensorsFile(self.path / DECODER_WEIGHTS)
-        weights = {name: file.tensor(name) for name in file.names()}
-        return OneBlock(weights, file) if one_block else weights
+        weights = {name: self._decoder.tensor(name) for name in self._decoder.names()}
+        return OneBlock(weights, self._decoder) if one_block else weights
 
     def self_check(self) -> Mapping[str, NDArray[Any]]:
         """Inputs, and what the cpu engine made of them when the bundle was built."""

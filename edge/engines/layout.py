@@ -120,12 +120,11 @@ def difference(spec: DecoderSpec, found: Layout) -> str | None:
     left = dict(found)
     for weight in decoder_weights(spec):
         parts = {end: left.pop(weight.name + end) for end in SUFFIXES if weight.name + end in left}
-        allowed = list(weight.layouts())
-        if parts in allowed:
+        if parts in weight.layouts():
             continue
         if "" not in parts:
             return f"lacks {weight.name}"
-        nearest = max(allowed, key=lambda other: len(parts.items() & other.items()))
+        nearest = max(weight.layouts(), key=lambda other: len(parts.items() & other.items()))
         return f"holds {weight.name} as {_shown(parts)}, the manifest means {_shown(nearest)}"
     for name in left:
         return f"holds {name!r}, of which the manifest does not know"

@@ -26,6 +26,7 @@ INSIDE: dict[str, dict[int, str]] = {
 }
 """Of each kind of message that tensors may be in: the fields that lead to them."""
 EXTERNAL_DATA, KEY, VALUE = 13, 1, 2
+LOCATION = b"location"
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -44,7 +45,7 @@ def check_external_data(path: Path, remedy: str) -> None:
     weights = f"{path.name}.data"
     n_bytes = path.with_name(weights).stat().st_size
     try:
-        for told in _external(memoryview(content), "model", 0):
+        for told in _external(content, "model", 0):
             if told.get("location") != weights:
                 raise BundleError(path, f"takes weights from {told.get('location')!r}", remedy)
             offset, length = (int(told.get(key, "0")) for key in ("offset", "length"))
@@ -55,8 +56,8 @@ def check_external_data(path: Path, remedy: str) -> None:
         raise BundleError(path, f"is no ONNX file ({error})", remedy) from None
 
 
-def _external(message: memoryview, kind: str, depth: int) -> Iterator[dict[str, str]]:
-    """The entries `external_data` of each tensor in a message."""
+def _external(message: bytes, kind: str, depth: int) -> Iterator[dict[str, str]]:
+    """The entries `external_data` of each tensor in a message that says where its data are."""
     if depth > MAX_DEPTH:
         raise ValueError("it is nested too deeply")
     if kind == "tensor":
@@ -67,15 +68,15 @@ def _external(message: memoryview, kind: str, depth: int) -> Iterator[dict[str, 
         return
     leads = INSIDE[kind]
     for number, value in _fields(message):
-        if number in leads:
+        if number in leads and LOCATION in value:  # the rest need not be taken apart
             yield from _external(value, leads[number], depth + 1)
 
 
-def _text(entry: dict[int, memoryview], number: int) -> str:
+def _text(entry: dict[int, bytes], number: int) -> str:
     return str(entry.get(number, b""), "utf-8")
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of each field that has bytes; the others are passed over."""
     at = 0
     while at < len(message):
@@ -94,8 +95,11 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         at += n_bytes
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _varint(message: bytes, at: int) -> tuple[int, int]:
     """A number of up to ten bytes, and where the next one begins."""
+    value = message[at] if at < len(message) else 0x80
+    if value < 0x80:
+        return value, at + 1
     value = 0
     for i, byte in enumerate(message[at : at + 10]):
         value |= (byte & 0x7F) << (7 * i)
