@@ -54,7 +54,10 @@ class Encoders:
     def _session(self, path: Path) -> onnxruntime.InferenceSession:
         try:
             session = onnxruntime.InferenceSession(
-                str(path), self._options, providers=["CPUExecutionProvider"]
+                str(path),
+                self._options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # there is no other: it would print and try again
             )
         # ONNX Runtime's errors have no base of their own.
         except Exception as error:
