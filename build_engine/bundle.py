@@ -15,6 +15,7 @@ from build_engine.building import building, refuse_existing
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_weights import write_decoder
 from build_engine.encoder_graphs import write_encoders
+from build_engine.signing import SecretKey, signature_of
 from build_engine.survey import require_sound
 from build_engine.verify import check_prompts, verify, write_self_check
 from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
@@ -27,9 +28,17 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 TARGETS = ("cpu",)
 
 
-def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Progress) -> Manifest:
+def build_bundle(
+    checkpoint_folder: Path,
+    out: Path,
+    target: str,
+    progress: Progress,
+    key: SecretKey | None = None,
+) -> Manifest:
     """Build, verify and only then name the bundle `out`.
 
+    Args:
+        key: signs it.
     Raises:
         CheckpointError: the checkpoint is not complete or not of this model.
         BundleError: the built bundle fails its own check.
@@ -53,12 +62,14 @@ def build_bundle(checkpoint_folder: Path, out: Path, target: str, progress: Prog
             files={},
         )
         manifest = _write_manifest(manifest, folder)
-        written = Bundle(folder, check_hashes=False)
+        written = Bundle(folder, check_hashes=False, has_self_check=False)
         write_self_check(CpuEngine(written, exact=True, frugal=True), folder)
         manifest = _write_manifest(manifest, folder)
         progress("verify", 0, 1)
         verify(folder).require(folder)
         progress("verify", 1, 1)
+        if key is not None:
+            key.sign(folder)
         folder.rename(out)
     return manifest
 
@@ -94,7 +105,8 @@ def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write manifest.json as it is, at once or not at all."""
+    """Write manifest.json as it is, at once or not at all; a signature of another one goes."""
+    signature_of(folder).unlink(missing_ok=True)
     partial = folder / f".{MANIFEST}.partial"
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     partial.rename(folder / MANIFEST)

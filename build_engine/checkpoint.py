@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from build_engine.quantization_config import Told
 from edge.engines.safetensors import SafetensorsFile
 from edge.errors import CheckpointError
+from edge.files import read_bounded
 from edge.model.config_keys import (
     GENERATION,
     IMAGES,
@@ -35,6 +36,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 PROCESSORS = tuple(
     f"{kind}_config.json" for kind in ("preprocessor", "processor", "video_preprocessor")
 )
+MAX_JSON_BYTES = 1 << 26
+"""The published index of shards has 3 MB."""
 RESTORE = "download the checkpoint again, complete"
 CHECKED_AT_ONCE = 1 << 22
 NOT_FINITE: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
@@ -96,6 +99,10 @@ class Checkpoint:
             weight_map = self.json(INDEX).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise CheckpointError(self.folder / INDEX, "has no weight_map", RESTORE)
+            for shard in weight_map.values():
+                if not isinstance(shard, str) or Path(shard).name != shard:
+                    problem = f"names the shard {shard!r}, which is no file beside it"
+                    raise CheckpointError(self.folder / INDEX, problem, RESTORE)
             return weight_map
         return dict.fromkeys(self._file(SINGLE).names(), SINGLE)
 
@@ -111,10 +118,13 @@ class Checkpoint:
             CheckpointError: it is absent or not a JSON object.
         """
         try:
-            values = json.loads((self.folder / name).read_text())
+            values = json.loads(read_bounded(self.folder / name, MAX_JSON_BYTES))
         except FileNotFoundError:
             raise CheckpointError(self.folder / name, "is missing", RESTORE) from None
-        except ValueError as error:
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+            raise CheckpointError(self.folder / name, problem, RESTORE) from None
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(self.folder / name, f"is not JSON ({error})", RESTORE) from None
         if not isinstance(values, dict):
             raise CheckpointError(self.folder / name, "is not a JSON object", RESTORE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import sys
 import time
@@ -25,11 +26,12 @@ from build_engine.plans import Options, check_bundle, compile_bundle
 from build_engine.quantize import Job, quantize
 from build_engine.recipe import known_recipes, load_recipe
 from build_engine.samples import read_samples, samples_of_checkpoint
+from build_engine.signing import read_secret_key, signature_of
 from build_engine.verify import marked, verify
 from edge.engines.bundle import Bundle
 from edge.engines.choose import ENGINES
 from edge.engines.cpu import CpuEngine
-from edge.errors import CheckpointError, ConfigurationError, EdgeError
+from edge.errors import CheckpointError, ConfigurationError, DeviceError, EdgeError
 
 EXIT_USAGE, EXIT_IO_ERROR = 2, 74
 
@@ -50,7 +52,9 @@ def bundle(arguments: argparse.Namespace) -> None:
     """Checkpoint -> bundle."""
     started = time.monotonic()
     progress = _progress(quiet=arguments.json or not sys.stderr.isatty())
-    manifest = build_bundle(arguments.checkpoint, arguments.out, arguments.target, progress)
+    # asks for a password before it works for an hour
+    key = read_secret_key(arguments.sign, getpass.getpass) if arguments.sign else None
+    manifest = build_bundle(arguments.checkpoint, arguments.out, arguments.target, progress, key)
     size = sum(entry.n_bytes for entry in manifest.files.values())
     seconds = time.monotonic() - started
     if arguments.json:
@@ -61,6 +65,21 @@ def bundle(arguments: argparse.Namespace) -> None:
             f"{arguments.out}: {manifest.name} for {manifest.target}, {size / 1e6:.1f} MB, "
             f"verified, {seconds:.1f} s"
         )
+
+
+def sign(arguments: argparse.Namespace) -> None:
+    """Sign a bundle: `edge run` with bundle.trusted_keys takes those of its keys only.
+
+    Compiling a bundle, and verifying its plans, change what was signed: sign it again then.
+    """
+    key = read_secret_key(arguments.key, getpass.getpass)
+    with kept(arguments.bundle):
+        Bundle(arguments.bundle)  # nobody vouches for what is damaged
+        signed = key.sign(arguments.bundle)
+    if arguments.json:
+        print(json.dumps({"bundle": str(arguments.bundle), "key": signed.key_id}))
+    else:
+        print(f"{arguments.bundle}: signed by the key {signed.key_id}")
 
 
 def quantize_(arguments: argparse.Namespace) -> None:
@@ -103,6 +122,7 @@ def compile_(arguments: argparse.Namespace) -> None:
             "--kernels", "cannot be checked without their GPU", "check the operators: leave it out"
         )
     if not arguments.check:
+        _tell_unsigned(arguments.bundle)
         built = compile_bundle(arguments.bundle, arguments.target, options, report)
     elif arguments.target in plans.TARGETS:
         built = check_bundle(arguments.bundle, plans.TARGETS[arguments.target], options, report)
@@ -183,11 +203,20 @@ def verify_bundle(arguments: argparse.Namespace) -> None:
         print(report if arguments.json else found.table())
         found.require(arguments.bundle)
         if found.gpu:
-            checked = Bundle(arguments.bundle, check_hashes=False)
-            save_manifest(marked(checked.manifest, found), arguments.bundle)
+            before = Bundle(arguments.bundle, check_hashes=False).manifest
+            if marked(before, found) != before:
+                _tell_unsigned(arguments.bundle)
+                save_manifest(marked(before, found), arguments.bundle)
     if not arguments.json:
         where = f", verified on this {found.gpu}" if found.gpu else ""
         print(f"{arguments.bundle}: every byte as built{where}")
+
+
+def _tell_unsigned(bundle: Path) -> None:
+    """Say that a signature is about to go."""
+    if signature_of(bundle).exists():
+        line = "what was signed changes; sign it again with `build-engine sign`"
+        print(f"build-engine: {bundle}: {line}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -204,7 +233,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path, help="folder in the published layout")
     command.add_argument("out", type=Path, help="folder to create")
     command.add_argument("--target", choices=TARGETS, required=True, help="what will execute it")
+    command.add_argument(
+        "--sign", type=Path, metavar="KEY", help="minisign's secret key to sign with"
+    )
     command.set_defaults(run=bundle)
+    command = commands.add_parser("sign", help="sign a bundle", description=sign.__doc__)
+    command.add_argument("bundle", type=Path)
+    command.add_argument("key", type=Path, help="minisign's secret key; `minisign -G` makes one")
+    command.set_defaults(run=sign)
     command = commands.add_parser(
         "quantize", help="quantize a checkpoint", description=quantize_.__doc__
     )
@@ -302,6 +338,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(error.__cause__, file=sys.stderr)
         print(f"build-engine: {error}", file=sys.stderr)
         return error.exit_code
+    except MemoryError:
+        print("build-engine: memory: is too small for this; end what else runs", file=sys.stderr)
+        return DeviceError.exit_code
     except OSError as error:
         where = error.filename or "while writing"  # a full disk names no file
         print(f"build-engine: {where}: {error.strerror}", file=sys.stderr)

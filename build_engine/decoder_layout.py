@@ -9,16 +9,16 @@ import numpy as np
 
 from build_engine.decoder_weights import packed_tensors
 from build_engine.recipe import CALIBRATED, Format, Recipe
-from build_engine.stored import BFLOAT16, FLOAT32, layout_of
+from build_engine.stored import layout_of
 from edge.engines.bundle import DECODER_WEIGHTS
+from edge.engines.layout import BFLOAT16, FLOAT32
 from edge.engines.safetensors import Layout, SafetensorsFile
 from edge.model.spec import DecoderSpec
 
 
 def bundle_layout(bundle: Path) -> Layout:
     """Of a bundle; no data is read."""
-    file = SafetensorsFile(bundle / DECODER_WEIGHTS)
-    return {name: (file.dtype(name), file.shape(name)) for name in file.names()}
+    return SafetensorsFile(bundle / DECODER_WEIGHTS).layout()
 
 
 def recipe_layout(spec: DecoderSpec, recipe: Recipe) -> Layout:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build_engine.checkpoint import Checkpoint
-from build_engine.stored import FLOAT32, Layout, stored, stored_layout
+from build_engine.stored import Layout, stored, stored_layout
+from edge.engines.layout import FLOAT32, decoder_weights
 from edge.engines.safetensors import SafetensorsWriter
 from edge.errors import CheckpointError
 from edge.model.spec import DecoderSpec
@@ -77,58 +78,45 @@ class Packed:
                 yield checkpoint.float32(source, self.source_shape).reshape(shape)
 
 
+SOURCES = {
+    "norm": "norm.weight",
+    "in_proj": "mixer.in_proj.weight",
+    "conv_weight": "mixer.conv1d.weight",
+    "conv_bias": "mixer.conv1d.bias",
+    "dt_bias": "mixer.dt_bias",
+    "A_log": "mixer.A_log",
+    "D": "mixer.D",
+    "gated_norm": "mixer.norm.weight",
+    "out_proj": "mixer.out_proj.weight",
+    **{f"{name}_proj": f"mixer.{name}_proj.weight" for name in "qkvo"},
+    "gate": "mixer.gate.weight",
+    "gate_bias": "mixer.gate.e_score_correction_bias",
+    **{f"experts_{name}": f"mixer.experts.{{}}.{name}_proj.weight" for name in ("up", "down")},
+    **{f"shared_{name}": f"mixer.shared_experts.{name}_proj.weight" for name in ("up", "down")},
+}
+"""By a weight's name in its block: the checkpoint's."""
+OUTSIDE_BLOCKS = {
+    "embeddings": f"{ROOT}.embeddings.weight",
+    "norm": f"{ROOT}.norm_f.weight",
+    "head": "language_model.lm_head.weight",
+}
+
+
 def packed_tensors(spec: DecoderSpec) -> Iterator[Packed]:
     """Every tensor of the decoder, in the order in which a token meets it."""
-
-    def one(name: str, source: str, *shape: int) -> Packed:
-        return Packed(name, shape, (source,), shape, matrix=False)
-
-    def matrix(name: str, source: str, *shape: int) -> Packed:
-        return Packed(name, shape, (source,), shape, matrix=True)
-
-    hidden, vocab = spec.hidden_size, spec.vocab_size
-    yield matrix("embeddings", f"{ROOT}.embeddings.weight", vocab, hidden)
-    for layer, letter in enumerate(spec.pattern):
-        at, mixer = f"layers.{layer}", f"{ROOT}.layers.{layer}.mixer"
-        yield one(f"{at}.norm", f"{ROOT}.layers.{layer}.norm.weight", hidden)
-        if letter == "M":
-            width = spec.d_inner + spec.conv_dim + spec.mamba_n_heads
-            yield matrix(f"{at}.in_proj", f"{mixer}.in_proj.weight", width, hidden)
-            yield Packed(
-                f"{at}.conv_weight",
-                (spec.conv_dim, spec.conv_kernel),
-                (f"{mixer}.conv1d.weight",),
-                (spec.conv_dim, 1, spec.conv_kernel),
-                matrix=False,
-            )
-            bias = (f"{mixer}.conv1d.bias",) if spec.conv_bias else ()
-            channels = (spec.conv_dim,)
-            yield Packed(f"{at}.conv_bias", channels, bias, channels, matrix=False)
-            for name in ("dt_bias", "A_log", "D"):
-                yield one(f"{at}.{name}", f"{mixer}.{name}", spec.mamba_n_heads)
-            yield one(f"{at}.gated_norm", f"{mixer}.norm.weight", spec.d_inner)
-            yield matrix(f"{at}.out_proj", f"{mixer}.out_proj.weight", hidden, spec.d_inner)
-        elif letter == "*":
-            q, kv = (n * spec.head_dim for n in (spec.n_q_heads, spec.n_kv_heads))
-            for name, rows in (("q", q), ("k", kv), ("v", kv)):
-                yield matrix(f"{at}.{name}_proj", f"{mixer}.{name}_proj.weight", rows, hidden)
-            yield matrix(f"{at}.o_proj", f"{mixer}.o_proj.weight", hidden, q)
-        else:
-            yield one(f"{at}.gate", f"{mixer}.gate.weight", spec.n_experts, hidden)
-            correction = f"{mixer}.gate.e_score_correction_bias"
-            yield one(f"{at}.gate_bias", correction, spec.n_experts)
-            shapes = {"up": (spec.expert_size, hidden), "down": (hidden, spec.expert_size)}
-            for name, shape in shapes.items():
-                experts = range(spec.n_experts)
-                sources = tuple(f"{mixer}.experts.{e}.{name}_proj.weight" for e in experts)
-                stacked = (spec.n_experts, *shape)
-                yield Packed(f"{at}.experts_{name}", stacked, sources, shape, matrix=True)
-            shared = spec.shared_expert_size
-            for name, shape in (("up", (shared, hidden)), ("down", (hidden, shared))):
-                source = f"{mixer}.shared_experts.{name}_proj.weight"
-                yield matrix(f"{at}.shared_{name}", source, *shape)
-    yield one("norm", f"{ROOT}.norm_f.weight", hidden)
-    yield matrix("head", "language_model.lm_head.weight", vocab, hidden)
+    for weight in decoder_weights(spec):
+        block, _, name = weight.name.rpartition(".")
+        source = f"{ROOT}.{block}.{SOURCES[name]}" if block else OUTSIDE_BLOCKS[name]
+        sources: tuple[str, ...] = (source,)
+        if weight.n_stacked:
+            sources = tuple(source.format(expert) for expert in range(weight.n_stacked))
+        elif name == "conv_bias" and not spec.conv_bias:
+            sources = ()
+        shape = weight.shape
+        if name == "conv_weight":
+            shape = (shape[0], 1, shape[1])
+        is_matrix = weight.stored != "float32"
+        yield Packed(weight.name, weight.stack + weight.shape, sources, shape, is_matrix)
 
 
 def linears(spec: DecoderSpec) -> list[str]:

@@ -23,7 +23,7 @@ from build_engine.graphs.weight_formats import BFLOAT16
 from build_engine.isolated import compile_isolated, require
 from build_engine.profiles import profiles_of
 from edge import advice
-from edge.engines.bundle import Bundle, Manifest, Plans, file_entry
+from edge.engines.bundle import PLAN_SUFFIX, Bundle, Manifest, Plans, file_entry
 from edge.engines.choose import open_cuda
 from edge.engines.encoders import AUDIO, VISION
 from edge.engines.optional import load
@@ -37,7 +37,6 @@ Report: TypeAlias = Callable[[str, int, int], None]
 """Called with a graph's name, its steps done and its steps in all."""
 
 CHECKER, COMPILER = "tensorrt_rtx", "tensorrt"
-PLAN_SUFFIX = ".plan"
 PHASES: tuple[Phase, ...] = get_args(Phase)
 THIS_GPU = "this-gpu"
 FIRST_WITH_FP8 = (8, 9)

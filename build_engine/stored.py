@@ -10,23 +10,19 @@ from __future__ import annotations
 import math
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from build_engine.checkpoint import RESTORE, Checkpoint
 from build_engine.quantization_config import ALGORITHMS
 from build_engine.recipe import Format
-from edge.engines.formats import INT4_BLOCK, NVFP4_GROUP, interleave_codes, interleave_scales
+from edge.engines.formats import NVFP4_GROUP, interleave_codes, interleave_scales
+from edge.engines.layout import BFLOAT16, E4M3, FLOAT32, UINT8, quantized_layouts
 from edge.errors import CheckpointError
 
 Layout: TypeAlias = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """By suffix of the bundle's tensor name: dtype and shape."""
 
-FLOAT32 = np.dtype(np.float32)
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
-UINT8 = np.dtype(np.uint8)
 E4M3_NAN, E4M3_LARGEST = 0x7F, 0x7E
 """Bits without the sign: not a number, and 448."""
 
@@ -106,17 +102,7 @@ def layout_of(
     """
     if chosen == "bf16":
         return {"": (floats, shape)}
-    n, k = shape
-    layouts: dict[Format, Layout] = {
-        "fp8": {"": (E4M3, shape), ".scale": (FLOAT32, ())},
-        "int4": {"": (UINT8, (n // 2, k)), ".block_scale": (FLOAT32, (n, k // INT4_BLOCK))},
-    }
-    layouts["nvfp4"] = layouts["w4a16"] = {
-        "": (UINT8, (n, k // 2)),
-        ".block_scale": (E4M3, (n, k // NVFP4_GROUP)),
-        ".scale": (FLOAT32, ()),
-    }
-    layout = layouts[chosen]
+    layout = dict(quantized_layouts(shape)["nvfp4" if chosen == "w4a16" else chosen])
     if has_input_scale:
         layout[".input_scale"] = (FLOAT32, ())
     return layout

@@ -23,17 +23,16 @@ from edge.engines.bundle import REBUILD, SELF_CHECK, Bundle, Manifest
 from edge.engines.choose import CPU, TENSORRT, open_tensorrt
 from edge.engines.cpu import CpuEngine
 from edge.engines.engine import AnyEngine
+from edge.engines.stored_check import check_grid
 from edge.engines.tensorrt import TensorrtEngine
 from edge.errors import BundleError
 from edge.model.prompt import ChatTemplate
-from edge.model.spec import ModelSpec, VisionSpec
+from edge.model.spec import ModelSpec
 from edge.model.tokenizer import Tokenizer
 
 N_TEXT_TOKENS = 24
 N_DECODED_TOKENS = 4
 N_GREEDY_TOKENS = 64
-SMALLEST_VIDEO = 4
-"""Plans take tubelets with this part of a full one's patches, and more."""
 FP8_CAPABILITY = (8, 9)
 
 
@@ -147,12 +146,6 @@ class Verification:
         rows += ["", *(f"{name:28} {s * 1e3:10.2f} ms" for name, s in self.seconds.items())]
         rows += [f"{name:28} {n / 1e6:10.1f} MB" for name, n in self.memory_bytes.items()]
         return "\n".join(rows)
-
-
-def check_grid(vision: VisionSpec) -> tuple[int, int]:
-    """Rows and columns of the patches that are shown: not square, small, and within every plan."""
-    side = 2 * math.ceil(math.sqrt(vision.video_target_patches / SMALLEST_VIDEO) / 2)
-    return max(side, 4), max(side, 4) + 2
 
 
 def check_inputs(spec: ModelSpec) -> dict[str, NDArray[Any]]:

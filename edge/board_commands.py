@@ -27,10 +27,11 @@ def doctor(arguments: argparse.Namespace) -> None:
             )
         board_report.run(arguments.board_report, arguments.kernels)
         return
+    from edge.config import load_config
     from jetson.doctor import examine, report
 
-    checks = []
-    for check in examine(arguments.bundle, try_it=arguments.try_it):
+    checks, keys = [], load_config(arguments.config).bundle.trusted_keys
+    for check in examine(arguments.bundle, try_it=arguments.try_it, trusted_keys=keys):
         checks.append(check)
         if not arguments.json:
             print(f"{check.verdict:8} {check.name:11} {check.found}")
@@ -83,6 +84,9 @@ def add(commands: Any) -> None:
     command.add_argument("bundle", type=Path, nargs="?", help="else only the machine is examined")
     command.add_argument(
         "--try", dest="try_it", action="store_true", help="load the engine and try it"
+    )
+    command.add_argument(
+        "--config", type=Path, help="the service's settings: whose signature is trusted"
     )
     command.add_argument(
         "--report", type=Path, metavar="FILE", help="write all of it, with nothing private in it"

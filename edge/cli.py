@@ -16,7 +16,7 @@ import edge
 from edge import advice, board_commands
 from edge.commands import add_commands
 from edge.config import load_config
-from edge.errors import ConfigurationError, EdgeError, ReplayError
+from edge.errors import ConfigurationError, DeviceError, EdgeError, ReplayError
 from edge.wire import DEFAULT_SOCKET
 
 EXIT_USAGE, EXIT_IO_ERROR = 2, 74
@@ -198,6 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"edge: {error.name}: is not installed; {advice.install('runtime')}", file=sys.stderr)
         return ConfigurationError.exit_code
+    except MemoryError:
+        print("edge: memory: is too small for this; end what else runs", file=sys.stderr)
+        return DeviceError.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

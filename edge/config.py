@@ -142,6 +142,17 @@ class Socket(msgspec.Struct, frozen=True):
     closed."""
 
 
+PublicKey = Annotated[str, Meta(pattern="^RW[A-Za-z0-9+/]{54}$(?!\\n)")]
+
+
+class Bundles(msgspec.Struct, frozen=True):
+    """[bundle]: which bundle may be run."""
+
+    trusted_keys: tuple[PublicKey, ...] = ()
+    """minisign's public keys, the second line of a .pub file each: only a bundle that one of them
+    has signed is run. None: any bundle, and one with plans is native code."""
+
+
 Who = Annotated[str, Meta(pattern="^@?[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$(?!\\n)")]
 
 
@@ -166,6 +177,7 @@ class Config(msgspec.Struct, frozen=True):
     turns: Turns = Turns()
     socket: Socket = Socket()
     access: Access = Access()
+    bundle: Bundles = Bundles()
     camera: tuple[Camera, ...] = ()
     microphone: tuple[Microphone, ...] = ()
 
@@ -178,6 +190,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "turns": Turns,
     "socket": Socket,
     "access": Access,
+    "bundle": Bundles,
 }
 
 

@@ -24,6 +24,8 @@ import logging
 
 log = logging.getLogger(__name__)
 
+MAX_LENGTH = 4000
+"""Of each of an error's three parts."""
 REPORT = "report this, with the service's log"
 """The remedy for a defect of ours."""
 
@@ -40,8 +42,15 @@ class EdgeError(Exception):
     exit_code = 1
 
     def __init__(self, thing: object, problem: str, remedy: str) -> None:
-        super().__init__(f"{thing}: {problem}; {remedy}")
-        self.thing, self.problem, self.remedy = str(thing), problem, remedy
+        self.thing, self.problem, self.remedy = map(_one_line, (str(thing), problem, remedy))
+        super().__init__(f"{self.thing}: {self.problem}; {self.remedy}")
+
+
+def _one_line(text: str) -> str:
+    """A text with what a file of others put into it: it moves no cursor, and has an end."""
+    if len(text) > MAX_LENGTH:
+        text = f"{text[: MAX_LENGTH - 3]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ConfigurationError(EdgeError):

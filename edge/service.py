@@ -22,7 +22,7 @@ from aiohttp import web
 
 from edge.clock import Clock, MonotonicClock
 from edge.config import Config, Perception, for_model, without_restart
-from edge.engines.bundle import Bundle
+from edge.engines.bundle import Bundle, prompts, refusing
 from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
@@ -30,7 +30,6 @@ from edge.engines.self_check import warm_up
 from edge.errors import CapacityError, ConfigurationError, MediaError, ProtocolError
 from edge.features.evs import CausalPruner
 from edge.model.grammars import Vocabulary, vocabulary
-from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.notify import Notifier, given_socket, runtime_folder
@@ -170,7 +169,11 @@ def run(
                 clock = RecordedClock(clock)
                 recorder = stack.enter_context(Recorder(record, clock))
             startup.stage("bundle", f"checking every byte of {bundle_path}")
-            bundle = open_bundle(bundle_path, runtime_folder(os.environ))
+            bundle = open_bundle(
+                bundle_path, runtime_folder(os.environ), trusted_keys=config.bundle.trusted_keys
+            )
+            if bundle.signed:
+                log.info("event=signed_bundle key=%s", bundle.signed.key_id)
             startup.stage("engine", f"loading {bundle.manifest.name}")
             engine = stack.enter_context(opened(bundle, choice))
             decoder = engine.spec.decoder
@@ -285,11 +288,11 @@ def replay(bundle_path: Path, recorded: Recorded) -> Iterator[Replayed]:
 
 
 def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
-    template = ChatTemplate(bundle.path)
-    tokenizer = Tokenizer(bundle.path)
+    template, tokenizer = prompts(bundle)
     # Slow the first time: not to be waited for in the first turn that asks for a format.
     _grammars(engine, tokenizer).start()
-    return LivePrompt(tokenizer, template, config.context.system)
+    with refusing():
+        return LivePrompt(tokenizer, template, config.context.system)
 
 
 def _grammars(engine: AnyEngine, tokenizer: Tokenizer) -> Vocabulary:

@@ -7,15 +7,16 @@ import importlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import edge
-from edge.engines.bundle import Bundle
+from edge.engines.bundle import MANIFEST, Bundle, prompts
 from edge.engines.optional import load
 from edge.engines.plan import JETPACK, MIN_TENSORRT
+from edge.engines.signature import Signed, told
 from edge.errors import ConfigurationError, EdgeError
 from edge.session.health import SYSTEM
 from jetson.board import Board, HealthReader, rails_w, read_board
@@ -39,13 +40,18 @@ class Check:
 
 
 def examine(
-    bundle: Path | None = None, root: Path = SYSTEM, *, try_it: bool = False
+    bundle: Path | None = None,
+    root: Path = SYSTEM,
+    *,
+    try_it: bool = False,
+    trusted_keys: Collection[str] = (),
 ) -> Iterator[Check]:
     """Look at everything, the machine first.
 
     Args:
         bundle: the one that it is about; None looks at the machine only.
         root: of the file system that describes the board.
+        trusted_keys: as `Bundle` takes them.
         try_it: also load the engine and replay the bundle's self-check, which takes its memory.
     """
     board = read_board(root)
@@ -62,12 +68,19 @@ def examine(
         yield Check("memory", "ok", f"{board.free_memory_bytes / GB:.1f} GB are free")
         return
     try:
-        opened = Bundle(bundle)
+        opened = Bundle(bundle, trusted_keys=trusted_keys)
+        prompts(opened)
+        signer = told(bundle / MANIFEST)
     except EdgeError as error:
-        yield Check("bundle", "failure", f"{bundle.name} {error.problem}", error.remedy)
+        thing = Path(error.thing).name if error.thing.startswith("/") else error.thing
+        yield Check("bundle", "failure", f"{thing} {error.problem}", error.remedy)
         return
     manifest = opened.manifest
     yield Check("bundle", "ok", f"{manifest.name}: every byte as built")
+    if opened.unknown:
+        found = f"{', '.join(opened.unknown)}: no part of it, and not read"
+        yield Check("its folder", "warning", found, "look at them, and remove them")
+    yield _signature(opened, signer)
     yield _memory(board, sum(entry.n_bytes for entry in manifest.files.values()))
     if manifest.plans:
         plans = _plans(opened)
@@ -202,6 +215,17 @@ def _kernels() -> Check:
         return Check("kernels", "ok", f"{platform.machine()}: loaded")
     except (ImportError, EdgeError) as error:
         return Check("kernels", "failure", str(error), "install again: sudo make install")
+
+
+def _signature(bundle: Bundle, signer: Signed | None) -> Check:
+    """By whom, and whether anybody has checked that."""
+    if bundle.signed:
+        found = f"by the trusted key {bundle.signed.key_id}: {bundle.signed.comment}"
+        return Check("signature", "ok", found)
+    if signer is None:
+        return Check("signature", "ok", "none, and none is asked for")
+    found = f"by the key {signer.key_id}, as it says itself"
+    return Check("signature", "ok", found, "to have it checked: --config, with bundle.trusted_keys")
 
 
 def _memory(board: Board, weights_bytes: int) -> Check:

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Speech for the tests: Debian's alsa-utils ships recordings, flite speaks sentences in several
 # voices; and what stands for cameras and microphones: PulseAudio, GStreamer with an RTSP server,
-# systemd's checker of units, and strace, which sees what a command opens. Without root or apt the
-# tests that need them are skipped, with this reason (and fail where CI=true).
+# systemd's checker of units, strace, which sees what a command opens, and minisign, which signs what
+# we verify. Without root or apt the tests that need them are skipped, with this reason (and fail
+# where CI=true).
 set -eu
 missing=
 [ -e /usr/share/sounds/alsa/Front_Center.wav ] || missing="alsa-utils"
@@ -12,6 +13,7 @@ command -v pulseaudio >/dev/null ||
 [ -e /usr/include/portaudio.h ] || missing="$missing portaudio19-dev"
 command -v systemd-analyze >/dev/null || missing="$missing systemd"
 command -v strace >/dev/null || missing="$missing strace"
+command -v minisign >/dev/null || missing="$missing minisign"
 command -v ffmpeg >/dev/null || missing="$missing ffmpeg"
 [ -e /usr/lib/python3/dist-packages/gi ] && [ -e /usr/share/doc/gir1.2-gst-rtsp-server-1.0 ] ||
     missing="$missing python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0

@@ -1,30 +1,49 @@
 """A bundle: what was built, its self-description, and the refusal of anything that disagrees.
 
 A bundle is a folder: manifest.json, tokenizer.json, chat_template.jinja, the decoder's weights
-(decoder.safetensors, mapped, never copied), the encoders, and selfcheck.npz.
+(decoder.safetensors, mapped, never copied), the encoders, and selfcheck.npz; plans, where it was
+compiled for a GPU. These files and no others are read, none of them through a symbolic link. What
+else lies in the folder is told and left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
+from edge.engines import signature
+from edge.engines.layout import difference
+from edge.engines.onnx_files import check_external_data
 from edge.engines.safetensors import SafetensorsFile
-from edge.errors import BundleError
-from edge.model.spec import ModelSpec
+from edge.engines.stored_check import check_arrays, read_arrays
+from edge.errors import BundleError, CheckpointError
+from edge.files import open_regular, read_bounded
+from edge.model.prompt import ChatTemplate
+from edge.model.spec import ModelSpec, contradiction
+from edge.model.tokenizer import TEMPLATE, Tokenizer
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 DECODER_WEIGHTS = "decoder.safetensors"
 SELF_CHECK = "selfcheck.npz"
+TOKENIZER = "tokenizer.json"
+ENCODERS = ("vision.onnx", "audio.onnx")
+FILES = frozenset(
+    (TOKENIZER, TEMPLATE, DECODER_WEIGHTS, SELF_CHECK, *ENCODERS, *(f"{n}.data" for n in ENCODERS))
+)
+"""Each bundle has these."""
+PLAN_SUFFIX = ".plan"
 REBUILD = "build it again with `build-engine bundle`"
 HASH_BLOCK_BYTES = 1 << 22
 
@@ -84,18 +103,21 @@ class _FormatOnly(msgspec.Struct):
 
 
 def file_entry(path: Path, *, give_back: bool = False) -> FileEntry:
-    """Measure a file.
+    """Measure a file, which is no symbolic link.
 
     Args:
         give_back: leave nothing of it in the page cache.
+    Raises:
+        OSError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path, follow=False) as file:
+        n_bytes = os.fstat(file.fileno()).st_size
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
             if give_back:
                 os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
-    return FileEntry(path.stat().st_size, digest.hexdigest())
+    return FileEntry(n_bytes, digest.hexdigest())
 
 
 class OneBlock(Mapping[str, NDArray[Any]]):
@@ -123,37 +145,64 @@ class Bundle:
     """An opened, verified bundle."""
 
     def __init__(
-        self, path: Path, *, check_hashes: bool = True, release_cache: bool = False
+        self,
+        path: Path,
+        *,
+        check_hashes: bool = True,
+        release_cache: bool = False,
+        trusted_keys: Collection[str] = (),
+        has_self_check: bool = True,
     ) -> None:
-        """Open the folder `path` and check every byte of it against the manifest.
+        """Open the folder `path` and check every byte of it against the manifest, and every tensor
+        against the sizes of the model.
 
         Args:
             check_hashes: False looks at the files' sizes only, for who has just checked it.
             release_cache: leave nothing of what was hashed in the page cache, as is done with every
                 bundle that has plans: for who needs the memory for a GPU.
+            trusted_keys: minisign's public keys, of which one must have signed the manifest; none
+                takes any bundle.
+            has_self_check: False for one whose builder has not come to it yet.
         Raises:
-            BundleError: it is absent, incomplete, changed, or of a newer format.
+            BundleError: it is absent, incomplete, changed, of a newer format, or signed by nobody
+                who is trusted.
         """
         self.path, self._check_hashes = path, check_hashes
-        self.manifest = _read_manifest(path)
+        content = _manifest_bytes(path)
+        self.signed: signature.Signed | None = None
+        """By whom, where there are keys to trust."""
+        if trusted_keys:
+            self.signed = signature.require(path / MANIFEST, content, trusted_keys)
+        self.manifest = _manifest(path, content, FILES if has_self_check else FILES - {SELF_CHECK})
         # a GPU's engine copies: what the cache holds besides is memory that its copy lacks
         self._release_cache = release_cache or self.manifest.plans is not None
         names = list(self.manifest.files)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tensors = pool.submit(self._check_tensors, has_self_check)  # while others hash
             for problem in pool.map(self._problem, names):
                 if problem:
                     raise BundleError(*problem)
+            self._decoder = tensors.result()
+        known = {*names, MANIFEST, f"{MANIFEST}{signature.SUFFIX}"}
+        self.unknown = sorted(file.name for file in path.iterdir() if file.name not in known)
+        """What else lies in the folder; nothing reads it."""
+        if self.unknown:
+            log.warning("event=unknown_files bundle=%s files=%s", path, ",".join(self.unknown))
 
     def _problem(self, name: str) -> tuple[Path, str, str] | None:
         path, expected = self.path / name, self.manifest.files[name]
-        if not path.is_file():
+        try:
+            with open_regular(path, follow=False) as file:
+                n_bytes = os.fstat(file.fileno()).st_size
+            if n_bytes != expected.n_bytes:
+                return path, f"has {n_bytes} bytes, the manifest says {expected.n_bytes}", REBUILD
+            if not self._check_hashes:
+                return None
+            sha256 = file_entry(path, give_back=self._release_cache).sha256
+        except FileNotFoundError:
             return path, "is missing", REBUILD
-        n_bytes = path.stat().st_size
-        if n_bytes != expected.n_bytes:
-            return path, f"has {n_bytes} bytes, the manifest says {expected.n_bytes}", REBUILD
-        if not self._check_hashes:
-            return None
-        sha256 = file_entry(path, give_back=self._release_cache).sha256
+        except OSError as error:
+            return path, f"cannot be read ({error.strerror})", REBUILD
         if sha256 != expected.sha256:
             return (
                 path,
@@ -162,6 +211,22 @@ class Bundle:
             )
         return None
 
+    def _check_tensors(self, has_self_check: bool) -> SafetensorsFile:
+        """The decoder's weights: what has the builder's bytes may yet be none of this model's."""
+        with refusing():
+            file = SafetensorsFile(self.path / DECODER_WEIGHTS)
+            found = file.layout()
+            if self._release_cache:
+                file.give_back()
+        problem = difference(self.manifest.spec.decoder, found)
+        if problem:
+            raise BundleError(self.path / DECODER_WEIGHTS, problem, REBUILD)
+        for name in ENCODERS:
+            check_external_data(self.path / name, REBUILD)
+        if has_self_check:
+            check_arrays(self.path / SELF_CHECK, self.manifest.spec, REBUILD)
+        return file
+
     def decoder_weights(self, one_block: bool = False) -> Mapping[str, NDArray[Any]]:
         """The decoder's weights by name, as views of the mapped file.
 
@@ -169,36 +234,82 @@ class Bundle:
             one_block: keep no block in memory when another is asked for: a bundle larger than the
                 memory can be checked.
         """
-        file = SafetensorsFile(self.path / DECODER_WEIGHTS)
-        weights = {name: file.tensor(name) for name in file.names()}
-        return OneBlock(weights, file) if one_block else weights
+        weights = {name: self._decoder.tensor(name) for name in self._decoder.names()}
+        return OneBlock(weights, self._decoder) if one_block else weights
 
     def self_check(self) -> Mapping[str, NDArray[Any]]:
         """Inputs, and what the cpu engine made of them when the bundle was built."""
-        with np.load(self.path / SELF_CHECK, allow_pickle=False) as stored:
-            return dict(stored)
+        return read_arrays(self.path / SELF_CHECK, self.manifest.spec, REBUILD)
 
 
-def _read_manifest(path: Path) -> Manifest:
-    manifest_path = path / MANIFEST
+def prompts(bundle: Bundle) -> tuple[ChatTemplate, Tokenizer]:
+    """What makes prompts for a bundle's model.
+
+    Raises:
+        BundleError: the template or the tokenizer cannot be used, or is another model's.
+    """
+    with refusing():
+        template, tokenizer = ChatTemplate(bundle.path), Tokenizer(bundle.path)
+        template.probe()
+    largest, n_vocab = tokenizer.tokens()[-1], bundle.manifest.spec.decoder.vocab_size
+    if largest >= n_vocab:
+        problem = f"has the token {largest}, the model has {n_vocab}"
+        raise BundleError(bundle.path / TOKENIZER, problem, REBUILD)
+    return template, tokenizer
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What is said of a checkpoint's file is said of the bundle's: it is refused, nothing stops.
+
+    Raises:
+        BundleError: for a CheckpointError.
+    """
     try:
-        text = manifest_path.read_bytes()
+        yield
+    except CheckpointError as error:
+        raise BundleError(error.thing, error.problem, error.remedy) from None
+
+
+def _manifest_bytes(path: Path) -> bytes:
+    try:
+        return read_bounded(path / MANIFEST, follow=False)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             path, f"is not a bundle: it has no {MANIFEST}", "make one with `build-engine bundle`"
         ) from None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise BundleError(path / MANIFEST, problem, REBUILD) from None
+
+
+def _manifest(path: Path, content: bytes, needed: Collection[str]) -> Manifest:
+    """What a manifest says.
+
+    Args:
+        needed: files that it must list; plans it may, and nothing else.
+    """
+    manifest_path = path / MANIFEST
     try:
-        written = msgspec.json.decode(text, type=_FormatOnly).format
+        written = msgspec.json.decode(content, type=_FormatOnly).format
         if written != FORMAT:
             raise BundleError(
                 manifest_path,
                 f"is of format {written}, this runtime reads format {FORMAT}",
                 "update omni-edge" if written > FORMAT else REBUILD,
             )
-        manifest = msgspec.json.decode(text, type=Manifest)
-    except msgspec.DecodeError as error:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(manifest_path, f"cannot be read ({error})", REBUILD) from None
     for name in manifest.files:
         if Path(name).name != name:
             raise BundleError(manifest_path, f"names {name!r}, outside the bundle", REBUILD)
+        if name not in needed and not name.endswith(PLAN_SUFFIX):
+            raise BundleError(manifest_path, f"lists {name!r}, which no bundle has", REBUILD)
+    for name in sorted(needed):
+        if name not in manifest.files:
+            raise BundleError(manifest_path, f"does not list {name}", REBUILD)
+    problem = contradiction(manifest.spec)
+    if problem:
+        raise BundleError(manifest_path, f"cannot be right: {problem}", REBUILD)
     return manifest

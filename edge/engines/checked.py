@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,10 @@ for files goes in steps of some milliseconds."""
 
 
 def open_bundle(
-    path: Path, folder: Path | None, now_ns: Callable[[], int] = time.time_ns
+    path: Path,
+    folder: Path | None,
+    now_ns: Callable[[], int] = time.time_ns,
+    trusted_keys: Collection[str] = (),
 ) -> Bundle:
     """Open a bundle, and check every byte of it unless that was done since the machine started.
 
@@ -37,19 +40,20 @@ def open_bundle(
         path: of the bundle.
         folder: where it is remembered, writable for nobody else; None: check it always.
         now_ns: the wall clock.
+        trusted_keys: as `Bundle` takes them; a signature is checked always.
     Raises:
         BundleError: as `Bundle` says.
     """
     if folder is None:
-        return Bundle(path)
+        return Bundle(path, trusted_keys=trusted_keys)
     stamp = folder / STAMP
     if not (path / MANIFEST).is_file():
-        return Bundle(path)  # it says what is wrong
+        return Bundle(path, trusted_keys=trusted_keys)  # it says what is wrong
     before, newest_ns = _state(path)
     if stamp.is_file() and stamp.read_bytes() == before:
-        return Bundle(path, check_hashes=False)
+        return Bundle(path, check_hashes=False, trusted_keys=trusted_keys)
     began_ns = now_ns()
-    bundle = Bundle(path)
+    bundle = Bundle(path, trusted_keys=trusted_keys)
     if _state(path)[0] == before and newest_ns + SETTLED_NS < began_ns:
         try:
             new = stamp.with_suffix(".new")
@@ -65,7 +69,7 @@ def _state(path: Path) -> tuple[bytes, int]:
     files = []
     newest_ns = 0
     for file in sorted(path.iterdir()):
-        about = file.stat()
+        about = file.lstat()
         times = about.st_mtime_ns, about.st_ctime_ns
         files.append((file.name, about.st_dev, about.st_ino, about.st_size, *times))
         newest_ns = max(newest_ns, about.st_ctime_ns)

@@ -6,14 +6,15 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from edge.engines.bundle import REBUILD
+from edge.engines.bundle import ENCODERS, REBUILD
 from edge.engines.encoder_inputs import Inputs, audio_inputs, image_inputs, tubelet_inputs
 from edge.engines.onnx_runtime import onnxruntime
-from edge.errors import BundleError
+from edge.errors import BundleError, EngineError
 from edge.model.spec import ModelSpec
 from edge.types import Float32
 
-VISION, AUDIO = NAMES = ("vision.onnx", "audio.onnx")
+CHECK_IT = "end what else takes memory, or run `build-engine verify`"
+VISION, AUDIO = NAMES = ENCODERS
 
 
 class Encoders:
@@ -38,6 +39,8 @@ class Encoders:
         self._loader = ThreadPoolExecutor(1, "encoders")
         self._sessions: dict[str, Future[onnxruntime.InferenceSession]] = {}
         self._frugal = frugal
+        self._tried: set[str] = set()
+        """Those that have computed something: what fails then is no fault of the bundle's."""
 
     def load(self) -> None:
         """Begin to load both, in the background."""
@@ -50,20 +53,55 @@ class Encoders:
 
     def _session(self, path: Path) -> onnxruntime.InferenceSession:
         try:
-            return onnxruntime.InferenceSession(
-                str(path), self._options, providers=["CPUExecutionProvider"]
+            session = onnxruntime.InferenceSession(
+                str(path),
+                self._options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # there is no other: it would print and try again
             )
         # ONNX Runtime's errors have no base of their own.
         except Exception as error:
             problem = " ".join(f"cannot be loaded ({error})".split())
             raise BundleError(path, problem, REBUILD) from error
+        for place in (*session.get_inputs(), *session.get_outputs()):
+            found, expected = (place.type, tuple(place.shape)), self._places(path.name)
+            if found != expected.get(place.name):
+                problem = f"has {place.name} as {found[0]} {list(found[1])}"
+                raise BundleError(path, f"{problem}, not as its model does", REBUILD)
+        return session
+
+    def _places(self, name: str) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """Type and shape of all that a graph takes and gives, by name."""
+        vision, audio, kind = self._spec.vision, self._spec.audio, "tensor(float)"
+        n_features = vision.tubelet_frames * 3 * vision.patch_size**2
+        hidden, side = self._spec.decoder.hidden_size, vision.position_grid
+        if name == AUDIO:
+            return {
+                "mel": (kind, (1, "frames", audio.n_mels)),
+                "embeddings": (kind, (1, "tokens", hidden)),
+            }
+        return {
+            "patches": (kind, ("batch", "patches", n_features)),
+            "embedder": ("tensor(int32)", (1,)),
+            "row_weights": (kind, ("rows", side)),
+            "column_weights": (kind, ("columns", side)),
+            "embeddings": (kind, ("batch", "tokens", hidden)),
+        }
 
     def _run(self, name: str, inputs: Inputs) -> Float32:
         if name not in self._sessions:
             if self._frugal:
                 self._sessions.clear()
             self._sessions[name] = self._load(name)
-        embeddings: Float32 = self._sessions[name].result().run(["embeddings"], inputs)[0]
+        session = self._sessions[name].result()
+        try:
+            embeddings: Float32 = session.run(["embeddings"], inputs)[0]
+        except Exception as error:
+            problem = " ".join(f"cannot be computed ({error})".split())
+            if name in self._tried or "alloc" in problem:
+                raise EngineError(name, problem, CHECK_IT) from error
+            raise BundleError(self._folder / name, problem, REBUILD) from error
+        self._tried.add(name)
         return embeddings
 
     @property

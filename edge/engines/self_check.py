@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from edge.engines.bundle import Bundle
 from edge.engines.engine import AnyEngine
+from edge.engines.stored_check import check_grid
 from edge.errors import EngineError
 
-GRID = (4, 6)
-"""Rows and columns of the patches that a bundle's self-check holds."""
 MAX_DISTANCE = 0.2
 """Relative L2 distance. Measured on tests/assets/tiny_omni: below 1e-4 if all is right; with the
 image, the film, the sound or the text reversed, 0.71, 0.84, 0.26 and 0.26."""
@@ -48,8 +47,9 @@ def warm_up(engine: AnyEngine, bundle: Bundle) -> dict[str, float]:
 
 
 def _outputs(engine: AnyEngine, stored: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    image = engine.encode_image(stored["input.image"], GRID)
-    tubelets = engine.encode_tubelets(stored["input.tubelets"], GRID)
+    grid = check_grid(engine.spec.vision)
+    image = engine.encode_image(stored["input.image"], grid)
+    tubelets = engine.encode_tubelets(stored["input.tubelets"], grid)
     audio = engine.encode_audio(stored["input.mel"])
     ids = stored["input.ids"]
     state = engine.new_state()

@@ -15,6 +15,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
@@ -40,9 +41,12 @@ NEXT = "\u27e6next\u27e7"
 """Stands for the content of the next user turn."""
 
 
+MAX_STEPS, MAX_EXPONENT = 1_000_000, 64
+"""What one rendering may count through and multiply. It bounds what is written by mistake: a
+template is trusted as its bundle is, and can still take its time."""
 _TEMPLATE_ERRORS = (
     *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError),
+    *(ArithmeticError, RecursionError, MemoryError),
 )
 """What a template may raise: clients' tools are in it, which can be of any form."""
 
@@ -63,7 +67,7 @@ class ChatTemplate:
         text = read_template(folder)
         if text is None:
             raise CheckpointError(self._path, "is missing", "copy the checkpoint's again")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        environment = self._environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json
@@ -73,7 +77,8 @@ class ChatTemplate:
         environment.globals["namespace"] = _Namespace
         try:
             self._template = environment.from_string(text)
-        except (ValueError, RecursionError, jinja2.TemplateError) as error:
+        # Python's compiler has words of its own for what is nested too deeply.
+        except (ValueError, SyntaxError, MemoryError, *_TEMPLATE_ERRORS) as error:
             raise CheckpointError(
                 self._path, f"is not a chat template ({error})", "copy the checkpoint's again"
             ) from None
@@ -109,6 +114,7 @@ class ChatTemplate:
         Raises:
             CheckpointError: the template refuses the messages.
         """
+        self._environment.n_left = MAX_STEPS
         try:
             return self._template.render(
                 messages=messages,
@@ -185,6 +191,35 @@ PROBE_TOOLS: tuple[dict[str, Any], ...] = (
         },
     },
 )
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """jinja2's own, in which numbers that are easily written cost no hours and no gigabytes."""
+
+    intercepted_binops = frozenset(("*", "**"))
+    n_left = MAX_STEPS
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.globals["range"] = self._range
+
+    def _range(self, *arguments: Any) -> range:
+        numbers = jinja2.sandbox.safe_range(*arguments)
+        self.n_left -= len(numbers)
+        if self.n_left < 0:
+            raise jinja2.exceptions.SecurityError(f"its ranges have more than {MAX_STEPS} numbers")
+        return numbers
+
+    def call_binop(
+        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
+    ) -> Any:
+        if operator == "**" and abs(right) > MAX_EXPONENT:
+            raise jinja2.exceptions.SecurityError(f"its exponent is above {MAX_EXPONENT}")
+        for one, other in ((left, right), (right, left)):
+            if hasattr(one, "__len__") and len(one) * other > MAX_STEPS:
+                problem = f"its product is longer than {MAX_STEPS}"
+                raise jinja2.exceptions.SecurityError(problem)
+        return super().call_binop(context, operator, left, right)
 
 
 class _Generation(jinja2.ext.Extension):

@@ -7,7 +7,7 @@ Source: sections 2, 5, 6 and 7 of the published model's configuration and of tra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -47,6 +47,9 @@ MAX_PATCHES = 1 << 14
 MAX_TAPS = 16
 """Columns of the decoder's convolution that the kernels hold."""
 MAX_EXPERTS = 1 << 12
+MAX_EXPERTS_PER_TOKEN = 64
+"""As many as the kernels take for one row."""
+MAX_SIZE = 1 << 31
 
 
 class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -162,6 +165,72 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vision: VisionSpec
     audio: AudioSpec
     sampling: SamplingSpec
+
+
+def contradiction(spec: ModelSpec) -> str | None:
+    """Why a specification that somebody wrote is none that `model_spec` gives; None: it may be one.
+
+    Sizes that tensors have are held to the tensors: here is what makes no sense of its own.
+    """
+    for name in ("decoder", "vision", "audio", "sampling"):
+        part = getattr(spec, name)
+        for key in part.__struct_fields__:
+            value = getattr(part, key)
+            lowest = 0 if key in ("top_k", "stop_ids") else 1
+            for one in value if isinstance(value, tuple) else (value,):
+                if type(one) is int and not lowest <= one < MAX_SIZE:
+                    return f"spec.{name}.{key} is {value}"
+    return next(_contradictions(spec), None)
+
+
+def _contradictions(spec: ModelSpec) -> Iterator[str]:
+    decoder, vision, audio = spec.decoder, spec.vision, spec.audio
+    for letter in sorted({*decoder.pattern} - LAYER_LETTERS.keys()):
+        yield f"spec.decoder.pattern has the unknown layer letter {letter!r}"
+    groups, each = decoder.n_expert_groups, decoder.n_experts // decoder.n_expert_groups
+    for wrong, why in (
+        (not decoder.pattern, "spec.decoder.pattern has no layer"),
+        (decoder.conv_kernel > MAX_TAPS, f"spec.decoder.conv_kernel is above {MAX_TAPS}"),
+        (decoder.n_experts > MAX_EXPERTS, f"spec.decoder.n_experts is above {MAX_EXPERTS}"),
+        (
+            decoder.n_q_heads % decoder.n_kv_heads,
+            "spec.decoder.n_kv_heads does not divide n_q_heads",
+        ),
+        (
+            decoder.mamba_n_heads % decoder.n_groups,
+            "spec.decoder.n_groups does not divide its heads",
+        ),
+        (decoder.n_experts % groups, "spec.decoder.n_expert_groups does not divide n_experts"),
+        (groups > 1 and each < 2, "spec.decoder.n_expert_groups leaves a group one expert"),
+        (decoder.n_expert_groups_per_token > groups, "spec.decoder.n_expert_groups_per_token"),
+        (
+            decoder.n_experts_per_token
+            > min(each * decoder.n_expert_groups_per_token, MAX_EXPERTS_PER_TOKEN),
+            "spec.decoder.n_experts_per_token is more than can be chosen",
+        ),
+        (vision.hidden_size % vision.n_heads, "spec.vision.n_heads does not divide hidden_size"),
+        (vision.merge != 2, "spec.vision.merge is not 2"),
+        (vision.tubelet_frames < 2, "spec.vision.tubelet_frames is 1"),
+        (
+            not vision.merge**2
+            <= min(vision.min_patches, vision.max_patches, vision.video_target_patches)
+            <= max(vision.min_patches, vision.max_patches, vision.video_target_patches)
+            <= MAX_PATCHES,
+            f"spec.vision has a number of patches outside {vision.merge**2}..{MAX_PATCHES}",
+        ),
+        (min(decoder.norm_eps, vision.norm_eps, audio.norm_eps) < 0, "spec has a norm_eps below 0"),
+        (not min(vision.norm_std) > 0, "spec.vision.norm_std is 0"),
+        (not 0 <= vision.video_pruning_rate < 1, "spec.vision.video_pruning_rate is outside 0..1"),
+        (audio.hidden_size % audio.n_heads, "spec.audio.n_heads does not divide hidden_size"),
+        (audio.hidden_size % 2, "spec.audio.hidden_size is odd"),
+        (not audio.conv_kernel % 2, "spec.audio.conv_kernel is even"),
+        (audio.n_mels % 8, "spec.audio.n_mels is no multiple of 8"),
+        (not spec.sampling.stop_ids, "spec.sampling.stop_ids is empty"),
+        (not 0 <= spec.sampling.temperature <= 2, "spec.sampling.temperature is outside 0..2"),
+        (not 0 < spec.sampling.top_p <= 1, "spec.sampling.top_p is outside 0..1"),
+    ):
+        if wrong:
+            yield why
 
 
 T = TypeVar("T")
@@ -339,7 +408,7 @@ def _decoder(top: _Section) -> DecoderSpec:
         state_size=llm.size("ssm_state_size", 128),
         conv_kernel=llm.size("conv_kernel", 4, most=MAX_TAPS),
         n_experts=llm.size("n_routed_experts", most=MAX_EXPERTS),
-        n_experts_per_token=llm.size("num_experts_per_tok"),
+        n_experts_per_token=llm.size("num_experts_per_tok", most=MAX_EXPERTS_PER_TOKEN),
         n_expert_groups=llm.size("n_group", 1),
         n_expert_groups_per_token=llm.size("topk_group", 1),
         norm_topk_prob=llm.get("norm_topk_prob", _bool, True),

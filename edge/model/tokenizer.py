@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from edge.errors import CheckpointError
+from edge.files import read_bounded
 from edge.types import Int32
 
 IMAGE, IMAGE_START, IMAGE_END = "<image>", "<img>", "</img>"
@@ -25,9 +27,14 @@ OWN_TOKENS = (
     *(THINK_START, THINK_END, TURN_START, TURN_END, TOOL_CALL, TOOL_CALL_END),
 )
 """What the runtime itself writes or looks for."""
+PANIC = "PanicException"
+"""How Rust's panics end in Python; the class can be imported from nowhere."""
 UNREACHABLE = "\ue000"
 """Before a token's name in a vocabulary: no text has both."""
 TEMPLATE = "chat_template.jinja"
+MAX_TOKENIZER_BYTES, MAX_TEMPLATE_BYTES = 1 << 28, 1 << 24
+"""The published ones have 17 MB and 11 KB; a template may be a value among others, as a file's."""
+_UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _OLDER_PLACES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
 
 
@@ -43,14 +50,14 @@ def read_template(folder: Path) -> str | None:
     """
     for name in (TEMPLATE, *_OLDER_PLACES):
         path = folder / name
-        if not path.is_file():
+        if not path.exists():
             continue
         try:
-            text = path.read_text(encoding="utf-8")
+            text = str(read_bounded(path, MAX_TEMPLATE_BYTES), "utf-8")
             told = text if name == TEMPLATE else json.loads(text).get("chat_template")
             if isinstance(told, list):
                 told = {one["name"]: one["template"] for one in told}
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        except _UNREADABLE as error:
             problem = f"has no chat template that can be read ({error})"
             raise CheckpointError(path, problem, "copy the checkpoint's again") from None
         if isinstance(told, dict):
@@ -133,15 +140,32 @@ class Tokenizer:
         Raises:
             CheckpointError: it is no tokenizer, lacks a special token, or has one that is no text.
         """
-        path = folder / "tokenizer.json"
+        path = self._path = folder / "tokenizer.json"
+        with self._telling():
+            content = read_bounded(path, MAX_TOKENIZER_BYTES)
+            self._tokenizer = tokenizers.Tokenizer.from_str(str(content, "utf-8"))
+            self._find_tokens(folder)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What a malformed file leads to is one error.
+
+        The library raises plain Exception for it, or panics: that is no Exception.
+        """
+        remedy = "copy the checkpoint's tokenizer.json again"
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        # The tokenizers library raises plain Exception for a malformed file.
-        except Exception as error:  # noqa: BLE001
-            raise CheckpointError(
-                path, f"is not a tokenizer ({error})", "copy the checkpoint's tokenizer.json again"
-            ) from None
-        self._path = path
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(self._path, f"is not a tokenizer ({error})", remedy) from error
+        except BaseException as error:
+            if type(error).__name__ != PANIC:
+                raise
+            raise CheckpointError(self._path, f"is not a tokenizer ({error})", remedy) from None
+
+    def _find_tokens(self, folder: Path) -> None:
+        """Those that the runtime handles, and those that no text may become."""
         required = {name: self._id(name) for name in OWN_TOKENS}
         self.special = SpecialIds(
             image=required[IMAGE],
@@ -165,6 +189,13 @@ class Tokenizer:
         self.control_tokens = ControlTokens(
             ids, {name: _alone(token) for name, (_, token) in control.items()}
         )
+        for name, number in required.items():
+            if self._tokenizer.encode(name, add_special_tokens=False).ids != [number]:
+                raise CheckpointError(
+                    self._path,
+                    f"does not find its special token {name!r} in text",
+                    "use the tokenizer.json of a Nemotron 3 Nano Omni checkpoint",
+                )
         self._as_text = self._without(self.control_tokens)
 
     def _without(self, control: ControlTokens) -> tokenizers.Tokenizer:

@@ -35,7 +35,8 @@ MADE = SimpleNamespace(name="tiny", target="cpu", files=FILES)
 def test_a_bundle_that_was_built_is_told(monkeypatch, capsys):
     asked = []
 
-    def build(checkpoint, out, target, progress):
+    def build(checkpoint, out, target, progress, key):
+        assert key is None
         progress("verify", 0, 1)
         progress("verify", 1, 1)
         asked.append((str(checkpoint), str(out), target))
