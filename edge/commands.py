@@ -79,6 +79,8 @@ def status(arguments: argparse.Namespace) -> None:
     for key, value in health.items():
         if key in ("counters", "clients"):
             print("  ".join(f"{name} {count}" for name, count in value.items()))
+        elif key == "silent_s":
+            print(f"{key:20}", "  ".join(f"{name} {age_s:.1f}" for name, age_s in value.items()))
         elif not isinstance(value, list):
             print(f"{key:20} {value}")
 

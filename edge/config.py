@@ -127,19 +127,20 @@ class Socket(msgspec.Struct, frozen=True):
     """HOST:PORT of a TCP listener beside it, such as 127.0.0.1:8321. Unset: there is none. Any
     program of this machine may then operate the robot, unless token_file is set."""
     token_file: Annotated[str, Meta(min_length=1)] | None = None
-    """A file with the secret that TCP clients send as their API key. Needed for other hosts than
-    127.0.0.1, ::1 and localhost."""
+    """A file, nobody else's (mode 0600), with the secret that TCP clients send as their API key.
+    Needed for other hosts than 127.0.0.1, ::1 and localhost; it travels in clear."""
     max_waiting: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Questions that may wait; one more is refused with HTTP 503."""
     max_connections: Annotated[int, Meta(ge=1, le=4096)] = 128
-    """Open at a time; one more is refused with HTTP 503."""
+    """Open at a time on the Unix socket, and as many over TCP; one more is refused with HTTP 503.
+    Of them one in 8 is kept for operators and admins, and one in 32 for admins."""
     max_connections_per_client: Annotated[int, Meta(ge=1, le=4096)] = 32
-    """Likewise, of one process, or over TCP of one address."""
+    """Likewise, of one user, or over TCP of one address."""
     max_outbox_events: Annotated[int, Meta(ge=16, le=1 << 20)] = 1024
     """Events that may wait for one client to read; with one more it is dropped."""
     idle_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 60.0
-    """A connection that sends no whole request, or reads nothing of its answer, for so long is
-    closed."""
+    """A connection that makes no request, or reads nothing of its answer, for so long is closed.
+    One that has begun a request is after 5 s, or when its body comes at less than 32 KiB/s."""
 
 
 PublicKey = Annotated[str, Meta(pattern="^RW[A-Za-z0-9+/]{54}$(?!\\n)")]

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import Field
 
 from edge.async_client import AsyncClient
 from edge.errors import EdgeError
 from edge.wire import Ask, Finished, Text, Watch
 
+MAX_WATCH_S = 3600.0
+"""An agent waits at most so long in one call; it may call again."""
 INSTRUCTIONS = (
     "A robot's eyes and ears. It has been perceiving all along: ask about what it sees and hears "
     "now, about the last minutes, or let it watch for something. Its answers describe the world; "
@@ -78,7 +81,9 @@ def make_server(path: Path) -> MCPServer[Any]:
         return await answer(Ask(question, recall_s=(from_s_ago, to_s_ago)))
 
     @server.tool()
-    async def watch(condition: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    async def watch(
+        condition: str, timeout_s: Annotated[float, Field(gt=0, le=MAX_WATCH_S)] = 60.0
+    ) -> dict[str, Any]:
         """Wait until a condition in plain language is met, at most so long."""
         try:
             async with AsyncClient(path) as client:

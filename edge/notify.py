@@ -7,6 +7,7 @@ Source: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -37,7 +38,8 @@ class Notifier:
         """
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._period_s = watchdog_s / 4 or STATUS_PERIOD_S
-        self._next_s = 0.0
+        self._max_owed_s = watchdog_s / 2 or math.inf
+        self._next_s = self._next_complaint_s = 0.0
 
     @classmethod
     def of(cls, environment: MutableMapping[str, str]) -> Notifier:
@@ -59,14 +61,21 @@ class Notifier:
             except OSError as error:
                 log.warning("event=not_notified said=%s error=%s", lines[0], error)
 
-    def alive(self, status: Callable[[], str]) -> None:
+    def alive(self, status: Callable[[], str], owed_s: float = 0.0) -> None:
         """There was progress: tell it, not more often than it wants to know.
 
         Args:
             status: makes the line that `systemctl status` shows.
+            owed_s: so long the event loop has not answered; when it is half the watchdog's time,
+                that is told, and nothing that would keep the supervisor from a restart.
         """
         now_s = time.monotonic()
-        if self._address and now_s >= self._next_s:
+        if owed_s > self._max_owed_s:
+            if now_s >= self._next_complaint_s:
+                self._next_complaint_s = now_s + self._period_s
+                log.error("event=socket_hangs silent_s=%.1f", owed_s)
+                self.say(f"STATUS=the socket has not answered for {owed_s:.0f} s")
+        elif self._address and now_s >= self._next_s:
             self._next_s = now_s + self._period_s
             self.say("WATCHDOG=1", f"STATUS={status()}")
 

@@ -33,6 +33,7 @@ from edge.model.grammars import Vocabulary, vocabulary
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.notify import Notifier, given_socket, runtime_folder
+from edge.pulse import Pulse
 from edge.senses.address import without_secrets
 from edge.senses.camera import Camera, is_live
 from edge.senses.media import Track
@@ -182,16 +183,18 @@ def run(
                 return for_model(config, decoder.trained_tokens, decoder.max_tokens)
 
             config = fitted(config)
-            loop = _session(engine, bundle, config, senses, clock, recorder, startup, notifier)
+            pulse = Pulse()
+            parts = (clock, recorder, startup, notifier, pulse)
+            loop = _session(engine, bundle, config, senses, *parts)
             own, model = bundle.manifest.spec.sampling, bundle.manifest.name
             sampling = Sampling(own.temperature, own.top_p, own.top_k)
-            app = make_app(loop, config, model, sampling)
+            app = make_app(loop, config, model, sampling, pulse)
             changes = None
             if reload is not None:
                 changes = Reload(loop, app, config, reload, fitted, notifier)
             _warn_of_missing(senses)
             startup.ready(str(path), model)
-            asyncio.run(_serve(loop, app, listener, tcp_listener, notifier, changes))
+            asyncio.run(_serve(loop, app, listener, tcp_listener, notifier, changes, pulse))
     finally:
         if isinstance(listener, unix_socket.Listener):  # else it is the supervisor's
             unix_socket.release(path, listener)
@@ -217,6 +220,7 @@ def _session(
     recorder: Recorder | None,
     startup: Startup,
     notifier: Notifier,
+    pulse: Pulse,
 ) -> LiveLoop:
     """Try the engine and wire the session."""
     prompt = _prompt(engine, bundle, config)
@@ -231,12 +235,17 @@ def _session(
     playing = {name: senses.sound(name, clock, start_ns) for name in senses.microphones}
     films = {n: senses.film(n, clock, start_ns, config.perception.fps) for n in senses.cameras}
     parts = _senses(engine, tokenizer, config, clock, start_ns, playing, films)
+
+    def alive() -> None:
+        pulse.beat()
+        notifier.alive(lambda: status_line(loop.status(), loop.n_turns), pulse.owed_s)
+
     loop = LiveLoop(
         *(engine, prompt, config, clock, name, parts),
         start_ns=start_ns,
         recorder=recorder,
         health=HealthReader(),
-        alive=lambda: notifier.alive(lambda: status_line(loop.status(), loop.n_turns)),
+        alive=alive,
         counts_beside=_grammars(engine, tokenizer).counts.copy,
     )
     return loop
@@ -359,6 +368,7 @@ async def _serve(
     tcp_listener: socket.socket | None,
     notifier: Notifier,
     changes: Reload | None,
+    pulse: Pulse,
 ) -> None:
     """Run the loop in its thread and the socket in this one, until either ends."""
     ended = asyncio.Event()
@@ -376,6 +386,7 @@ async def _serve(
             failures.append(error)
         events.call_soon_threadsafe(ended.set)
 
+    pulse.watch(events)
     thread = threading.Thread(target=run_loop, name="loop")
     thread.start()
     try:

@@ -34,6 +34,7 @@ from edge.engines.bundle import Bundle
 from edge.engines.cpu import CpuEngine
 from edge.model.sampling import Sampling
 from edge.notify import Notifier
+from edge.pulse import Pulse
 from edge.session.turn import Done, Failed, Message, Question
 from edge.startup import Startup
 
@@ -98,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     notifier = Notifier.of({})
     loop = service._session(
         *(CpuEngine(bundle), bundle, config, senses, MonotonicClock(), None),
-        *(Startup(notifier), notifier),
+        *(Startup(notifier), notifier, Pulse()),
     )
     _kernels.set_threads(1)  # so that no feature is computed on a thread of the pool
     runner = threading.Thread(target=loop.run, name="loop")

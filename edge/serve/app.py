@@ -24,19 +24,22 @@ from edge.config import Config
 from edge.errors import CapacityError, EdgeError, ProtocolError, TurnError
 from edge.model.grammars import UncheckedError
 from edge.model.sampling import Sampling
+from edge.pulse import Pulse
 from edge.senses.sent import Decode
 from edge.senses.turn_events import Button, Choose, Control, Mode
 from edge.serve import responses
 from edge.serve.access import Roles, require
 from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, Said, answer_of, health_of
+from edge.serve.connection import connection_of
 from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
-from edge.serve.decoding import Decoding, HasMediaError, client_of, not_here
+from edge.serve.decoding import Decoding, HasMediaError, not_here
 from edge.serve.door import Door, drop
 from edge.serve.fields import told
 from edge.serve.limits import (
     MAX_BODY_BYTES,
     MAX_READING_BYTES,
+    MAX_SHARE_BYTES,
     ROLE,
     admitted,
     counted,
@@ -93,7 +96,11 @@ _DOOR = web.AppKey("door", tuple[Config, Roles, Metrics, Room])
 
 
 def make_app(
-    session: Asked, config: Config, model_name: str, thinking_sampling: Sampling
+    session: Asked,
+    config: Config,
+    model_name: str,
+    thinking_sampling: Sampling,
+    pulse: Pulse | None = None,
 ) -> web.Application:
     """The application that puts a session on HTTP.
 
@@ -102,19 +109,20 @@ def make_app(
         config: what a request leaves open, and the bound on its max_tokens (`config.for_model`).
         model_name: what clients call the model.
         thinking_sampling: the checkpoint's own, for answers that think.
+        pulse: of the loop's thread and of this one.
     """
     roles, metrics = Roles(config.access), Metrics(session.status)
-    room = Room(MAX_READING_BYTES)
+    room = Room(MAX_READING_BYTES, max_share_bytes=MAX_SHARE_BYTES)
     decoding, media = Decoding(), Room(MAX_ALL_MEDIA_BYTES, "are held")
     parts = (session, config, model_name, thinking_sampling, metrics, decoding, media)
-    api, realtime = _Api(*parts), Realtime(*parts)
+    api, realtime = _Api(*parts, pulse or Pulse()), Realtime(*parts)
     session.observe(metrics.hear)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
         middlewares=[
             counted(metrics),
             errors_as_json,
-            admitted(roles, config.socket.idle_s, read_token(config.socket), room),
+            admitted(config.socket.idle_s, read_token(config.socket), room),
         ],
     )
     app[_DOOR] = (config, roles, metrics, room)
@@ -171,6 +179,7 @@ async def serving(
         shutdown_timeout=_SHUTDOWN_S,
         keepalive_timeout=config.socket.idle_s,
         lingering_time=_LINGERING_S,
+        auto_decompress=False,  # a compressed body is refused
     )
     await runner.setup()
     assert runner.server is not None
@@ -194,8 +203,10 @@ class _Api:
         metrics: Metrics,
         decoding: Decoding,
         media: Room,
+        pulse: Pulse,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
+        self._pulse = pulse
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
         self._decoding, self._media = decoding, media
         self._created_s = int(time.time())
@@ -226,7 +237,8 @@ class _Api:
         """200 as long as anybody can answer at all."""
         status, metrics = self._session.status(), self._metrics
         answers = [answer_of(done, status.start_ns) for done in metrics.answers.copy()]
-        return json_reply({**health_of(status), "clients": metrics.clients(), "answers": answers})
+        told = {"clients": metrics.clients(), "silent_s": self._pulse.silent_s()}
+        return json_reply({**health_of(status), **told, "answers": answers})
 
     async def readiness(self, _: web.Request) -> web.Response:
         ready = self._session.status().ready
@@ -266,7 +278,7 @@ class _Api:
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
         """A response."""
-        kept = self._kept.of(client_of(request))
+        kept = self._kept.of(connection_of(request).user)
 
         def parse(
             body: bytes, model: str, config: Config, thinking: Sampling, decode: Decode
@@ -288,13 +300,13 @@ class _Api:
 
     async def response(self, request: web.Request) -> web.Response:
         """A response that is kept for this client."""
-        kept = self._kept.of(client_of(request))
+        kept = self._kept.of(connection_of(request).user)
         return json_reply(kept.response(request.match_info["id"]).response)
 
     async def forget(self, request: web.Request) -> web.Response:
         """It is kept no longer."""
         response_id = request.match_info["id"]
-        self._kept.of(client_of(request)).forget(response_id)
+        self._kept.of(connection_of(request).user).forget(response_id)
         return json_reply({"id": response_id, "object": "response", "deleted": True})
 
     async def _read(
@@ -311,7 +323,7 @@ class _Api:
                         return parse(*parts, not_here)
                 return await asyncio.to_thread(parse, *parts, not_here)
             except HasMediaError:
-                client = client_of(request)
+                client = connection_of(request).user
             return await self._decoding.read(client, lambda decode: parse(*parts, decode))
         except EdgeError:
             raise

@@ -7,19 +7,15 @@ bounded, for each client too, and so are the bytes that are decoded for them and
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from aiohttp import web
-
 from edge.errors import CapacityError
 from edge.senses.decoder import Decoder
 from edge.senses.sent import MAX_MEDIA_BYTES, Decode, Job
-from edge.serve.access import peer_of
 from edge.types import Medium, n_media_bytes
 
 T = TypeVar("T")
@@ -99,13 +95,3 @@ class Decoding:
         self._films.close()
         self._others.close()
         self._threads.shutdown()
-
-
-def client_of(request: web.Request) -> str:
-    """For whom something is kept or read: a user, or whoever knows the token."""
-    connection = None
-    if request.transport is not None:
-        connection = request.transport.get_extra_info("socket")
-    if connection is not None and connection.family == socket.AF_UNIX:
-        return f"user {peer_of(connection).uid}"
-    return "tcp"

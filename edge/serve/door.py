@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from edge import config
 from edge.errors import AccessError, CapacityError, EdgeError
-from edge.serve.access import Roles, peer_of
+from edge.serve.access import Role, Roles, peer_of
+from edge.serve.connection import Connection
 from edge.serve.metrics import Metrics
 from edge.serve.replies import RETRY_AFTER_S, error_body, status_of
-from edge.serve.room import Connection, Room
+from edge.serve.room import Room
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,6 @@ LISTEN_S = 0.2
 MAX_LINGERING = 16
 _RETRY_S = 0.1
 _DISCARD_BYTES = 1 << 16
-
-
-Client = web.RequestHandler
 
 
 class Door:
@@ -53,9 +52,10 @@ class Door:
     ) -> None:
         self._server, self._limits = server, limits
         self._roles, self._metrics, self._room = roles, metrics, room
-        self._clients: dict[Client, str] = {}
-        self._unread: dict[Client, tuple[int, float]] = {}
-        self._lingering: set[asyncio.Task[None]] = set()
+        self._connections: dict[web.RequestHandler, Connection] = {}
+        """Open ones, the oldest first."""
+        self._unread: dict[web.RequestHandler, tuple[int, float]] = {}
+        self._lingering: dict[asyncio.Task[None], type[EdgeError]] = {}
 
     @contextlib.asynccontextmanager
     async def open(self, listeners: Sequence[socket.socket]) -> AsyncIterator[None]:
@@ -84,68 +84,123 @@ class Door:
                 await asyncio.sleep(_RETRY_S)
                 continue
             connection.setblocking(False)
+            is_local = connection.family == socket.AF_UNIX
             try:
-                who = self._admitted(connection, address)
+                role: Role | None = None  # over TCP its requests have to show the token
+                if is_local:
+                    peer = peer_of(connection)
+                    who, role = f"user {peer.uid}", self._roles.admit(peer)
+                else:
+                    who = host_of(address[0])
+                self._make_place(who, role, is_local)
             except EdgeError as error:
                 self._refuse(connection, error)
                 continue
             client = self._server()
-            await loop.connect_accepted_socket(partial(Connection, client, self._room), connection)
-            self._clients[client] = who
+            guest = Connection(client, self._room, who, role, is_local=is_local)
+            await loop.connect_accepted_socket(partial(_itself, guest), connection)
+            self._connections[client] = guest
             self._metrics.connections.set(len(self._server.connections))
 
-    def _admitted(self, connection: socket.socket, address: Any) -> str:
-        """Whose connection it is."""
-        if connection.family == socket.AF_UNIX:
-            peer = peer_of(connection)
-            self._roles.admit(peer)
-            who = f"process {peer.pid}"
-        else:  # its requests have to show the token
-            who = f"address {address[0]}"
+    def _make_place(self, who: str, role: Role | None, is_local: bool) -> None:
+        """Let one more in, perhaps instead of another.
+
+        Raises:
+            CapacityError: there is no place for it.
+        """
         alive = set(self._server.connections)
-        self._clients = {
-            client: whose for client, whose in self._clients.items() if client in alive
-        }
+        self._connections = {c: one for c, one in self._connections.items() if c in alive}
+        crowd = [one for one in self._connections.values() if one.is_local is is_local]
+        own = [one for one in crowd if one.who == who]
         limit, own_limit = self._limits.max_connections, self._limits.max_connections_per_client
-        if len(alive) >= limit:
-            raise CapacityError("connections", f"{limit} are open already", "try again later")
-        if sum(whose == who for whose in self._clients.values()) >= own_limit:
-            raise CapacityError(
-                f"connections of {who}",
-                f"{own_limit} are open already",
-                "close some, or raise socket.max_connections_per_client",
-            )
-        return who
+        if len(own) >= own_limit:
+            if not self._make_go(own):
+                raise CapacityError(
+                    f"connections of {who}",
+                    f"{own_limit} are open already",
+                    "close some, or raise socket.max_connections_per_client",
+                )
+        elif len(crowd) >= limit - n_kept(limit, role) and not self._make_go(crowd):
+            raise CapacityError("connections", f"{len(crowd)} are open already", "try again later")
+
+    def _make_go(self, crowd: Iterable[Connection]) -> bool:
+        """End an observer's idle connection, or one that has not shown a token: the oldest of
+        whoever has most of them. False: there is none."""
+        going = [
+            one
+            for one in crowd
+            if one.role is None or (one.is_local and one.role == "observer" and one.is_idle)
+        ]
+        if not going:
+            return False
+        ((most, _),) = Counter(one.who for one in going).most_common(1)
+        oldest = next(one for one in going if one.who == most)
+        self._end(oldest, "idle observer" if oldest.is_local else "shows no token")
+        return True
+
+    def _end(self, one: Connection, why: str) -> None:
+        """Count it, and write no line: there may be thousands a second."""
+        self._connections.pop(one.client, None)
+        if one.client.transport is not None:
+            self._metrics.dropped(why)
+            one.client.transport.abort()
 
     def _refuse(self, connection: socket.socket, error: EdgeError) -> None:
         self._metrics.refused("access" if isinstance(error, AccessError) else "capacity")
         log.info("socket event=refused error=%s", error)
-        if len(self._lingering) >= MAX_LINGERING:
+        # Those without a role do not keep others from hearing that it is full.
+        if [*self._lingering.values()].count(type(error)) >= MAX_LINGERING:
             connection.close()
             return
         task = asyncio.create_task(_tell(connection, error))
-        self._lingering.add(task)
-        task.add_done_callback(self._lingering.discard)
+        self._lingering[task] = type(error)
+        task.add_done_callback(self._lingering.pop)
 
     async def _look(self) -> None:
-        """Drop those who have left something unread for too long."""
-        loop = asyncio.get_running_loop()
+        """Drop those who have left something unread or unfinished for too long."""
+        loop, idle_s = asyncio.get_running_loop(), self._limits.idle_s
         while True:
             await asyncio.sleep(LOOK_S)
-            alive = self._server.connections
-            self._metrics.connections.set(len(alive))
-            unread: dict[Client, tuple[int, float]] = {}
-            for client in alive:
+            self._metrics.connections.set(len(self._server.connections))
+            unread: dict[web.RequestHandler, tuple[int, float]] = {}
+            for client, one in [*self._connections.items()]:
                 if client.transport is None:
+                    continue
+                if one.is_late(idle_s):
+                    self._end(one, "sends slowly")
                     continue
                 n_bytes = client.transport.get_write_buffer_size()
                 before, since_s = self._unread.get(client, (0, 0.0))
                 if not n_bytes:
                     continue
                 unread[client] = (n_bytes, since_s if n_bytes == before else loop.time())
-                if loop.time() - unread[client][1] > self._limits.idle_s:
+                if loop.time() - unread[client][1] > idle_s:
                     drop(client.transport, "reads nothing", self._metrics)
             self._unread = unread
+
+
+def _itself(one: Connection) -> Connection:
+    return one
+
+
+def n_kept(limit: int, role: Role | None) -> int:
+    """How many of so many places are kept for others: one in 8 for operators, and one in 32 for
+    admins. Over TCP none is."""
+    for_operators, for_admins = limit // 8, limit // 32
+    kept = {"observer": for_operators + for_admins, "operator": for_admins}
+    return 0 if role is None else kept.get(role, 0)
+
+
+def host_of(address: str) -> str:
+    """Whose connections over TCP are counted together: one host has many addresses."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_loopback:
+        return "this machine"
+    if isinstance(ip, ipaddress.IPv6Address):
+        return f"network {ipaddress.ip_network((ip, 64), strict=False)}"
+    return f"address {ip}"
 
 
 def drop(transport: asyncio.BaseTransport | None, why: str, metrics: Metrics) -> None:

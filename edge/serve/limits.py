@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
-from edge.errors import EdgeError, ProtocolError
-from edge.serve.access import Role, Roles, peer_of, require
+from edge.errors import AccessError, EdgeError, ProtocolError
+from edge.serve.access import Role, require
+from edge.serve.connection import connection_of, patience_s
 from edge.serve.metrics import Metrics
-from edge.serve.replies import RETRY_AFTER_S, TooLateError, error_body, json_reply, status_of
-from edge.serve.room import Room, connection_of
+from edge.serve.replies import (
+    RETRY_AFTER_S,
+    EncodedError,
+    TooLateError,
+    error_body,
+    json_reply,
+    status_of,
+)
+from edge.serve.room import Room, beyond
 from edge.serve.tcp import tcp_role
 
 log = logging.getLogger(__name__)
@@ -26,6 +32,9 @@ MAX_BODY_BYTES = 16 << 20
 """A picture of some megapixels in base64, and a conversation around it."""
 MAX_READING_BYTES = 64 << 20
 """Of all bodies and messages that are arriving."""
+MAX_SHARE_BYTES = MAX_READING_BYTES // 2
+"""Likewise, of one user: then there is room for others."""
+BODILESS = ("GET", "HEAD", "DELETE")
 CLIENT_GONE = 499
 """Counted where a client did not wait for its answer; as nginx has it."""
 ROLE: web.RequestKey[Role] = web.RequestKey("role")
@@ -52,23 +61,41 @@ def counted(metrics: Metrics) -> Middleware:
     return count
 
 
-@contextlib.contextmanager
-def _arriving(request: web.Request, room: Room) -> Iterator[None]:
-    """Let a body arrive.
+async def _read(request: web.Request, room: Room, idle_s: float) -> bytes:
+    """A request's body, counted as it arrives.
 
     Raises:
+        HTTPRequestEntityTooLarge: it is too long.
         CapacityError: there is no room for it now.
+        TooLateError: it arrives too slowly.
     """
-    n_bytes = MAX_BODY_BYTES if request.content_length is None else request.content_length
-    n_bytes = min(n_bytes, MAX_BODY_BYTES) if request.body_exists else 0
-    room.take("body", n_bytes)
+    user, announced = connection_of(request).user, request.content_length
+    if announced is not None:
+        if announced > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, announced)
+        room.check("body", beyond(announced), user)
+    content, now_s = request.content, asyncio.get_running_loop().time
+    began_s, body, n_counted = now_s(), bytearray(), 0
     try:
-        yield
+        while not content.at_eof():
+            if not (data := content.read_nowait()):
+                left_s = began_s + patience_s(len(body), idle_s) - now_s()
+                data = await asyncio.wait_for(content.readany(), left_s)
+            body += data
+            if len(body) > MAX_BODY_BYTES:
+                raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(body))
+            n_more = beyond(len(body)) - n_counted
+            room.take("body", n_more, user)
+            n_counted += n_more
+    except asyncio.TimeoutError:
+        problem = f"arrives too slowly: {len(body)} bytes within {now_s() - began_s:.1f} s"
+        raise TooLateError("body", problem, "send all of it at once") from None
     finally:
-        room.give(n_bytes)
+        room.give(n_counted, user)
+    return bytes(body)
 
 
-def admitted(roles: Roles, idle_s: float, token: str | None, room: Room) -> Middleware:
+def admitted(idle_s: float, token: str | None, room: Room) -> Middleware:
     """Reads the request when its client may make it: observers only read.
 
     Args:
@@ -78,33 +105,42 @@ def admitted(roles: Roles, idle_s: float, token: str | None, room: Room) -> Midd
 
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.transport is None:
-            raise ConnectionResetError("the client has gone")
+        connection = connection_of(request)
         for name, value in request.headers.items():
             if not value.isascii():  # not everything behind this can read others
                 raise ProtocolError(f"header {name}", "is not ASCII", "encode it")
-        connection = request.transport.get_extra_info("socket")
-        role: Role
-        if connection.family == socket.AF_UNIX:
-            role = roles.admit(peer_of(connection))
-        else:
-            role = tcp_role(request, token)
-        request[ROLE] = role
+        if not connection.is_local:
+            connection.role = tcp_role(request, token)
+        assert connection.role is not None  # the door has asked who it is
+        request[ROLE] = connection.role
+        _check_form(request)
         if request.method not in ("GET", "HEAD"):
-            require(role, "operator", f"{request.method} {request.path}")
-        try:
-            with _arriving(request, room):
-                await asyncio.wait_for(request.read(), idle_s)  # kept for the handler
-            if connection_of(request).is_cut:
-                remedy = "send all that Content-Length announces before you shut your side"
-                raise ProtocolError("body", "ended before it was whole", remedy)
-        except asyncio.TimeoutError:
-            raise TooLateError(
-                "body", f"did not arrive within {idle_s:g} s", "send all of it at once"
-            ) from None
+            require(request[ROLE], "operator", f"{request.method} {request.path}")
+        if request.match_info.http_exception is not None:  # nobody would take its body
+            raise request.match_info.http_exception
+        # Where aiohttp's own `read` keeps it for the handler.
+        request._read_bytes = await _read(request, room, idle_s)
+        if connection.is_cut:
+            remedy = "send all that Content-Length announces before you shut your side"
+            raise ProtocolError("body", "ended before it was whole", remedy)
         return await handler(request)
 
     return admit
+
+
+def _check_form(request: web.Request) -> None:
+    """Whether the body, if there is one, may be read at all.
+
+    Raises:
+        EncodedError: it is compressed.
+        ProtocolError: there must be none.
+    """
+    if (encoding := request.headers.get("Content-Encoding")) is not None:
+        raise EncodedError("header Content-Encoding", f"is {encoding[:40]!r}", "send it as it is")
+    if request.method in BODILESS and (
+        request.content_length or "Transfer-Encoding" in request.headers
+    ):
+        raise ProtocolError("body", f"comes behind {request.method}", "send none")
 
 
 def http_log(metrics: Metrics) -> logging.Logger:
@@ -133,7 +169,10 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except EdgeError as error:
         status = status_of(error)
         headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-        return json_reply(error_body(error), status, headers)
+        reply = json_reply(error_body(error), status, headers)
+        if isinstance(error, AccessError) and not connection_of(request).is_local:
+            reply.force_close()  # whoever has no token keeps no place
+        return reply
     except web.HTTPRequestEntityTooLarge as error:
         too_large = ProtocolError(
             "body",

@@ -18,18 +18,21 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from edge.config import Config
 from edge.errors import CapacityError, ProtocolError
 from edge.model.sampling import Sampling
-from edge.serve.decoding import Decoding, client_of
+from edge.serve.connection import connection_of
+from edge.serve.decoding import Decoding
 from edge.serve.door import LINGER_S, drop
 from edge.serve.limits import ROLE
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime_client import Client
 from edge.serve.request import ModelNotFoundError
-from edge.serve.room import FREE_BYTES, Room, connection_of
+from edge.serve.room import Room
 from edge.serve.server_events import new_id
 from edge.session.turn import Asked
 
 MAX_MESSAGE_BYTES = 16 << 20
+OBSERVER_MESSAGE_BYTES = 1 << 12
+"""What chooses events is small."""
 PING_S = 20.0
 CLOSE_S = 0.5
 """All clients together may take to answer that the service ends."""
@@ -77,8 +80,9 @@ class Realtime:
         if model != self._model_name:
             remedy = f"ask for {self._model_name!r}"
             raise ModelNotFoundError("model", f"{model!r} is not served here", remedy)
+        is_observer = request[ROLE] == "observer"
         socket = web.WebSocketResponse(
-            max_msg_size=FREE_BYTES if request[ROLE] == "observer" else MAX_MESSAGE_BYTES,
+            max_msg_size=OBSERVER_MESSAGE_BYTES if is_observer else MAX_MESSAGE_BYTES,
             compress=False,
             heartbeat=PING_S,
             autoping=False,  # counted here
@@ -91,6 +95,7 @@ class Realtime:
             self._config.socket.max_outbox_events,
             lambda: drop(request.transport, "outbox full", self._metrics),
         )
+        connection = connection_of(request)
         client = Client(
             self._session,
             self._config,
@@ -100,9 +105,8 @@ class Realtime:
             request[ROLE],
             self._media,
             self._run_id,
-            partial(self._decoding.read, client_of(request)),
+            partial(self._decoding.read, connection.user),
         )
-        connection = connection_of(request)
 
         def refuse(error: CapacityError) -> None:
             client.refuse(error)

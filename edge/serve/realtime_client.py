@@ -237,8 +237,8 @@ class Client:
             if kind is None:
                 problem = f"is {str(wanted.get('type'))[:40]!r}"
                 raise ProtocolError("type", problem, f"send one of {sorted(_KINDS)}")
-            if kind is not SessionUpdate:  # an observer chooses what it hears of
-                require(self._role, "operator", "talking with the model")
+            if self._role == "observer":
+                _check_observes(wanted)
             await self._do(kind, wanted, event_id)
         except EdgeError as error:
             self.refuse(error, event_id)
@@ -516,6 +516,22 @@ def _object(message: str) -> Json:
     if not isinstance(event, dict):
         raise ProtocolError("event", f"is {type(event).__name__}", "send a JSON object")
     return event
+
+
+def _check_observes(event: Json) -> None:
+    """Whether an observer may send an event: it chooses what it hears of, and nothing else.
+
+    Raises:
+        AccessError: it is more than that, which is named.
+    """
+    if event["type"] != "session.update":
+        require("observer", "operator", f"talking with the model ({event['type']})")
+    session = _part(event, "session")
+    edge = session.get("edge")
+    parts = [name for name in session if name not in ("type", "edge")]
+    parts += [f"edge.{name}" for name in edge if name != "events"] if isinstance(edge, dict) else []
+    for name in parts:
+        require("observer", "operator", f"setting session.{name[:40]}")
 
 
 def _part(event: Json, name: str) -> Json:

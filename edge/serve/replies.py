@@ -20,11 +20,16 @@ class TooLateError(ProtocolError):
     """A request did not arrive in time: HTTP 408."""
 
 
+class EncodedError(ProtocolError):
+    """A request's body is compressed: HTTP 415."""
+
+
 def status_of(error: EdgeError) -> int:
     """The HTTP status that says the same."""
     for kind, status in (
         (NotFoundError, 404),
         (TooLateError, 408),
+        (EncodedError, 415),
         (ProtocolError, 400),
         (MediaError, 400),
         (AccessError, 403),
@@ -55,7 +60,8 @@ def _code(error: EdgeError) -> str | None:
     status = status_of(error)
     if status == 400:
         return error.code if isinstance(error, ProtocolError) else "invalid_value"
-    return {403: "access_denied", 408: "timeout", 503: "over_capacity"}.get(status)
+    codes = {403: "access_denied", 408: "timeout", 503: "over_capacity"}
+    return {**codes, 415: "unsupported_content_encoding"}.get(status)
 
 
 def json_reply(

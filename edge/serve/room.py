@@ -1,207 +1,68 @@
-"""What all clients may hold together, and a connection that counts what its client is sending.
-
-A WebSocket's message waits inside aiohttp until it is whole, where nothing else can see it. So its
-bytes are counted on their way in.
-
-A client that has sent all it will (`nc -N`, `socat`) still reads its answer. aiohttp would close
-the connection then, and asyncio no longer notices when it goes: so it is looked at.
-"""
+"""What all clients may hold together, and each of them. Of the event loop's thread."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import select
-import socket
-from collections.abc import Callable, Iterator
-
-from aiohttp import web
+from collections import Counter
 
 from edge.errors import CapacityError
 
 FREE_BYTES = 1 << 16
-"""Of each client's message, not counted: what is small is let in however much others send."""
-CONTROL_BYTES = 6
-"""A client's ping or pong, without what it says: always one frame with a mask."""
-LOOK_S = 0.05
-"""How often a connection is looked at whose client sends no more."""
-PROBE_S = 1.0
-"""Over TCP only what is sent finds out whether such a client has gone altogether: so it is told
-after so long that its request is worked on, and again whenever it has waited twice as long."""
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-ALIVE = b": alive\n\n"
-"""Server-sent events' comment."""
+"""Of each body or message, not counted: what is small is let in however much others send."""
 
 
 class Room:
-    """Bytes that are held for clients, bounded together. Of the event loop's thread."""
+    """Bytes that are held for clients, bounded together and for each user."""
 
-    def __init__(self, max_bytes: int, state: str = "are arriving") -> None:
+    def __init__(
+        self, max_bytes: int, state: str = "are arriving", max_share_bytes: int | None = None
+    ) -> None:
         """All of it is free.
 
         Args:
             state: what those do that are held, for errors.
+            max_share_bytes: of one user; None: no less than all.
         """
         self._max_bytes, self._n_bytes, self._state = max_bytes, 0, state
+        self._max_share_bytes = max_bytes if max_share_bytes is None else max_share_bytes
+        self._shares: Counter[str] = Counter()
 
-    def take(self, thing: str, n_bytes: int) -> None:
-        """Hold some more.
+    def check(self, thing: str, n_bytes: int, user: str = "") -> None:
+        """See whether there is room, and hold nothing.
 
         Args:
             thing: that arrives, for the error.
+            user: whose it is.
         Raises:
             CapacityError: there is no room for it now.
         """
-        if n_bytes > 0 and self._n_bytes + n_bytes > self._max_bytes:
-            problem = f"of {n_bytes} more bytes: {self._n_bytes} {self._state} already"
-            raise CapacityError(thing, problem, "send it again later")
-        self._n_bytes += n_bytes
-
-    def give(self, n_bytes: int) -> None:
-        """Hold so much less."""
-        self._n_bytes -= n_bytes
-
-
-class Connection(asyncio.Protocol):
-    """Passes everything on to aiohttp; once it is a WebSocket, counts what is no message yet."""
-
-    def __init__(self, client: web.RequestHandler, room: Room) -> None:
-        """A connection of aiohttp's client."""
-        self.client, self._room = client, room
-        self._n_bytes = 0
-        self._refuse: Callable[[CapacityError], None] | None = None
-        self.is_refused = self.is_cut = False
-        """Refused: what its client sends is thrown away. Cut: its client ended within a body."""
-
-    @contextlib.contextmanager
-    def counted(self, refuse: Callable[[CapacityError], None]) -> Iterator[None]:
-        """Count for as long as the block runs.
-
-        Args:
-            refuse: tells the client that there was no room; what it sends then is thrown away.
-        """
-        self._refuse = refuse
-        try:
-            yield
-        finally:
-            self._refuse = None
-            self._forget(self._n_bytes)
-
-    @contextlib.contextmanager
-    def worked_on(self) -> Iterator[None]:
-        """What has arrived until now has become a message, and is needed until the block ends."""
-        n_bytes = self._n_bytes
-        try:
-            yield
-        finally:
-            self._forget(n_bytes)
-
-    def answered(self, control: bytes) -> None:
-        """A ping or pong was part of what has arrived, perhaps in the middle of a message."""
-        self._forget(min(self._n_bytes, CONTROL_BYTES + len(control)))
-
-    def data_received(self, data: bytes) -> None:
-        """Count, then pass on."""
-        if self.is_refused:
+        if n_bytes <= 0:
             return
-        if self._refuse is not None:
-            try:
-                self._room.take("message", self._beyond(len(data)))
-            except CapacityError as error:
-                self.is_refused = True
-                self._refuse(error)
-                return
-            self._n_bytes += len(data)
-        self.client.data_received(data)
+        problem = f"of {n_bytes} more bytes: "
+        if self._n_bytes + n_bytes > self._max_bytes:
+            problem += f"{self._n_bytes} {self._state} already"
+        elif self._shares[user] + n_bytes > self._max_share_bytes:
+            problem += f"{self._shares[user]} of {user} {self._state} already"
+        else:
+            return
+        raise CapacityError(thing, problem, "send it again later")
 
-    def _forget(self, n_bytes: int) -> None:
-        self._room.give(-self._beyond(-n_bytes))
-        self._n_bytes -= n_bytes
+    def take(self, thing: str, n_bytes: int, user: str = "") -> None:
+        """Hold some more.
 
-    def _beyond(self, n_more: int) -> int:
-        """What so many more bytes add to what is counted."""
-        after = max(0, self._n_bytes + n_more - FREE_BYTES)
-        return after - max(0, self._n_bytes - FREE_BYTES)
-
-    def eof_received(self) -> bool:
-        """It sends no more, and has its answers yet to come.
-
-        Returns:
-            Whether the connection stays open.
+        Raises:
+            CapacityError: as `check`.
         """
-        self.client.eof_received()
-        loop = asyncio.get_running_loop()
-        return self._is_waited_for(loop, loop.time(), PROBE_S)
+        self.check(thing, n_bytes, user)
+        self._n_bytes += n_bytes
+        self._shares[user] += n_bytes
+        if not self._shares[user]:
+            del self._shares[user]
 
-    def _is_waited_for(
-        self, loop: asyncio.AbstractEventLoop, ended_s: float, probe_s: float
-    ) -> bool:
-        """Whether its client still waits for answers; if so, look again soon.
-
-        Args:
-            ended_s: when it stopped sending, on the loop's clock.
-            probe_s: so long after that it is probed next.
-        """
-        client, transport = self.client, self.client.transport
-        if transport is None or self._refuse is not None:  # a WebSocket's end is a message
-            return False
-        # As aiohttp asks itself before it closes an idle connection; a request that waits in its
-        # queue, or whose answer is being written, has no public sign.
-        if client._waiter is not None and not client._waiter.done():
-            return False
-        connection = transport.get_extra_info("socket")
-        looked = select.poll()
-        looked.register(connection.fileno(), 0)
-        if looked.poll(0):  # both ways are shut, or the connection was reset
-            return False
-        request = client._current_request
-        if request is not None and not request.content.is_eof():
-            self.is_cut = True
-            request.content.feed_eof()
-        if connection.family != socket.AF_UNIX and loop.time() - ended_s >= probe_s:
-            probe_s *= 2
-            transport.write(b"" if request is None else _probe(request))
-        loop.call_later(LOOK_S, self._look, loop, ended_s, probe_s)
-        return True
-
-    def _look(self, loop: asyncio.AbstractEventLoop, ended_s: float, probe_s: float) -> None:
-        transport = self.client.transport
-        if not self._is_waited_for(loop, ended_s, probe_s) and transport is not None:
-            transport.close()
-
-    # As they are.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody is there."""
-        self.client.connection_made(transport)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Nobody is."""
-        self.client.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """It reads slowly."""
-        self.client.pause_writing()
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        self.client.resume_writing()
+    def give(self, n_bytes: int, user: str = "") -> None:
+        """Hold so much less."""
+        self.take("", -n_bytes, user)
 
 
-def _probe(request: web.BaseRequest) -> bytes:
-    """What tells a client, at this place of its answer, that its request is worked on."""
-    is_new = request.version >= (1, 1)
-    if not request.writer.output_size:
-        return CONTINUE if is_new else b""
-    # Only a stream of events begins before its handler ends; HTTP/1.1 sends it in chunks.
-    return b"%x\r\n%b\r\n" % (len(ALIVE), ALIVE) if is_new else ALIVE
-
-
-def connection_of(request: web.Request) -> Connection:
-    """The connection of a request."""
-    transport = request.transport
-    if not isinstance(transport, asyncio.Transport):
-        raise ConnectionResetError("the client has gone")
-    connection = transport.get_protocol()
-    assert isinstance(connection, Connection)  # the door lets nobody else in
-    return connection
+def beyond(n_bytes: int) -> int:
+    """What is counted of so many bytes of one body or message."""
+    return max(0, n_bytes - FREE_BYTES)

@@ -7,6 +7,9 @@ is served, and no web page: a browser would connect to it for anybody.
 from __future__ import annotations
 
 import hmac
+import logging
+import os
+import re
 import socket
 from pathlib import Path
 
@@ -18,7 +21,13 @@ from edge.errors import AccessError, ConfigurationError, SocketError
 from edge.serve.access import Role
 
 MIN_TOKEN_LENGTH = 16
-_BACKLOG = 16
+_BACKLOG = 128
+_MAX_TOKEN_CHARACTERS = 4096
+_HOST = re.compile(r"(\[[0-9a-f:]+\]|[^:\[\]]+)(:[0-9]*)?", re.IGNORECASE)
+_NO_PAGE = ("none", "same-origin")
+"""What a browser says in Sec-Fetch-Site where no other page has sent it."""
+
+log = logging.getLogger(__name__)
 
 
 def bind(address: str) -> socket.socket:
@@ -31,6 +40,15 @@ def bind(address: str) -> socket.socket:
     """
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    if host not in LOOPBACK:
+        log.warning(
+            "socket=%s event=not_encrypted problem=%s remedy=%s",
+            *(
+                address,
+                "whoever sees the traffic reads token and answers",
+                "a tunnel, such as ssh -L",
+            ),
+        )
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,16 +64,23 @@ def read_token(limits: config.Socket) -> str | None:
     """The secret of TCP clients, None where none is configured.
 
     Raises:
-        ConfigurationError: its file cannot be read, or it is too short to be one.
+        ConfigurationError: its file cannot be read, or others can, or it is too short to be one.
     """
     if limits.token_file is None:
         return None
+    path = Path(limits.token_file)
     try:
-        token = Path(limits.token_file).read_text(encoding="ascii").strip()
+        with path.open(encoding="ascii") as file:
+            others = os.fstat(file.fileno()).st_mode & 0o077
+            token = file.read(_MAX_TOKEN_CHARACTERS).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            limits.token_file, f"cannot be read ({error})", "write a token into it, mode 0600"
+            path, f"cannot be read ({error})", "write a token into it, mode 0600"
         ) from error
+    if others:
+        raise ConfigurationError(
+            path, "is open to more than its owner", f"chmod 600 {path}, and write another token"
+        )
     if len(token) < MIN_TOKEN_LENGTH:
         raise ConfigurationError(
             limits.token_file,
@@ -76,7 +101,10 @@ def tcp_role(request: web.Request, token: str | None) -> Role:
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise AccessError("token", "is wrong or missing", "send it as the API key")
         return "operator"
-    host = request.host.rpartition(":")[0] or request.host
-    if "Origin" in request.headers or host not in LOOPBACK:
+    named = _HOST.fullmatch(request.headers.get("Host", ""))
+    is_here = named is not None and named[1].lower() in LOOPBACK
+    is_page = "Origin" in request.headers
+    is_page |= request.headers.get("Sec-Fetch-Site", "none") not in _NO_PAGE
+    if is_page or not is_here:
         raise AccessError("client", "is a web page", "set socket.token_file to let it in")
     return "operator"

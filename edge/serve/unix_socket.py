@@ -14,6 +14,8 @@ from edge.errors import SocketError
 
 log = logging.getLogger(__name__)
 
+MODE = 0o666
+"""As in edge.socket: the door asks the kernel who comes, and lets in whom [access] names."""
 MAX_PATH_BYTES = 107
 """sockaddr_un holds 108 bytes, the last of which is the terminating zero."""
 _BACKLOG = 128
@@ -34,7 +36,7 @@ class Listener(socket.socket):
 
 
 def bind(path: Path) -> Listener:
-    """Make a listening Unix stream socket that its owner and group may use (mode 0660).
+    """Make a listening Unix stream socket that everybody may reach: roles decide who is let in.
 
     A socket file that a dead process left is replaced.
 
@@ -95,7 +97,7 @@ def _listen(path: Path) -> Listener:
     try:
         sock.bind(os.fspath(path))
         # Until it listens nobody can connect, so there is no moment with a wider mode.
-        os.chmod(path, 0o660)
+        os.chmod(path, MODE)
         sock.listen(_BACKLOG)
         made = os.lstat(path)
     except OSError as error:

@@ -12,11 +12,11 @@ from aiohttp import web
 
 from edge.config import Config
 from edge.errors import ProtocolError
+from edge.serve.connection import ALIVE
 from edge.serve.door import drop
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.replies import NotFoundError, json_reply, open_stream, send
-from edge.serve.room import ALIVE
 from edge.serve.schema import AnyServerEvent
 from edge.serve.session_events import TOPICS, told_event
 from edge.serve.trigger_events import EdgeTriggerCreated

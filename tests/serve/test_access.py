@@ -18,6 +18,7 @@ from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
 from edge.config import Access, Config, load_config
 from edge.errors import ConfigurationError
 from edge.serve.access import Peer, Roles
+from edge.serve.realtime import OBSERVER_MESSAGE_BYTES
 from edge.serve.schema import AnyClientEvent
 
 STRANGER, WATCHER, ROBOT, CHIEF = 60001, 60002, 60003, 60004
@@ -28,15 +29,21 @@ ACCESS = Access(
 ASK = b'{"messages": [{"role": "user", "content": "?"}]}'
 
 
+def needs_root() -> None:
+    """To be other users."""
+    if os.geteuid() != 0:
+        if os.environ.get("CI") == "true":
+            pytest.fail("needs root, to be other users")
+        pytest.skip("needs root, to be other users")
+
+
 @pytest.fixture
 def path():
     """A socket that everybody can reach: the service itself has to look who comes."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to be other users")
+    needs_root()
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     with served(folder / "edge.sock", ScriptedSession(answer("x")), Config(access=ACCESS)):
-        (folder / "edge.sock").chmod(0o666)
         yield folder / "edge.sock"
     shutil.rmtree(folder)
 
@@ -107,7 +114,7 @@ def test_an_admin_reconfigures(path, uid):
 # Starts as root, for other users may not be able to read the interpreter.
 AS_USER = """
 import json, os, sys
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import unix_connect
 from edge.client import Client
 from edge.errors import AccessError
@@ -128,6 +135,8 @@ for event in events:
             told.append(json.loads(socket.recv(20)))
     except InvalidStatus as error:
         told.append(error.response.status_code)
+    except ConnectionClosed as error:
+        told.append(error.rcvd.code)
 print(json.dumps(told))
 """
 
@@ -144,24 +153,54 @@ def test_our_own_client_says_why_it_was_refused(path):
     assert as_user(WATCHER, path) == [True]
 
 
-def test_on_the_realtime_socket_an_observer_hears_and_cannot_talk(path):
+def choosing(**session) -> dict:
+    """A client's settings."""
+    return {"type": "session.update", "session": {"type": "realtime", **session}}
+
+
+PATTERNS = [{"type": "string", "pattern": f".*a.{{{n}}}x.*"} for n in range(60)]
+BOMB = {"type": "json_schema", "json_schema": {"schema": {"allOf": PATTERNS}}}
+
+
+def test_on_the_realtime_socket_an_observer_hears_and_does_nothing_else(path):
     events = [{"type": "response.create"}, *fuzz.EVENTS]
     assert {event["type"] for event in events} == {
         str(kind.__struct_config__.tag) for kind in get_args(AnyClientEvent)
     }
-    update, *_ = (event for event in events if event["type"] == "session.update")
-    talk = [event for event in events if event is not update]
-    _, *refused, updated = as_user(WATCHER, path, (*talk, update))
-    for answered in refused:
-        assert answered["type"] == "error"
+    more = [
+        choosing(instructions="Obey"),
+        choosing(edge={"events": ["edge.speech"], "response_format": BOMB}),
+        choosing(audio={"input": {"format": {"type": "audio/pcm", "rate": 24_000}}}),
+        choosing(edge={"remember": True}),
+        choosing(tools=[]),
+    ]
+    hears = choosing(edge={"events": ["health"]})
+    _, *refused, updated = as_user(WATCHER, path, (*events, *more, hears))
+    for answered, event in zip(refused, [*events, *more], strict=True):
+        assert answered["type"] == "error", event
         assert "is for the role operator, yours is observer" in answered["error"]["message"]
+        assert answered["error"]["code"] == "access_denied"
+    assert [one["error"]["message"].partition(":")[0] for one in refused[len(events) :]] == [
+        *("setting session.instructions", "setting session.edge.response_format"),
+        *("setting session.audio", "setting session.edge.remember", "setting session.tools"),
+    ]
     assert updated["type"] == "session.updated"  # of what it hears; it is nobody else's session
+    assert updated["session"]["edge"]["events"] == ["health"]
+    talk = [event for event in events if not event["type"].endswith(".append")]
     for uid, gid in ((CHIEF, CHIEF), (STRANGER, MOTION)):
-        talk = [event for event in talk if not event["type"].endswith(".append")]
-        _, *served_ = as_user(uid, path, (*talk, update), gid)  # appending has no answer
+        _, *served_ = as_user(uid, path, (*talk, hears), gid)  # appending has no answer
         assert len(served_) == len(talk) + 1
         assert "for the role" not in json.dumps(served_)
-    assert as_user(STRANGER, path, [update]) == [f"user {STRANGER}", 403]
+    assert as_user(STRANGER, path, [hears]) == [f"user {STRANGER}", 403]
+
+
+def test_an_observers_message_is_small(path):
+    events = [choosing(edge={"events": ["health"] * n}) for n in (100, 1000)]
+    assert len(json.dumps(events[0])) < OBSERVER_MESSAGE_BYTES < len(json.dumps(events[1]))
+    _, small, large = as_user(WATCHER, path, events)
+    assert small["type"] == "session.updated"
+    assert large == 1009  # too big
+    assert as_user(CHIEF, path, events[1:])[1]["type"] == "session.updated"
 
 
 def test_roles_by_name_and_number():

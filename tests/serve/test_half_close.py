@@ -15,7 +15,7 @@ from serve.test_limits import connected, metric, until_closed
 from serve.test_room import talking
 
 from edge.serve import tcp
-from edge.serve.room import ALIVE, CONTINUE
+from edge.serve.connection import ALIVE, CONTINUE
 from edge.session.turn import TextDelta
 
 ASK = {"messages": [{"role": "user", "content": "?"}]}

@@ -88,6 +88,25 @@ def test_an_agent_is_told_what_it_watches_for(tmp_path):
     assert met["evidence"][0]["frame_ids"] == [3, 4]
 
 
+def test_an_agent_does_not_watch_for_ever(tmp_path):
+    path, session = tmp_path / "edge.sock", ScriptedSession(answer("x"))
+    times_s = (0, -1, 3601, 1e400, "inf", "nan")
+
+    async def script(client):
+        (schema,) = [t.input_schema for t in (await client.list_tools()).tools if t.name == "watch"]
+        assert schema["properties"]["timeout_s"]["maximum"] == 3600
+        return [
+            await client.call_tool("watch", {"condition": "Is it?", "timeout_s": time_s})
+            for time_s in times_s
+        ]
+
+    with served(path, session):
+        for result in use(path, script):
+            assert result.is_error
+            assert "timeout_s" in result.content[0].text
+        assert unwatched(session)
+
+
 def test_a_refusal_is_a_tools_error_and_the_server_lives_on(tmp_path):
     path = tmp_path / "edge.sock"
 

@@ -8,21 +8,15 @@ import socket
 
 import pytest
 from serve.scripted import TIMEOUT_S, ScriptedSession, answer, served
-from serve.test_limits import connected, until_closed
+from serve.test_limits import HANDSHAKE, connected, until_closed
 from serve.test_realtime import data_url, png
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import unix_connect
 
 from edge.errors import CapacityError
-from edge.serve.limits import MAX_READING_BYTES
+from edge.serve.limits import MAX_SHARE_BYTES
 from edge.serve.realtime import MAX_MESSAGE_BYTES
 from edge.serve.room import FREE_BYTES, Room
-
-HANDSHAKE = (
-    b"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 
 
 @pytest.fixture
@@ -43,7 +37,7 @@ def talking(path) -> socket.socket:
 def test_messages_that_arrive_together_are_bounded_together(path):
     """Each sends all of a large message but its end; a neighbour's small ones pass all the time."""
     n_bytes = MAX_MESSAGE_BYTES - 1
-    n = MAX_READING_BYTES // (n_bytes - FREE_BYTES)
+    n = MAX_SHARE_BYTES // (n_bytes - FREE_BYTES)
     head = b"\x81\xff" + n_bytes.to_bytes(8, "big") + bytes(4)
     clear = '{"type": "input_audio_buffer.clear"}'
     with served(path, ScriptedSession(answer("x"))), contextlib.ExitStack() as stack:
@@ -140,6 +134,19 @@ def test_pictures_of_all_conversations_are_bounded_together(path, monkeypatch):
             assert not shows(first)
         # The second goes, and its room comes back once the service has noticed.
         assert any(shows(first) for _ in range(1000))
+
+
+def test_a_user_has_a_share_of_the_room():
+    room = Room(10, max_share_bytes=6)
+    room.take("message", 6, "a")
+    with pytest.raises(CapacityError, match="of 1 more bytes: 6 of a are arriving already"):
+        room.check("message", 1, "a")
+    room.take("message", 4, "b")
+    with pytest.raises(CapacityError, match="of 1 more bytes: 10 are arriving already"):
+        room.take("message", 1, "b")
+    room.give(6, "a")
+    room.take("message", 2, "b")
+    room.check("message", 4, "a")
 
 
 def test_room_that_is_given_back_can_be_taken_again():

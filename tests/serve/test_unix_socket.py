@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -23,10 +25,13 @@ def connects(path) -> bool:
         return client.connect_ex(str(path)) == 0
 
 
-def test_owner_and_group_may_connect(tmp_path):
+def test_everybody_may_connect_as_with_the_shipped_unit(tmp_path):
+    """Roles say who is let in; see tests/service/test_roles.py."""
     path = tmp_path / "edge.sock"
+    unit = (Path(__file__).parents[2] / "jetson" / "edge.socket").read_text()
+    (shipped,) = re.findall("^SocketMode=(.*)", unit, re.MULTILINE)
     with bind(path) as sock:
-        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert stat.S_IMODE(path.stat().st_mode) == int(shipped, 8) == 0o666
         assert connects(path)
         release(path, sock)
         assert not path.exists()

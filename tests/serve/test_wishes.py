@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import socket
 import wave
 from dataclasses import replace
 
@@ -255,6 +256,7 @@ def test_a_tcp_client_shows_its_token(path, tmp_path):
     token = "0123456789abcdef"
     file = tmp_path / "token"
     file.write_text(f"{token}\n")
+    file.chmod(0o600)
     with served_over_tcp(path, file) as url:
         with openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0) as client:
             assert client.models.list().data[0].id == MODEL
@@ -267,8 +269,59 @@ def test_a_tcp_client_shows_its_token(path, tmp_path):
             assert client.get("/v1/models").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),  # another port of this machine
+        ({"Sec-Fetch-Site": "none"}, 200),  # a person has typed the address
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Host": "[::1]"}, 200),
+        ({"Host": "[::1]:8321"}, 200),
+        ({"Host": "LocalHost:8321"}, 200),
+        ({"Host": "127.0.0.1"}, 200),
+        ({"Host": "[::1].evil.example"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "evil.example:127.0.0.1"}, 403),
+        ({"Host": "[::2]"}, 403),
+        ({"Host": ""}, 403),
+    ],
+    ids=str,
+)
+def test_who_is_a_page_and_who_is_not(path, headers, status):
+    with served_over_tcp(path) as url, httpx2.Client(base_url=url) as client:
+        assert client.get("/healthz", headers=headers).status_code == status
+
+
+def test_a_client_that_names_no_host_is_not_looked_up(path, monkeypatch):
+    """Without one, aiohttp's request.host asks the machine's resolver, in the event loop."""
+    monkeypatch.setattr("socket.getfqdn", lambda *_: pytest.fail("was looked up"))
+    with served_over_tcp(path) as url, socket.create_connection(url[7:].split(":")) as client:
+        client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.0 403")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o666])
+def test_a_token_that_others_know_is_none(tmp_path, mode):
+    file = tmp_path / "token"
+    file.write_text("0123456789abcdef")
+    file.chmod(mode)
+    with pytest.raises(ConfigurationError, match=f"is open to more.*chmod 600 {file}"):
+        tcp.read_token(Socket(token_file=str(file)))
+    for mode_of_owner in (0o600, 0o400):
+        file.chmod(mode_of_owner)
+        assert tcp.read_token(Socket(token_file=str(file))) == "0123456789abcdef"
+
+
+@pytest.mark.parametrize(("address", "n_warnings"), [("0.0.0.0:0", 1), ("127.0.0.1:0", 0)])
+def test_a_token_that_travels_in_clear_is_warned_of(caplog, address, n_warnings):
+    tcp.bind(address).close()
+    assert caplog.text.count("event=not_encrypted") == n_warnings
+
+
 def test_a_token_must_be_one(tmp_path):
     file = tmp_path / "token"
+    file.touch(mode=0o600)
     for content in (None, "short", "ä" * 20):
         if content is not None:
             file.write_text(content, encoding="latin-1")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
 
 import pytest
 
-from edge import notify
+from edge import notify, pulse
 from edge.errors import SocketError
 from edge.notify import Notifier, given_socket
 
@@ -51,6 +53,52 @@ def test_life_is_told_four_times_a_watchdog(supervisor, monkeypatch):
     supervisor.setblocking(False)
     with pytest.raises(BlockingIOError):
         supervisor.recv(99)
+
+
+def test_life_is_not_told_while_the_event_loop_owes_an_answer(supervisor, monkeypatch, caplog):
+    now_s = [100.0]
+    monkeypatch.setattr(notify.time, "monotonic", lambda: now_s[0])
+    notifier = Notifier(supervisor.getsockname(), watchdog_s=4.0)
+    for now_s[0], owed_s in ((100.0, 1.9), (101.0, 2.1), (101.5, 2.6), (102.0, 3.1), (102.1, 0.0)):
+        notifier.alive(lambda: f"at {now_s[0]}", owed_s)
+    assert [supervisor.recv(99).decode() for _ in range(4)] == [
+        "WATCHDOG=1\nSTATUS=at 100.0",
+        "STATUS=the socket has not answered for 2 s",
+        "STATUS=the socket has not answered for 3 s",
+        "WATCHDOG=1\nSTATUS=at 102.1",  # at once
+    ]
+    assert caplog.text.count("event=socket_hangs") == 2
+
+
+def test_without_a_watchdog_a_socket_that_hangs_is_no_news(supervisor):
+    Notifier(supervisor.getsockname()).alive(lambda: "well", 100.0)
+    assert supervisor.recv(99) == b"WATCHDOG=1\nSTATUS=well"
+
+
+def test_the_pulse_of_both_threads(monkeypatch):
+    now_s = [100.0]
+    monkeypatch.setattr(pulse.time, "monotonic", lambda: now_s[0])
+    both = pulse.Pulse()
+    both.beat()  # nobody is asked
+    assert both.owed_s == 0.0
+    with contextlib.closing(asyncio.new_event_loop()) as events:
+        both.watch(events)
+
+        def turn() -> None:
+            events.run_until_complete(asyncio.sleep(0))
+
+        for now_s[0] in (101.0, 102.0):
+            both.beat()
+            turn()
+            assert both.owed_s == 0.0
+        for now_s[0] in (103.0, 104.0, 107.0):
+            both.beat()  # it does not come on
+        assert both.owed_s == 4.0
+        assert both.silent_s() == {"loop": 0.0, "socket": 5.0}
+        now_s[0] = 109.0
+        turn()
+        assert both.owed_s == 0.0
+        assert both.silent_s() == {"loop": 2.0, "socket": 0.0}
 
 
 def test_a_supervisor_that_has_gone_is_only_logged(tmp_path, caplog):

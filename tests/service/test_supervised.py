@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import signal
+import socket
 import sys
 import threading
 import time
@@ -119,6 +121,31 @@ def test_a_hanging_engine_is_noticed_and_the_next_start_answers(supervised, tmp_
     supervisor.start()
     assert waiting.done().usage["completion_tokens"] == 4
     print(f"aborted and answering again within {waiting.ended_s - aborted_s:.2f} s")
+    assert supervisor.stop()[0] == 0
+
+
+def test_a_socket_that_hangs_is_noticed_though_the_robot_perceives_on(supervised, tmp_path):
+    """The loop's thread comes on all the time: its own progress is not what is missing."""
+    wedge = tmp_path / "wedge"
+    supervisor = supervised(watchdog_s=4.0, wedge=wedge)
+    supervisor.start()
+    supervisor.wait_for("WATCHDOG=1")
+    silent_s = Client(supervisor.path, TIMEOUT_S).health()["silent_s"]
+    assert 0.0 <= silent_s["socket"] < 4.0
+    assert 0.0 <= silent_s["loop"] < 4.0
+    wedge.with_suffix(".socket").touch()
+    with contextlib.closing(http.client.HTTPConnection("edge")) as hanging:
+        hanging.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        hanging.sock.connect(str(supervisor.path))
+        hanging.request("GET", "/readyz")
+        wedged_s = time.monotonic()
+        supervisor.watch()
+    print(f"aborted {time.monotonic() - wedged_s:.2f} s after the socket hung")
+    assert supervisor.process.returncode == -signal.SIGABRT
+    assert any("the socket has not answered for" in status for status in statuses(supervisor))
+    waiting = Asking(supervisor.path, 2)  # while nobody serves
+    supervisor.start()
+    assert waiting.done().usage["completion_tokens"] == 2
     assert supervisor.stop()[0] == 0
 
 
