@@ -30,6 +30,8 @@ MISSING = "missing_required_parameter"
 """OpenAI's code for it."""
 HEADER = "X-Edge-Ignored"
 """Of a reply: the fields that had no effect."""
+POLICY = "x-edge-policy"
+"""In a JSON Schema: what becomes of a field that is not honoured."""
 MAX_TOLD = 16
 """Of them are named to a client; and so long is a name at most, times four."""
 MAX_LOGGED = 256
@@ -57,7 +59,7 @@ def ignored(why: str) -> Meta:
     Args:
         why: it cannot, as a sentence for docs/fields.md.
     """
-    return Meta(description=why, extra={"policy": "ignored"})
+    return Meta(description=why, extra_json_schema={POLICY: "ignored"}, extra={"policy": "ignored"})
 
 
 def unless(*neutral: object, why: str) -> Meta:
@@ -69,7 +71,9 @@ def unless(*neutral: object, why: str) -> Meta:
     """
     # As JSON: equal annotations are one to typing, and False equals 0.
     return Meta(
-        description=why, extra={"policy": "refused", "neutral": [*map(json.dumps, neutral)]}
+        description=why,
+        extra_json_schema={POLICY: "refused", "enum": [None, *neutral]},
+        extra={"policy": "refused", "neutral": [*map(json.dumps, neutral)]},
     )
 
 
