@@ -293,9 +293,11 @@ class Attacker:
                         self._ask(sock, epoch, waiting)
             except (OSError, ClosedError) as error:
                 if phase == "attack":
-                    self._note("-", f"closed ({type(error).__name__})")
-                    if isinstance(error, TimeoutError) and waiting:
-                        self._fail(*waiting[0], f"was not answered in {REPLY_S:g} s")
+                    self._note(waiting[0][0].kind if waiting else "-", "closed")
+                    is_late = isinstance(error, TimeoutError)
+                    why = f"not answered in {REPLY_S:g} s" if is_late else "closed without a word"
+                    if waiting:
+                        self._fail(*waiting[0], why)
                     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
                         self._say({"gone": [[m.kind, d.decode("latin-1")] for m, d in waiting]})
                         return

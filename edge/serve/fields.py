@@ -109,8 +109,8 @@ def decoded(body: bytes) -> object:
 def settle(value: object, kind: type[T]) -> tuple[T, list[str]]:
     """`read` of what JSON says."""
     try:
-        unheard = [*dict.fromkeys(_unheard(value, _described(kind), ""))]
-        return msgspec.convert(value, kind), unheard
+        read = msgspec.convert(value, kind)  # first: a crowd of wrong items is refused at once
+        return read, [*dict.fromkeys(_unheard(value, _described(kind), ""))]
     except msgspec.ValidationError as error:
         raise _wrong_field(error, kind) from error
     except RecursionError:
@@ -141,7 +141,7 @@ def _unheard(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
     elif isinstance(value, list):
         lists = [one for one in _kinds(kind) if isinstance(one, inspect.ListType)]
         for k, item in enumerate(value):
-            for one in lists:
+            for one in lists if isinstance(item, dict | list) else ():
                 yield from _unheard(item, one.item_type, f"{path}[{k}]")
     elif isinstance(value, dict) and (struct := _struct_of(value, kind)) is not None:
         known = {field.encode_name: field.type for field in struct.fields}
@@ -166,6 +166,8 @@ def _unheard(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
 
 def _kinds(kind: inspect.Type) -> list[inspect.Type]:
     """The types of a union, without what is said about them."""
+    if isinstance(kind, inspect.StructType):
+        return [kind]
     if isinstance(kind, inspect.Metadata):
         return _kinds(kind.type)
     if isinstance(kind, inspect.UnionType):
