@@ -44,8 +44,6 @@ API_VERSION = "1"
 """Of the interface, not of the program."""
 SCHEMA = "#/components/schemas/{name}"
 EVENTS = "text/event-stream"
-ITEM = "x-item-schema"
-"""Of a stream's events: what `itemSchema` is in OpenAPI 3.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +357,7 @@ def describe() -> Json:
         AnyClientEvent: {"$ref": SCHEMA.format(name="ClientEvent")},
         AnyServerEvent: {"$ref": SCHEMA.format(name="ServerEvent")},
     }
-    _let_items_go_without_types(components, of_kind[ResponsesBody])
+    _let_types_be_left_out(components, of_kind[ResponsesBody])
     paths: dict[str, Json] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, of_kind)
@@ -478,9 +476,21 @@ def _reply(reply: Reply, operation: Operation, of_kind: dict[Any, Json]) -> Json
     if reply.kind is not None:
         content["application/json"] = {"schema": of_kind[reply.kind]}
     if reply.streams is not None:
-        says = "Server-sent events; the data of each is JSON."
-        schema = {"type": "string", "description": says}
-        content[EVENTS] = {"schema": schema, ITEM: of_kind[reply.streams]}
+        # Each event as an object, as OpenAPI 3.2 has it in `itemSchema`.
+        data = {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": of_kind[reply.streams],
+        }
+        event = {"type": "string", "description": "Its name, if it has one."}
+        content[EVENTS] = {
+            "schema": {
+                "type": "object",
+                "description": "Of server-sent events each one; its data is JSON, or `[DONE]`.",
+                "properties": {"data": data, "event": event},
+                "required": ["data"],
+            }
+        }
     if reply.text:
         content[reply.text] = {"schema": {"type": "string"}}
     if content:
@@ -506,7 +516,7 @@ def _error(status: int, of_kind: dict[Any, Json]) -> Json:
     return told
 
 
-def _let_items_go_without_types(components: dict[str, Json], body: Json) -> None:
+def _let_types_be_left_out(components: dict[str, Json], body: Json) -> None:
     """As `responses` reads them: what has a role is a message, what has none a reference."""
     items = components[body["$ref"].rpartition("/")[2]]["properties"]["input"]
     (listed,) = (one for one in items["anyOf"] if one.get("type") == "array")
@@ -516,3 +526,5 @@ def _let_items_go_without_types(components: dict[str, Json], body: Json) -> None
         item["required"].remove("type")
         item["properties"]["type"] = {"enum": [name, None]}
     del listed["items"]["discriminator"]
+    # Where there is one kind only, nobody needs to say which.
+    components["ResponsesFunctionTool"]["required"].remove("type")
