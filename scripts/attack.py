@@ -311,10 +311,11 @@ class Attacker:
             self.outcomes[f"{kind} {outcome}"] += n
 
     def _batch(self, corpus: list[hostile.Hostile]) -> list[tuple[hostile.Hostile, bytes]]:
-        self._pace.wait(PIPELINED)
-        chosen = self._rng.choices(corpus, k=PIPELINED)
+        n = 1 if self._role == "tcp" else PIPELINED  # its connection ends with its refusal
+        self._pace.wait(n)
+        chosen = self._rng.choices(corpus, k=n)
         with self._lock:
-            self._n_sent += PIPELINED
+            self._n_sent += n
             for one in chosen:
                 self.sent[one.kind] += 1
             number = self._n_sent
@@ -332,7 +333,7 @@ class Attacker:
         waiting: deque[tuple[hostile.Hostile, bytes]],
     ) -> None:
         """Requests over HTTP, pipelined."""
-        replies = Replies(sock)
+        replies, status = Replies(sock), 0
         while epoch == self._epoch:
             waiting.extend(self._batch(self._corpora[0]))
             sender = threading.Thread(target=_send, args=(sock, [data for _, data in waiting]))
@@ -352,6 +353,13 @@ class Attacker:
                         self._note(message.kind, "closed after it", len(waiting))
                         waiting.clear()
                         return
+            except ClosedError:
+                if status < 400:
+                    raise
+                # It does not read on behind a request that it has refused, and may say no more.
+                self._note(waiting[0][0].kind, "closed after a refusal", len(waiting))
+                waiting.clear()
+                return
             finally:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
@@ -384,7 +392,7 @@ class Attacker:
                     if opcode == 8:
                         code = int.from_bytes(body[:2], "big")
                         self._note("-", f"closed with {code}")
-                        if code not in (1000, 1001, 1009, 1013):
+                        if code not in (1000, 1001, 1008, 1009, 1013):
                             self._fail(*waiting[0], f"closed with {code}")
                         return
                     if opcode != 1:

@@ -320,7 +320,7 @@ _ERRORS: dict[int, str] = {
     500: "This request failed within the service, which goes on.",
     503: "There is no room for it now: try again after `Retry-After` seconds.",
 }
-_ALWAYS, _OF_BODIES = (400, 403, 503), (408, 413, 415)
+_ALWAYS, _OF_BODIES = (400, 403, 415, 503), (408, 413)
 _INFO = {
     "title": "Omni Edge",
     "version": API_VERSION,

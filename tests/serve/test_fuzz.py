@@ -25,6 +25,7 @@ from serve.scripted import MODEL, TIMEOUT_S, ScriptedSession, answer, served
 from websockets.sync.client import unix_connect
 
 from edge.client import Client
+from edge.serve import realtime
 
 N_MESSAGES = 2000
 
@@ -253,3 +254,43 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+
+
+N_PIPELINED = 100
+
+
+@pytest.mark.parametrize("kind", ["requests", "events"])
+def test_who_sends_much_at_once_leaves_others_their_turns(tmp_path, monkeypatch, kind):
+    """Between two of its messages the event loop comes round, whatever is there already."""
+    n_begun, n_when_others = 0, []
+
+    def begin():
+        nonlocal n_begun
+        n_begun += 1
+        if n_begun == 1:
+            asyncio.get_running_loop().call_soon(lambda: n_when_others.append(n_begun))
+
+    async def take(self, message):
+        begin()
+
+    monkeypatch.setattr(realtime.Client, "take", take)
+    session = ScriptedSession(answer("red"))
+    status = session.status
+    session.status = lambda: (begin(), status())[1]
+    with (
+        served(tmp_path / "edge.sock", session),
+        connected(tmp_path / "edge.sock") as (client, replies),
+    ):
+        if kind == "events":
+            client.sendall(fuzz.HANDSHAKE)
+            assert replies.reply()[0] == 101
+            n_begun = 0
+            client.sendall(fuzz.frame(1, b"{}") * N_PIPELINED + fuzz.frame(8, b"\x03\xe8"))
+            while replies.message()[0] != 8:
+                pass
+        else:
+            client.sendall(b"GET /readyz HTTP/1.1\r\nHost: e\r\n\r\n" * N_PIPELINED)
+            for _ in range(N_PIPELINED):
+                assert replies.reply()[0] == 200
+    assert n_begun >= N_PIPELINED
+    assert n_when_others[-1] <= 2
