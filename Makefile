@@ -33,7 +33,7 @@ help:
 	@echo "make mutants [PACKAGE='session serve'] [N=300] [SEED=1]  how many small faults the tests find"
 	@echo "make planted      which test finds each fault of tests/mutants/planted.toml"
 	@echo "make fuzz-media [N=1000] [SEED=1]  media files that are damaged in many ways"
-	@echo "make fuzz-api [N=50] [SEED=1]  what /openapi.json allows and forbids, by schemathesis (installs it)"
+	@echo "make fuzz-api [SECONDS=600] [SEED=1]  what /openapi.json allows and forbids, by schemathesis (installs it)"
 	@echo "make attack [N=1000000] [RATE=3000] [SEED=1]  hostile messages by four roles, beside a neighbour"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
@@ -191,7 +191,7 @@ $(VENV)/.openapi: locks/openapi.txt $(VENV)/.demo
 
 fuzz-api: $(VENV)/.openapi attacked
 	$(BIN)/python scripts/fuzz_api.py $(VENV)/openapi/bin $(ATTACKED) --n "$(or $(N),50)" \
-	    --seed "$(or $(SEED),1)"
+	    --seconds "$(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)" --seed "$(or $(SEED),1)"
 
 # As root each of the four roles is a user of its own.
 attack: attacked

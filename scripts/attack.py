@@ -338,6 +338,7 @@ class Attacker:
             waiting.extend(self._batch(self._corpora[0]))
             sender = threading.Thread(target=_send, args=(sock, [data for _, data in waiting]))
             sender.start()  # it may not read all before it has answered some
+            is_whole = False
             try:
                 while waiting:
                     message, data = waiting[0]
@@ -353,6 +354,7 @@ class Attacker:
                         self._note(message.kind, "closed after it", len(waiting))
                         waiting.clear()
                         return
+                is_whole = True
             except ClosedError:
                 if status < 400:
                     raise
@@ -361,8 +363,9 @@ class Attacker:
                 waiting.clear()
                 return
             finally:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                if not is_whole:  # it may be in the middle of a message
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
                 sender.join()
 
     def _talk(
@@ -400,11 +403,15 @@ class Attacker:
                     told = msgspec.json.decode(body, type=_Event)
                     if told.type != "error":
                         continue
-                    if told.error is None or told.error.code == "server_error":
-                        self._fail(*waiting[-1], f"said {body[:200]!r}")
+                    if told.error is None or (
+                        told.error.type == "server_error" and told.error.code is None
+                    ):
+                        for one in waiting:  # it does not say which
+                            self._fail(*one, "500 of one of them")
                     if mark.encode() in body:
                         break
                     self._note("event", "error")
+                self._note("event", "read", len(waiting))
                 waiting.clear()
             finally:
                 sender.join(REPLY_S)
@@ -677,6 +684,9 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[
                 running.send_signal(signal.SIGTERM)
                 ended = running.wait(timeout=60)
             log = (folder / "log").read_text(errors="replace")
+            if "Traceback" in log:
+                arguments.failures.mkdir(parents=True, exist_ok=True)
+                (arguments.failures / "log").write_text(log)
     return _judged(seen, crowd, watchdog, ended, log)
 
 
@@ -709,15 +719,25 @@ def _blocks(
                 told = crowd.tell("idle", {})
                 now_s = time.monotonic()
                 sent = {role: sum(told[role]["sent"].values()) for role in ROLES}
+                n_taken = sum(n_answered(told[role]["outcomes"]) for role in ROLES)
                 rates[phase].append({role: n / (now_s - block_s) for role, n in sent.items()})
                 if phase == "attack":
-                    n_sent += sum(sent.values())
-                    bar.update(sum(sent.values()))
+                    n_sent += n_taken
+                    bar.update(n_taken)
                     bar.set_postfix_str(f"{resident[-1][1]:.0f} MB")
                     for role in ROLES:
                         crowd.sent[role].update(told[role]["sent"])
                         crowd.outcomes[role].update(told[role]["outcomes"])
     return {"spans": spans, "rates": rates, "resident": resident, "n_sent": n_sent}
+
+
+def n_answered(outcomes: dict[str, int]) -> int:
+    """Of an attacker's messages those that were read to the end: what follows a refusal may not be.
+
+    Events are not answered one by one; the last of a batch says that all were read.
+    """
+    apart = ("closed", "event error")
+    return sum(n for name, n in outcomes.items() if not any(one in name for one in apart))
 
 
 def _judged(
@@ -743,6 +763,7 @@ def _judged(
         statuses[name.rpartition(" ")[2] if "closed" not in name else "closed"] += n
     report: dict[str, Any] = {
         "messages": seen["n_sent"],
+        "sent": sum(sum(sent.values()) for sent in crowd.sent.values()),
         "by_kind": dict(kinds.most_common()),
         "by_role": {role: sum(sent.values()) for role, sent in crowd.sent.items()},
         "per_s": {

@@ -5,7 +5,7 @@ model is named as it is served, so that requests come further than its name. End
 is not as described, or if what the description forbids is accepted.
 
 Usage:
-    python scripts/fuzz_api.py TOOLS BUNDLE FILM --n 50 --seed 1  # TOOLS: their environment's bin
+    python scripts/fuzz_api.py TOOLS BUNDLE FILM --seconds 600    # TOOLS: their environment's bin
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("film", type=Path)
     parser.add_argument("--n", type=int, default=50, help="examples of each operation")
+    parser.add_argument("--seconds", type=int, default=600, help="it takes about so long")
     parser.add_argument("--seed", type=int, default=1)
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edge-fuzz-api-") as name:
@@ -81,6 +82,7 @@ def main() -> None:
             fuzz += [ROOT / "tests/openapi/schemathesis.toml", "run", file]
             fuzz += ["--url", f"http://127.0.0.1:{port}", "--phases", PHASES, "--warnings", "off"]
             fuzz += ["--max-examples", str(words.n), "--seed", str(words.seed), "--no-color"]
+            fuzz += ["--max-time", str(words.seconds)]
             fuzz += ["--continue-on-failure", "--request-timeout", "20"]
             code = subprocess.run(fuzz, check=False, cwd=folder).returncode
         finally:
