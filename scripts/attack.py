@@ -865,6 +865,7 @@ def main() -> None:
     elif arguments.film is None:
         parser.error("give a bundle and a film")
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("attack: was told to stop"))
         report, wrong, failures = run(arguments)
         report |= {"seed": arguments.seed, "wrong": wrong}
         for name, value in () if arguments.json else report.items():
