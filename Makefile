@@ -10,11 +10,12 @@ PIP    := env -u DESTDIR $(BIN)/python -m pip install --quiet --disable-pip-vers
 LOCKED := $(PIP) --require-hashes --no-build-isolation
 
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
-test test-oracle test-sanitize test-latest fuzz coverage: export OPENBLAS_NUM_THREADS = 1
+test test-oracle test-sanitize test-latest fuzz fuzz-api attack coverage: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
-        test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-files
+        test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-files fuzz-api \
+        attack attacked
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,8 @@ help:
 	@echo "make planted      which test finds each fault of tests/mutants/planted.toml"
 	@echo "make fuzz-media [N=1000] [SEED=1]  media files that are damaged in many ways"
 	@echo "make fuzz-files [N=2000] [SEED=1]  wrong bundles, headers, tokenizers and checkpoints"
+	@echo "make fuzz-api [SECONDS=600] [SEED=1]  what /openapi.json allows and forbids, by schemathesis (installs it)"
+	@echo "make attack [N=1000000] [RATE=3000] [SEED=1]  hostile messages by four roles, beside a neighbour"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -177,6 +180,28 @@ fuzz-media: $(VENV)/.dev
 
 fuzz-files: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz_files.py --n "$(or $(N),2000)" --seed "$(or $(SEED),1)"
+
+ATTACKED := .cache/attack/bundle tests/assets/session/session.mp4
+attacked: $(VENV)/.dev
+	@rm -rf .cache/attack/bundle && mkdir -p .cache/attack
+	@$(BIN)/build-engine bundle tests/assets/tiny_omni .cache/attack/bundle --target cpu
+
+# What it wants of other packages is not what we lock, as with the clients.
+$(VENV)/.openapi: locks/openapi.txt $(VENV)/.demo
+	@echo "make: installs schemathesis into $(VENV)/openapi"
+	@$(PYTHON) -m venv --clear $(VENV)/openapi
+	@$(VENV)/openapi/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --require-hashes --only-binary :all: -r locks/openapi.txt
+	@touch $@
+
+fuzz-api: $(VENV)/.openapi attacked
+	$(BIN)/python scripts/fuzz_api.py $(VENV)/openapi/bin $(ATTACKED) --n "$(or $(N),50)" \
+	    --seconds "$(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)" --seed "$(or $(SEED),1)"
+
+# As root each of the four roles is a user of its own.
+attack: attacked
+	$(BIN)/python scripts/attack.py $(ATTACKED) --messages "$(or $(N),1000000)" \
+	    --rate "$(or $(RATE),3000)" --seed "$(or $(SEED),1)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -54,6 +54,11 @@ echo "lock: clients" >&2
     --generate-hashes --no-emit-package docopt "$@" tests/clients/requirements.in \
     --output-file "$new/clients.txt"
 
+echo "lock: openapi" >&2
+[ ! -e locks/openapi.txt ] || cp locks/openapi.txt "$new/openapi.txt"
+"$uv" pip compile --quiet --no-config --python-version 3.11 --no-header --no-annotate \
+    --generate-hashes "$@" tests/openapi/requirements.in --output-file "$new/openapi.txt"
+
 # Torch's builds for the CPU of an x86-64 are not on PyPI but on PyTorch's own index
 # (download.pytorch.org/whl/cpu); the hash is known for the Python that the tests have used.
 grep '^torch==' "$new/all.txt" | sed "s/$/ and platform_machine != 'x86_64'/" >"$new/torch.in"

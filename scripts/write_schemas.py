@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edge.serve.openapi import describe
 from edge.serve.schema import event_schemas, policy_page
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs/schema"
@@ -23,6 +24,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, schema in event_schemas().items():
         (FOLDER / f"{name}.json").write_text(schema_text(schema))
+    (FOLDER / "openapi.json").write_text(schema_text(describe()))
     POLICY.write_text(policy_page())
 
 

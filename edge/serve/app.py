@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -26,9 +26,10 @@ from edge.model.grammars import UncheckedError
 from edge.model.sampling import Sampling
 from edge.pulse import Pulse
 from edge.senses.sent import Decode
-from edge.senses.turn_events import Button, Choose, Control, Mode
+from edge.senses.turn_events import Button, Choose, Control
 from edge.serve import responses
 from edge.serve.access import Roles, require
+from edge.serve.bodies import ChooseMode, PressButton
 from edge.serve.chat import ChatRequest, parse_request
 from edge.serve.completion import Response, Said, answer_of, health_of
 from edge.serve.connection import connection_of
@@ -47,6 +48,7 @@ from edge.serve.limits import (
     http_log,
 )
 from edge.serve.metrics import CONTENT_TYPE, Metrics
+from edge.serve.openapi import description
 from edge.serve.outbox import Outbox, first_text_hurried
 from edge.serve.protocol import Json
 from edge.serve.realtime import Realtime
@@ -71,18 +73,6 @@ T = TypeVar("T")
 
 CHANGE: web.AppKey[Callable[[Config], None]] = web.AppKey("change")
 """An application's function that lets it go on with other settings."""
-
-
-class _Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose speech takes the turn from now on."""
-
-    mode: Mode
-
-
-class _Button(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Push-to-talk."""
-
-    button: Literal["begin", "commit", "cancel"]
 
 
 LARGE_BODY_BYTES = 1 << 12
@@ -145,6 +135,7 @@ def make_app(
             web.get("/healthz", api.health),
             web.get("/readyz", api.readiness),
             web.get("/metrics", api.metrics),
+            web.get("/openapi.json", api.description),
             web.post("/v1/chat/completions", api.chat),
             web.post("/v1/responses", api.respond),
             web.get("/v1/responses/{id}", api.response),
@@ -248,15 +239,20 @@ class _Api:
         """What is counted, for Prometheus."""
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+    async def description(self, _: web.Request) -> web.Response:
+        """What all of this is, as OpenAPI."""
+        body = await asyncio.to_thread(description)  # it takes 0.1 s, once
+        return web.Response(body=body, content_type="application/json")
+
     async def turns(self, request: web.Request) -> web.Response:
         """`{"mode": "open"}`, for an admin, or `{"button": "begin"}`."""
         body = await request.read()
         control: Control
         try:
             if b'"button"' in body:
-                control = Button(msgspec.json.decode(body, type=_Button).button)
+                control = Button(msgspec.json.decode(body, type=PressButton).button)
             else:
-                control = Choose(msgspec.json.decode(body, type=_Mode).mode)
+                control = Choose(msgspec.json.decode(body, type=ChooseMode).mode)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             remedy = 'send {"mode": "open" | "push_to_talk" | "typed"} or {"button": "begin" | ...}'
             raise ProtocolError("body", f"is not understood ({error})", remedy) from None

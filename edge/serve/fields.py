@@ -31,6 +31,8 @@ MISSING = "missing_required_parameter"
 """OpenAI's code for it."""
 HEADER = "X-Edge-Ignored"
 """Of a reply: the fields that had no effect."""
+POLICY = "x-edge-policy"
+"""In a JSON Schema: what becomes of a field that is not honoured."""
 MAX_TOLD = 16
 """Of them are named to a client; and so long is a name at most, times four."""
 MAX_LOGGED = 256
@@ -60,7 +62,7 @@ def ignored(why: str) -> Meta:
     Args:
         why: it cannot, as a sentence for docs/fields.md.
     """
-    return Meta(description=why, extra={"policy": "ignored"})
+    return Meta(description=why, extra_json_schema={POLICY: "ignored"}, extra={"policy": "ignored"})
 
 
 def unless(*neutral: object, why: str) -> Meta:
@@ -72,7 +74,9 @@ def unless(*neutral: object, why: str) -> Meta:
     """
     # As JSON: equal annotations are one to typing, and False equals 0.
     return Meta(
-        description=why, extra={"policy": "refused", "neutral": [*map(json.dumps, neutral)]}
+        description=why,
+        extra_json_schema={POLICY: "refused", "enum": [None, *neutral]},
+        extra={"policy": "refused", "neutral": [*map(json.dumps, neutral)]},
     )
 
 
@@ -142,8 +146,8 @@ def _too_deep(thing: str) -> ProtocolError:
 def settle(value: object, kind: type[T]) -> tuple[T, list[str]]:
     """`read` of what JSON says."""
     try:
-        unheard = [*dict.fromkeys(_unheard(value, _described(kind), ""))]
-        return msgspec.convert(value, kind), unheard
+        read = msgspec.convert(value, kind)  # first: a crowd of wrong items is refused at once
+        return read, [*dict.fromkeys(_unheard(value, _described(kind), ""))]
     except msgspec.ValidationError as error:
         raise _wrong_field(error, kind) from error
 
@@ -172,7 +176,7 @@ def _unheard(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
     elif isinstance(value, list):
         lists = [one for one in _kinds(kind) if isinstance(one, inspect.ListType)]
         for k, item in enumerate(value):
-            for one in lists:
+            for one in lists if isinstance(item, dict | list) else ():
                 yield from _unheard(item, one.item_type, f"{path}[{k}]")
     elif isinstance(value, dict) and (struct := _struct_of(value, kind)) is not None:
         known = {field.encode_name: field.type for field in struct.fields}
@@ -197,6 +201,8 @@ def _unheard(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
 
 def _kinds(kind: inspect.Type) -> list[inspect.Type]:
     """The types of a union, without what is said about them."""
+    if isinstance(kind, inspect.StructType):
+        return [kind]
     if isinstance(kind, inspect.Metadata):
         return _kinds(kind.type)
     if isinstance(kind, inspect.UnionType):

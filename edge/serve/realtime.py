@@ -118,6 +118,7 @@ class Realtime:
         try:
             with client.listening(), connection.counted(refuse):
                 async for message in socket:
+                    await asyncio.sleep(0)  # a message that is there already waits for nobody else
                     if message.type in (WSMsgType.PING, WSMsgType.PONG):
                         connection.answered(message.data)
                         if message.type == WSMsgType.PING:

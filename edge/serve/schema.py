@@ -73,18 +73,18 @@ within `edge` it is refused. `[]` stands for every place of a list, `<...>` for 
 
 
 def _schema(kind: Any) -> dict[str, Any]:
-    schema: dict[str, Any] = _without_margins(msgspec.json.schema(kind))
+    schema: dict[str, Any] = without_margins(msgspec.json.schema(kind))
     return schema
 
 
-def _without_margins(node: Any) -> Any:
+def without_margins(node: Any) -> Any:
     """The same on every day: descriptions are docstrings, whose margins Python 3.13 and msgspec
     0.23 take away and others leave."""
     if isinstance(node, dict):
         return {
             key: cleandoc(value)
             if key == "description" and isinstance(value, str)
-            else _without_margins(value)
+            else without_margins(value)
             for key, value in node.items()
         }
-    return [_without_margins(item) for item in node] if isinstance(node, list) else node
+    return [without_margins(item) for item in node] if isinstance(node, list) else node

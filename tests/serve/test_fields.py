@@ -21,6 +21,7 @@ from write_schemas import POLICY
 from edge.config import Config, for_model
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
+from edge.serve import fields
 from edge.serve.chat import ChatBody, ChatRequest, parse_request
 from edge.serve.fields import HEADER, ignored, settle, table, told, unless
 from edge.serve.schema import policy_page
@@ -596,3 +597,12 @@ def test_false_is_not_zero():
     assert settle({"leaves": [other]}, Tree)[1] == []
     with pytest.raises(ProtocolError, match=r"leaves\[0\].wrong: is false"):
         settle({"leaves": [{**other, "wrong": False}]}, Tree)
+
+
+def test_a_crowd_of_wrong_items_is_refused_before_each_is_looked_at(monkeypatch):
+    def looked(*_):
+        raise AssertionError("each of them was looked at")
+
+    monkeypatch.setattr(fields, "_unheard", looked)
+    with pytest.raises(ProtocolError, match="messages"):
+        fields.settle({"messages": [[]] * 20_000}, ChatBody)

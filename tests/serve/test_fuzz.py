@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
+import socket
 import tempfile
 import threading
 from pathlib import Path
 
+import attack
 import fuzz_messages as fuzz
+import hostile_messages as hostile
 import pytest
 from fuzz_socket import Sender
 from hypothesis import HealthCheck, Phase, given, settings
@@ -21,6 +25,7 @@ from serve.scripted import MODEL, TIMEOUT_S, ScriptedSession, answer, served
 from websockets.sync.client import unix_connect
 
 from edge.client import Client
+from edge.serve import realtime
 
 N_MESSAGES = 2000
 
@@ -90,6 +95,113 @@ def test_half_written_requests_of_one_client_do_not_mix_with_anothers(tmp_path, 
         asyncio.run(main())
 
 
+N_HOSTILE = 300
+KNOWN = attack.documented()
+
+
+@contextlib.contextmanager
+def connected(path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(TIMEOUT_S)
+        client.connect(str(path))
+        yield client, attack.Replies(client)
+
+
+@settings(
+    max_examples=3,
+    phases=set(Phase) - {Phase.shrink, Phase.explain},
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_requests_with_a_hostile_leaf_are_answered_as_described(tmp_path, calm_log, seed):
+    rng = random.Random(seed)
+    calm_log.clear()
+    met = set()
+    with served(tmp_path / "edge.sock", ScriptedSession(answer("red"))):
+        for _ in range(N_HOSTILE):
+            one = hostile.request(rng)
+            with connected(tmp_path / "edge.sock") as (client, replies):
+                client.sendall(one.fresh(rng.randrange(10**8)))
+                status, head, body = replies.reply()
+            known = KNOWN.get((one.method, one.path), set()) | {404, 405}
+            wrong = attack.wrong_with(status, head, body, known)
+            assert not wrong, (one.kind, one.data, body)
+            met.add(status)
+    assert met >= {200, 400, 404}
+    assert [r for r in calm_log.records if r.levelno >= logging.ERROR] == []
+
+
+@settings(
+    max_examples=3,
+    phases=set(Phase) - {Phase.shrink, Phase.explain},
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_events_with_a_hostile_leaf_are_this_clients_affair(tmp_path, calm_log, seed):
+    rng = random.Random(seed)
+    calm_log.clear()
+    with (
+        served(tmp_path / "edge.sock", ScriptedSession(answer("red"))),
+        connected(tmp_path / "edge.sock") as (client, replies),
+    ):
+        client.sendall(fuzz.HANDSHAKE)
+        assert replies.reply()[0] == 101
+        for k in range(N_HOSTILE):
+            one = hostile.event(rng)
+            last = json.dumps({"type": "no.such.event", "event_id": f"mark{k}"}).encode()
+            client.sendall(one.fresh(rng.randrange(10**8)) + fuzz.frame(1, last))
+            while True:
+                opcode, body = replies.message()
+                assert opcode == 1, (one.data, opcode, body)
+                told = json.loads(body)
+                error = told.get("error") or {}
+                assert error.get("type") != "server_error", (one.data, body)
+                if told["type"] == "error" and error["event_id"] == f"mark{k}":
+                    break
+    assert [r for r in calm_log.records if r.levelno >= logging.ERROR] == []
+
+
+def test_an_agent_with_hostile_arguments_is_told_what_is_wrong_with_them(tmp_path, calm_log):
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("mcp", reason="needs mcp: make .venv/.dev")
+    from mcp import Client as McpClient
+
+    from edge.mcp_server import make_server
+
+    rng = random.Random(7)
+    tools = {
+        "look": ("question",),
+        "ask": ("question", "max_tokens", "thinking"),
+        "recall": ("from_s_ago", "to_s_ago", "question"),
+        "listen": ("question",),
+    }
+
+    # The SDK's own client sends neither depth nor half a pair.
+    leaves = [hostile.wrong_type, hostile.number, hostile.marker]
+    leaves += [hostile.odd_text, hostile.twice, hostile.crowd]
+
+    async def main(path):
+        n_errors, value = 0, None
+        async with McpClient(make_server(path)) as client:
+            for _ in range(60):
+                name = rng.choice([*tools])
+                leaf = rng.choice(leaves)(rng)
+                with contextlib.suppress(ValueError):  # of no number
+                    value = json.loads(leaf)
+                called = client.call_tool(name, {rng.choice(tools[name]): value})
+                result = await asyncio.wait_for(called, TIMEOUT_S)
+                n_errors += result.is_error
+                said = result.content[0].text
+                assert "Traceback" not in said
+                assert "Internal" not in said, (name, value, said)
+            assert n_errors
+            assert not (await client.call_tool("look", {})).is_error
+
+    with served(tmp_path / "edge.sock", ScriptedSession(answer("red"))):
+        asyncio.run(main(tmp_path / "edge.sock"))
+    assert [r for r in calm_log.records if r.levelno >= logging.ERROR] == []
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Good events of the Realtime socket in any order, some of them broken; it always answers."""
 
@@ -142,3 +254,43 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+
+
+N_PIPELINED = 100
+
+
+@pytest.mark.parametrize("kind", ["requests", "events"])
+def test_who_sends_much_at_once_leaves_others_their_turns(tmp_path, monkeypatch, kind):
+    """Between two of its messages the event loop comes round, whatever is there already."""
+    n_begun, n_when_others = 0, []
+
+    def begin():
+        nonlocal n_begun
+        n_begun += 1
+        if n_begun == 1:
+            asyncio.get_running_loop().call_soon(lambda: n_when_others.append(n_begun))
+
+    async def take(self, message):
+        begin()
+
+    monkeypatch.setattr(realtime.Client, "take", take)
+    session = ScriptedSession(answer("red"))
+    status = session.status
+    session.status = lambda: (begin(), status())[1]
+    with (
+        served(tmp_path / "edge.sock", session),
+        connected(tmp_path / "edge.sock") as (client, replies),
+    ):
+        if kind == "events":
+            client.sendall(fuzz.HANDSHAKE)
+            assert replies.reply()[0] == 101
+            n_begun = 0
+            client.sendall(fuzz.frame(1, b"{}") * N_PIPELINED + fuzz.frame(8, b"\x03\xe8"))
+            while replies.message()[0] != 8:
+                pass
+        else:
+            client.sendall(b"GET /readyz HTTP/1.1\r\nHost: e\r\n\r\n" * N_PIPELINED)
+            for _ in range(N_PIPELINED):
+                assert replies.reply()[0] == 200
+    assert n_begun >= N_PIPELINED
+    assert n_when_others[-1] <= 2

@@ -25,7 +25,8 @@ SIDES = {"client_events": AnyClientEvent, "server_events": AnyServerEvent}
 def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
     """JSON values of one of the types that events are made of."""
     if isinstance(kind, inspect.Metadata):
-        return values(kind.type)
+        allowed = (kind.extra_json_schema or {}).get("enum")  # of a field that is refused
+        return values(kind.type) if allowed is None else st.sampled_from(allowed)
     if isinstance(kind, inspect.StructType):
         return _objects(kind)
     if isinstance(kind, inspect.UnionType):

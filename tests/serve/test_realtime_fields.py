@@ -86,11 +86,11 @@ def test_each_field_that_cannot_be_had_is_told_by_itself(path):
         edge={"events": ["health"], "recall_s": [1, 2], "thinks": True},
     )
     assert [param for param, _ in names(errors)] == [
-        "session.truncation",
         "session.max_output_tokens",
         "session.tools[1].name",
         "session.audio.input.format.type",
         "session.edge.thinks",
+        "session.truncation",
         "session.model",
         "session.tool_choice",
         "session.edge.recall_s",
