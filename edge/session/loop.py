@@ -241,7 +241,7 @@ class LiveLoop:
             start_ns=self._start_ns,
             recent=tuple(self._intake.recent),
             mode="typed" if self._microphone is None else self._microphone.mode,
-            problems=() if recorder is None or not recorder.problem else (recorder.problem,),
+            problems=(f"recording: {recorder.problem}",) if recorder and recorder.problem else (),
         )
 
     @property

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
@@ -304,7 +305,7 @@ class Recorder:
         if not self._is_recording:
             self._n_left_out += bool(self._about)
             return
-        item, events = self._item, self._events
+        item, events, self._events = self._item, self._events, []
         step = {
             "took": self._took,
             "item": _topic(item),
@@ -435,6 +436,11 @@ class Recorded:
     _messages: Iterator[tuple[str, dict[str, Any]]]
     cut: str = ""
     """Why there are no more steps, once they are over; empty if they were recorded to the end."""
+
+    @property
+    def began(self) -> str:
+        """When, for a person."""
+        return datetime.fromtimestamp(self.about["wall_ns"] / NS_PER_S, timezone.utc).isoformat()
 
     def steps(self) -> Iterator[Step]:
         """Its steps, once. The last one before a cut is left out: some of it may be missing.

@@ -273,8 +273,13 @@ def mcap_of(path: Path, *messages: tuple[str, Any]) -> Path:
 
 
 ABOUT = {
-    "format": FORMAT, "model": "a", "start_ns": 0, "settings": {},
-    "at_ns": 0, "wall_ns": 0, "n_rows": None,
+    "format": FORMAT,
+    "model": "a",
+    "start_ns": 0,
+    "settings": {},
+    "at_ns": 0,
+    "wall_ns": 0,
+    "n_rows": None,
 }
 STEP = {"took": "", "item": "", "asked_ns": 0, "outside": {}, "clock": []}
 FRAME = {"timestamp": {"sec": 0, "nsec": 0}, "frame_id": "a", "width": 2, "height": 2, "number": 0}
