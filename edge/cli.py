@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import edge
 from edge import advice, board_commands
 from edge.commands import add_commands
 from edge.config import load_config
-from edge.errors import ConfigurationError, EdgeError, MediaError, ReplayError
+from edge.errors import ConfigurationError, DeviceError, EdgeError, MediaError, ReplayError
 from edge.wire import DEFAULT_SOCKET
 
 EXIT_USAGE, EXIT_IO_ERROR = 2, 74
@@ -198,6 +199,39 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _call(arguments: argparse.Namespace) -> None:
+    """Do what is asked.
+
+    Raises:
+        DeviceError: there is not enough memory, whatever that has broken.
+        Exception: what else is wrong.
+    """
+    try:
+        arguments.call(arguments)
+    except (EdgeError, ImportError, MemoryError, OSError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        remedy = "give it more, such as by MemoryMax= of its unit or ulimit -v"
+        problem = f"is not enough ({cause.replace(';', ',')})"
+        raise DeviceError("memory", problem, remedy) from None
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether that is what an error comes of: libraries and the kernel say it in many ways."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):
+            return True
+        if isinstance(error, ImportError) and "failed to map segment" in str(error):
+            return True
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one clear line on failure."""
     command_line = parser()
@@ -206,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command_line.print_help(sys.stderr)
         return EXIT_USAGE
     try:
-        arguments.call(arguments)
+        _call(arguments)
     except EdgeError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_code

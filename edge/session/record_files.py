@@ -263,7 +263,9 @@ class RecordFiles:
                 path, descriptor = _unused(self.path.parent, self.path.stem)
         else:
             self.path.mkdir(0o700, parents=True, exist_ok=True)
-            path, descriptor = _unused(self.path, time.strftime(NAME, time.gmtime()))
+            number = 1 + max((_number(path) for path, _, _ in self._others), default=0)
+            stem = f"edge-{number:06}-{time.strftime(TIME, time.gmtime())}"
+            path, descriptor = _unused(self.path, stem)
         self._file = _File(path, descriptor, self._topics)
         self.n_bytes = self.n_head_bytes = 0
         self.began_s = time.monotonic()
@@ -349,24 +351,22 @@ class RecordFiles:
                 with contextlib.suppress(FileNotFoundError):
                     status = path.lstat()
                     found.append((path, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda one: _order(one[0]))
+        return sorted(found, key=lambda one: _number(one[0]))
 
 
-NAME = "edge-%Y-%m-%dT%H-%M-%SZ"
-OURS = re.compile(r"edge-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(-(\d+))?\.mcap")
+TIME = "%Y-%m-%dT%H-%M-%SZ"
+OURS = re.compile(r"edge-(\d{6,9})-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(-\d+)?\.mcap")
 
 
-def _order(path: Path) -> tuple[str, int]:
-    """Of files that have begun one after the other, unless somebody set the clock back."""
+def _number(path: Path) -> int:
+    """Of a file: they count up, also where somebody sets the clock back."""
     found = OURS.fullmatch(path.name)
-    assert found is not None
-    return path.name[: len("edge-0000-00-00T00-00-00Z")], int(found[2] or 1)
+    return int(found[1]) if found else 0
 
 
 def files_of(folder: Path) -> list[Path]:
     """The recordings that a service has left in a folder, the oldest first."""
-    ours = [path for path in folder.iterdir() if OURS.fullmatch(path.name)]
-    return sorted(ours, key=_order)
+    return sorted((p for p in folder.iterdir() if OURS.fullmatch(p.name)), key=_number)
 
 
 def _free_bytes(folder: Path) -> int:
