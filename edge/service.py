@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ from edge.startup import Startup
 from jetson.board import HealthReader
 
 if TYPE_CHECKING:
-    from edge.session.record import Recorded, RecordedClock, Recorder, ReplayedClock
+    from edge.session.record import Recorded, RecordedClock, Recorder
     from edge.session.replay import Observed, Replayed
 
 log = logging.getLogger(__name__)
@@ -274,16 +274,22 @@ def replays(bundle_path: Path, recordings: Iterable[Recorded]) -> Iterator[Itera
     bundle = Bundle(bundle_path)
     with opened(bundle, Choice(unverified=True)) as engine:
         for recorded in recordings:
-            yield replay(recorded, partial(_recorded_session, engine, bundle))
+            yield replay(recorded, partial(recorded_session, engine, bundle))
 
 
-def _recorded_session(
+def recorded_session(
     engine: AnyEngine,
     bundle: Bundle,
     about: dict[str, Any],
-    clock: ReplayedClock,
-    observed: Observed,
+    clock: Clock,
+    observed: Observed | Recorder,
 ) -> tuple[LiveLoop, list[Sense[Any]]]:
+    """The session that a recording describes, with senses that nothing plays.
+
+    Raises:
+        LookupError, TypeError, ValueError: it describes none.
+        EdgeError: it has settings that cannot be used here.
+    """
     config = msgspec.convert(about["settings"], Config)
     prompt = _prompt(engine, bundle, config)
     tokenizer, start_ns = prompt.tokenizer, about["start_ns"]
@@ -294,9 +300,14 @@ def _recorded_session(
     return LiveLoop(*parts, start_ns=start_ns, recorder=observed), senses
 
 
+@cache
+def _language(path: Path) -> tuple[Tokenizer, ChatTemplate]:
+    """A bundle's, for all recordings that are replayed on it."""
+    return Tokenizer(path), ChatTemplate(path)
+
+
 def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
-    template = ChatTemplate(bundle.path)
-    tokenizer = Tokenizer(bundle.path)
+    tokenizer, template = _language(bundle.path)
     # Slow the first time: not to be waited for in the first turn that asks for a format.
     vocabulary(tokenizer, engine.spec.decoder.vocab_size, (tokenizer.special.turn_end,))
     return LivePrompt(tokenizer, template, config.context.system)

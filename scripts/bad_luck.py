@@ -121,7 +121,8 @@ class Service:
         health: dict[str, Any] = {}
         while time.monotonic() < end_s:
             if self.process.poll() is not None:
-                raise LostError(f"the service ended ({self.process.returncode}) before {what}")
+                code = self.process.returncode
+                raise LostError(f"the service ended ({code}) before {what}: {self.log[-300:]}")
             with contextlib.suppress(EdgeError):
                 health = self.client.health()
                 if is_so(health):

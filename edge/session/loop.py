@@ -412,7 +412,17 @@ class LiveLoop:
         return BoardHealth(**reading) if reading else BoardHealth()
 
     def _read_health(self) -> dict[str, Any] | None:
-        return None if self._health is None else asdict(self._health())
+        if self._health is None:
+            return None
+        try:
+            return asdict(self._health())
+        except OSError as error:  # such as too many open files: no reason to end the session
+            self._counters["health_unread"] += 1
+            log.log(
+                logging.WARNING if self._counters["health_unread"] == 1 else logging.DEBUG,
+                *("health=unread error=%s", error),
+            )
+            return None
 
     def _context_of(self, answering: Answering) -> LiveContext:
         """The live context, or the part of the past that the question is about."""
