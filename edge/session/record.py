@@ -168,7 +168,6 @@ class Recorder:
     _was_rebased: bool = False
     _n_left_out: int = 0
     _n_gaps: int = 0
-    _why: str = ""
     _took: str = ""
     _item: object = None
     _asked_ns: int = 0
@@ -196,7 +195,7 @@ class Recorder:
         """Why nothing is recorded now; empty while it is."""
         if self._files.problem:
             return self._files.problem
-        return "" if self._is_recording or not self._about else self._why
+        return "" if self._is_recording or not self._about else SLOW
 
     @property
     def counters(self) -> dict[str, int]:
@@ -237,7 +236,7 @@ class Recorder:
         self._outside, self._events = {}, []
         was_rebased, self._was_rebased = self._was_rebased, False
         if not self._is_recording:
-            return bool(self._about) and not self._files.problem and self._files.is_idle
+            return bool(self._about) and not self._files.is_blocked and self._files.is_idle
         if self.bounds is None or self._files.n_files != self._n_begun:
             return False
         n_bytes = self._files.n_bytes - self._files.n_head_bytes
@@ -326,7 +325,6 @@ class Recorder:
         if not self._files.put(Batch(encode, STEP_BYTES + _n_bytes(item))):
             self._n_left_out += 1
             self._n_gaps += 1
-            self._why = self._files.problem or SLOW
             if not self._files.problem:
                 log.error(
                     "recording=%s event=gap problem=%s remedy=%s",

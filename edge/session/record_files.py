@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 LIBRARY = "omni-edge"
 CHUNK_BYTES = 1 << 16
+INDEX_BYTES = 256
+"""Of a chunk, in the index at a file's end."""
 FLUSH_S = 1.0
 """So much of a session is lost when the process is killed: the disk is given what there is."""
 RETRY_S = 5.0
@@ -102,7 +104,9 @@ class RecordFiles:
         """
         self.path, self.bounds = path, bounds
         self.problem = ""
-        """Why nothing is written now; empty while all is well."""
+        """Why the last file could not be written, until another one is."""
+        self.is_blocked = False
+        """Whether none can be begun, as far as known."""
         self.n_bytes = 0
         """Of the file that is being written."""
         self.n_head_bytes = 0
@@ -121,6 +125,7 @@ class RecordFiles:
         self._told = ""
         self._due_s = 0.0
         self._others: list[tuple[Path, int, float]] = []
+        self._number = 0
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def open(self) -> None:
@@ -168,7 +173,7 @@ class RecordFiles:
         with self._changed:
             is_full = self._n_waiting and self._n_waiting + batch.n_bytes > self._max_waiting
             if batch.begins:
-                self._has_file = not self.problem
+                self._has_file = not self.is_blocked
             if not self._has_file or (is_full and not batch.ends):
                 return False
             self._has_file = not batch.ends
@@ -220,7 +225,7 @@ class RecordFiles:
     def _fail(self, problem: str) -> None:
         """What was put so far and is not written is lost: it cannot be read without what failed."""
         with self._changed:
-            self.problem = problem
+            self.problem, self.is_blocked = problem, True
             self.n_lost += len(self._waiting)
             self._waiting.clear()
             self._n_waiting, self._has_file = 0, False
@@ -255,6 +260,7 @@ class RecordFiles:
 
     def _begin(self) -> None:
         self._others = self._found()
+        self._number = 1 + max(self._number, *(_number(path) for path, _, _ in self._others), 0)
         self._forget_old()
         if self.bounds is None:
             descriptor, self._first = self._first, None
@@ -263,15 +269,14 @@ class RecordFiles:
                 path, descriptor = _unused(self.path.parent, self.path.stem)
         else:
             self.path.mkdir(0o700, parents=True, exist_ok=True)
-            number = 1 + max((_number(path) for path, _, _ in self._others), default=0)
-            stem = f"edge-{number:06}-{time.strftime(TIME, time.gmtime())}"
+            stem = f"edge-{self._number:06}-{time.strftime(TIME, time.gmtime())}"
             path, descriptor = _unused(self.path, stem)
         self._file = _File(path, descriptor, self._topics)
         self.n_bytes = self.n_head_bytes = 0
         self.began_s = time.monotonic()
         self.n_files += 1
         if self._told:
-            self._told = ""
+            self._told = self.problem = ""
             log.warning("recording=%s event=resumed", path)
 
     def _finish(self) -> None:
@@ -282,7 +287,7 @@ class RecordFiles:
 
     def _look(self) -> None:
         """Once a second: give the disk what there is; after a failure, see whether it is well."""
-        if self.problem:
+        if self.is_blocked:
             self._due_s = time.monotonic() + RETRY_S
             folder = self.path if self.bounds is not None else self.path.parent
             if self.bounds is not None:
@@ -292,8 +297,7 @@ class RecordFiles:
             while free < self._least_free() and self._remove_oldest():
                 free = _free_bytes(folder)
             if free >= self._least_free() and os.access(folder, os.W_OK | os.X_OK):
-                with self._changed:
-                    self.problem = ""
+                self.is_blocked = False
         elif self._file is not None:
             self._flush()
             self._forget_old()
@@ -313,7 +317,7 @@ class RecordFiles:
         if self.bounds is None or self._file is None:
             return
         others = sum(size for _, size, _ in self._others)
-        if others + self._file.n_bytes <= self.bounds.max_bytes:
+        if others + self._file.n_bytes_at_end <= self.bounds.max_bytes:
             return
         if not self._remove_oldest():
             raise OSError(0, f"one file of {self._file.n_bytes} bytes: record.max_bytes is too low")
@@ -435,11 +439,18 @@ class _File:
             for topic, name in topics.items()
         }
         self._sequence = itertools.count()
+        self._n_flushes = 0
 
     @property
     def n_bytes(self) -> int:
         """Written so far."""
         return self._out.n_bytes
+
+    @property
+    def n_bytes_at_end(self) -> int:
+        """At most, if it ended now: the newest chunk, and an index of all of them."""
+        n_chunks = self._n_flushes + self.n_bytes // CHUNK_BYTES
+        return self.n_bytes + CHUNK_BYTES + INDEX_BYTES * n_chunks
 
     def add(self, message: Message) -> None:
         """Let a message wait for its chunk to be full."""
@@ -449,6 +460,7 @@ class _File:
 
     def flush(self) -> None:
         """Whoever reads it now finds all messages."""
+        self._n_flushes += 1
         self._writer.flush()  # type: ignore[no-untyped-call]
 
     def sync(self) -> None:
