@@ -14,7 +14,7 @@ test test-oracle test-sanitize test-latest fuzz coverage: export OPENBLAS_NUM_TH
 
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
-        test-gpu test-bytes test-clients coverage mutants planted fuzz-media
+        test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-recordings bad-luck
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,8 @@ help:
 	@echo "make mutants [PACKAGE='session serve'] [N=300] [SEED=1]  how many small faults the tests find"
 	@echo "make planted      which test finds each fault of tests/mutants/planted.toml"
 	@echo "make fuzz-media [N=1000] [SEED=1]  media files that are damaged in many ways"
+	@echo "make fuzz-recordings [N=1000] [SEED=1]  recordings that are changed in many ways"
+	@echo "make bad-luck     full, read-only and slow disks, kill -9 and others: what is kept"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -173,6 +175,15 @@ planted: $(VENV)/.dev
 
 fuzz-media: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz_media.py --n "$(or $(N),1000)" --seed "$(or $(SEED),1)"
+
+build/demo/bundle/manifest.json: $(VENV)/.dev
+	@$(BIN)/python -c 'from edge import demo; demo.prepare(demo.files())'
+
+fuzz-recordings: build/demo/bundle/manifest.json
+	$(BIN)/python scripts/fuzz_recordings.py build/demo/bundle --n "$(or $(N),1000)" --seed "$(or $(SEED),1)"
+
+bad-luck: build/demo/bundle/manifest.json
+	$(BIN)/python scripts/bad_luck.py build/demo/bundle tests/assets/session/session.mp4 --json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

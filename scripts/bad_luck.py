@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ class Place:
 
     def replayed(self, *paths: Path) -> list[dict[str, Any]]:
         """What `edge replay` says of each file, each by itself; all events are as recorded."""
-        reports = []
+        reports: list[dict[str, Any]] = []
         for path in paths:
             words = [sys.executable, "-m", "edge.cli", "replay", self.bundle, path, "--json"]
             done = subprocess.run(
@@ -466,9 +467,10 @@ def memory_at_start(place: Place) -> tuple[str, dict[str, Any]]:
         code = service.process.wait(TIMEOUT_S)
         lines = [line for line in log.splitlines() if line.startswith("edge: ")]
         said[f"{mib} MiB"] = f"{code}: {lines[-1] if lines else log[-200:]}"
-        if "Traceback" in log or code not in (71, 75) or len(lines) != 1:
+        if "Traceback" in log or code not in (65, 75) or len(lines) != 1:
             raise LostError(f"with {mib} MiB it ended with {code}: {log[-400:]}")
-    found = f"{len(said)} limits end in one line and exit code 75: {next(iter(said.values()), '')}"
+    each = "; ".join(f"{limit} {line}" for limit, line in said.items())
+    found = f"{len(said)} limits end in one line each: {each}"
     return found, {"said": said}
 
 
@@ -490,7 +492,6 @@ def memory_while_running(place: Place) -> tuple[str, dict[str, Any]]:
             raise LostError(f"it ended with {service.process.returncode}: {service.log[-400:]}")
     infinity = resource.RLIM_INFINITY
     resource.prlimit(pid, resource.RLIMIT_AS, (infinity, infinity))
-    service.perceiving()
     after_s = service.ask()
     service.stop()
     reports = place.replayed(place.recorded)
@@ -519,8 +520,8 @@ def _ask_with_picture(service: Service, n_side: int) -> None:
 def killed(place: Place, *, in_rebase: bool = False) -> tuple[str, dict[str, Any]]:
     """What was told more than a second before is in the recording, which replays to where it was
     cut; the next start goes on in the same folder."""
-    small = {"max_tokens": 600, "keep_tokens": 150} if in_rebase else {}
-    service = place.run(**small).perceiving()
+    run = partial(place.run, max_tokens=600, keep_tokens=150) if in_rebase else place.run
+    service = run().perceiving()
     answered_s = []
     for _ in range(3):
         service.ask()
@@ -539,7 +540,7 @@ def killed(place: Place, *, in_rebase: bool = False) -> tuple[str, dict[str, Any
     n_kept = n_events(paths, "Done")
     if n_kept < n_told or not report["cut"]:
         raise LostError(f"{n_told} answers were told, {n_kept} are recorded: {report}")
-    place.run(**small).perceiving().stop()
+    run().perceiving().stop()
     reports = place.replayed(place.recorded)
     if len(reports) != 2 or reports[-1]["cut"]:
         raise LostError(f"after the next start there is {reports}")

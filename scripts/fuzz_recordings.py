@@ -121,7 +121,7 @@ def write(path: Path, messages: Messages, compression: CompressionType) -> None:
     """A recording of these."""
     with path.open("wb") as file:
         writer = Writer(file, chunk_size=4096, compression=compression)
-        writer.start()  # type: ignore[no-untyped-call]
+        writer.start()
         channels: dict[str, int] = {}
         for topic, content in messages:
             if topic not in channels:

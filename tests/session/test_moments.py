@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -61,10 +64,6 @@ def test_a_detector_with_an_echo_goes_on_from_a_moment():
     for n in range(20):
         first.play(sound(n))
         first.push(sound(n))
-    import json
-
-    import msgspec
-
     second = TurnDetector("typed")
     _restore(second, json.loads(msgspec.json.encode(_state_of(first))))
     for n in range(20, 40):
