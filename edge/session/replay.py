@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -83,18 +83,25 @@ def replay(recorded: Recorded, build: Build) -> Iterator[Replayed]:
     for number, step in enumerate(recorded.steps()):
         clock.give(step.clock)
         observed.given = step.outside
-        if step.took == TURN and isinstance(step.item, Question):
-            loop.take_again(Turn(step.item, step.asked_ns, lambda _: None))
-        elif step.took and step.took not in by_name:
+        if step.took not in ("", TURN, *by_name):
             problem = f"takes something of {step.took!r} in step {number}, which is no sense of it"
             raise MediaError(recorded.path, problem, "record the session again")
-        elif step.took and step.item is None:
-            by_name[step.took].end()
-        elif step.took:
-            by_name[step.took].put_again(step.item)
         try:
+            _give(step, loop, by_name)
             loop.step()
         except NOT_OURS as error:
             problem = f"has a step {number} that cannot be run ({type(error).__name__}: {error})"
             raise MediaError(recorded.path, problem, "record the session again") from error
         yield Replayed(number, step, observed.events)
+
+
+def _give(step: Step, loop: LiveLoop, senses: Mapping[str, Sense[Any]]) -> None:
+    """Let what a step took wait where it takes it."""
+    if step.took == TURN:
+        if not isinstance(step.item, Question):
+            raise TypeError("a turn without a question")
+        loop.take_again(Turn(step.item, step.asked_ns, lambda _: None))
+    elif step.took and step.item is None:
+        senses[step.took].end()
+    elif step.took:
+        senses[step.took].put_again(step.item)
