@@ -431,7 +431,7 @@ class Recorded:
     """What `Recorder.describe` was told."""
     moment: Moment | None
     """Where it begins; None: where the session did."""
-    _messages: Iterator[tuple[str, dict[str, Any]]]
+    _messages: Generator[tuple[str, dict[str, Any]], None, None]
     cut: str = ""
     """Why there are no more steps, once they are over; empty if they were recorded to the end."""
 
@@ -456,6 +456,8 @@ class Recorded:
         except NOT_OURS as error:
             problem = f"has no usable step {number} ({type(error).__name__}: {error})"
             raise MediaError(self.path, problem, "record the session again") from None
+        finally:
+            self._messages.close()  # the file is open for as long as there may be more
 
     def _steps(self) -> Iterator[Step]:
         item: Frame | AudioChunk | Control | Question | None = None
