@@ -15,7 +15,7 @@ test test-oracle test-sanitize test-latest fuzz fuzz-api attack coverage: export
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
         test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-files fuzz-api \
-        attack attacked
+        fuzz-recordings attack attacked bad-luck
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo "make fuzz-files [N=2000] [SEED=1]  wrong bundles, headers, tokenizers and checkpoints"
 	@echo "make fuzz-api [SECONDS=600] [SEED=1]  what /openapi.json allows and forbids, by schemathesis (installs it)"
 	@echo "make attack [N=1000000] [RATE=3000] [SEED=1]  hostile messages by four roles, beside a neighbour"
+	@echo "make fuzz-recordings [N=1000] [SEED=1]  recordings that are changed in many ways"
+	@echo "make bad-luck     full, read-only and slow disks, kill -9 and others: what is kept"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -202,6 +204,15 @@ fuzz-api: $(VENV)/.openapi attacked
 attack: attacked
 	$(BIN)/python scripts/attack.py $(ATTACKED) --messages "$(or $(N),1000000)" \
 	    --rate "$(or $(RATE),3000)" --seed "$(or $(SEED),1)"
+
+build/demo/bundle/manifest.json: $(VENV)/.dev
+	@$(BIN)/python -c 'from edge import demo; demo.prepare(demo.files())'
+
+fuzz-recordings: build/demo/bundle/manifest.json
+	$(BIN)/python scripts/fuzz_recordings.py build/demo/bundle --n "$(or $(N),1000)" --seed "$(or $(SEED),1)"
+
+bad-luck: build/demo/bundle/manifest.json
+	$(BIN)/python scripts/bad_luck.py build/demo/bundle tests/assets/session/session.mp4 --json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

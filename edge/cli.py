@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import edge
 from edge import advice, board_commands
 from edge.commands import add_commands
 from edge.config import load_config
-from edge.errors import ConfigurationError, DeviceError, EdgeError, ReplayError
+from edge.errors import ConfigurationError, DeviceError, EdgeError, MediaError, ReplayError
 from edge.wire import DEFAULT_SOCKET
 
 EXIT_USAGE, EXIT_IO_ERROR = 2, 74
@@ -49,8 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     for section, key, value in given:
         if value is not None:
             changes.setdefault(section, {})[key] = value
-    # While a session is recorded its settings stay: the recording has them once.
-    reload = None if arguments.record else partial(load_config, arguments.config, changes)
+    reload = partial(load_config, arguments.config, changes)
     config = load_config(arguments.config, changes)
     given_senses = (config, arguments.video, arguments.audio)
     senses = service.open_senses(
@@ -61,30 +61,46 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def replay(arguments: argparse.Namespace) -> None:
-    """Run a recorded session again and compare every event with the recorded one."""
+    """Run a recorded session again and compare every event with the recorded one. Of a folder, all
+    recordings that a service has left there, each by itself."""
     from edge import service
-    from edge.session import record
+    from edge.session import record, record_files
 
-    n_steps = n_events = 0
-    recorded = record.read(arguments.file)
-    for replayed in service.replay(arguments.bundle, recorded):
-        n_steps += 1
-        n_events += len(replayed.events)
-        if not replayed.is_same:
-            raise ReplayError(
-                f"step {replayed.number} of {arguments.file}",
-                f"led to {_shown(replayed.events)}, recorded is {_shown(replayed.step.events)}",
-                "replay it on the bundle and the version that recorded it",
+    path: Path = arguments.file
+    paths = record_files.files_of(path) if path.is_dir() else [path]
+    if not paths:
+        raise MediaError(path, "holds no recording", "set record.folder, or give a file")
+    found: list[record.Recorded] = []
+    reports: list[dict[str, Any]] = []
+
+    def opened() -> Iterator[record.Recorded]:
+        for one in paths:
+            found.append(record.read(one))
+            yield found[-1]
+
+    for steps in service.replays(arguments.bundle, opened()):
+        n_steps = n_events = 0
+        recorded = found[-1]
+        for replayed in steps:
+            n_steps += 1
+            n_events += len(replayed.events)
+            if not replayed.is_same:
+                raise ReplayError(
+                    f"step {replayed.number} of {recorded.path}",
+                    f"led to {_shown(replayed.events)}, recorded is {_shown(replayed.step.events)}",
+                    "replay it on the bundle and the version that recorded it",
+                )
+        report = {"steps": n_steps, "events": n_events, "same": True, "cut": recorded.cut}
+        reports.append({"file": str(recorded.path), "began": recorded.began, **report})
+        if recorded.cut:
+            print(
+                f"edge: {recorded.path}: {recorded.cut}; all before it was replayed",
+                file=sys.stderr,
             )
-    report = {"steps": n_steps, "events": n_events, "same": True, "cut": recorded.cut}
-    if recorded.cut:
-        print(
-            f"edge: {arguments.file}: {recorded.cut}; all before it was replayed", file=sys.stderr
-        )
+        if not arguments.json:
+            print(f"{recorded.path}: {n_steps} steps, {n_events} events, all as recorded")
     if arguments.json:
-        print(json.dumps(report))
-    else:
-        print(f"{arguments.file}: {n_steps} steps, {n_events} events, all as recorded")
+        print(json.dumps({"files": reports} if path.is_dir() else reports[0]))
 
 
 def _shown(events: list[dict[str, Any]]) -> str:
@@ -161,7 +177,9 @@ def parser() -> argparse.ArgumentParser:
         "replay", help="run a recorded session again", description=replay.__doc__
     )
     command.add_argument("bundle", type=Path, help="the bundle that the session ran on")
-    command.add_argument("file", type=Path, help="made by `edge run --record`")
+    command.add_argument(
+        "file", type=Path, help="made by `edge run --record`; or a folder of [record]"
+    )
     command.set_defaults(call=replay)
 
     add_commands(commands)
@@ -181,6 +199,39 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _call(arguments: argparse.Namespace) -> None:
+    """Do what is asked.
+
+    Raises:
+        DeviceError: there is not enough memory, whatever that has broken.
+        Exception: what else is wrong.
+    """
+    try:
+        arguments.call(arguments)
+    except (EdgeError, ImportError, MemoryError, OSError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        remedy = "give it more, such as by MemoryMax= of its unit or ulimit -v"
+        problem = f"is not enough ({cause.replace(';', ',')})"
+        raise DeviceError("memory", problem, remedy) from None
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether that is what an error comes of: libraries and the kernel say it in many ways."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):
+            return True
+        if isinstance(error, ImportError) and "failed to map segment" in str(error):
+            return True
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one clear line on failure."""
     command_line = parser()
@@ -189,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command_line.print_help(sys.stderr)
         return EXIT_USAGE
     try:
-        arguments.call(arguments)
+        _call(arguments)
     except EdgeError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_code

@@ -77,7 +77,10 @@ def status(arguments: argparse.Namespace) -> None:
         print(json.dumps(health))
         return
     for key, value in health.items():
-        if key in ("counters", "clients"):
+        if key == "problems":
+            for problem in value:
+                print(f"{'problem':20} {problem}")
+        elif key in ("counters", "clients"):
             print("  ".join(f"{name} {count}" for name, count in value.items()))
         elif key == "silent_s":
             print(f"{key:20}", "  ".join(f"{name} {age_s:.1f}" for name, age_s in value.items()))

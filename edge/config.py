@@ -169,6 +169,20 @@ class Access(msgspec.Struct, frozen=True):
     """They also change how the service works."""
 
 
+class Record(msgspec.Struct, frozen=True):
+    """[record]: all that is seen, heard, asked and answered is kept in files, the oldest of which
+    give way to new ones. Each file replays by itself."""
+
+    folder: Annotated[str, Meta(min_length=1)] | None = None
+    """Where; only the service's user may read it. Unset: nothing is recorded."""
+    max_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] = 4 << 30
+    """Of all files together, 16 MiB at least."""
+    max_age_s: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
+    """Older files are removed; 0: none is too old."""
+    keep_free_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 1 << 30
+    """Of the disk: before there is less, the oldest files are removed, and nothing is recorded."""
+
+
 class Config(msgspec.Struct, frozen=True):
     """All settings of one run."""
 
@@ -179,6 +193,7 @@ class Config(msgspec.Struct, frozen=True):
     socket: Socket = Socket()
     access: Access = Access()
     bundle: Bundles = Bundles()
+    record: Record = Record()
     camera: tuple[Camera, ...] = ()
     microphone: tuple[Microphone, ...] = ()
 
@@ -192,6 +207,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "socket": Socket,
     "access": Access,
     "bundle": Bundles,
+    "record": Record,
 }
 
 

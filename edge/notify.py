@@ -54,12 +54,12 @@ class Notifier:
         stop: it is said in the log."""
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(SEND_TIMEOUT_S)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(SEND_TIMEOUT_S)
                 sock.sendto("\n".join(lines).encode(), self._address)
-            except OSError as error:
-                log.warning("event=not_notified said=%s error=%s", lines[0], error)
+        except OSError as error:
+            log.warning("event=not_notified said=%s error=%s", lines[0], error)
 
     def alive(self, status: Callable[[], str], owed_s: float = 0.0) -> None:
         """There was progress: tell it, not more often than it wants to know.

@@ -11,9 +11,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import msgspec
 from aiohttp import web
 
 from edge.clock import Clock, MonotonicClock
-from edge.config import Config, Perception, for_model, without_restart
+from edge.config import Config, Perception, Record, for_model, without_restart
 from edge.engines.bundle import Bundle, prompts, refusing
 from edge.engines.checked import open_bundle
 from edge.engines.choose import Choice, opened
@@ -52,7 +52,7 @@ from edge.startup import Startup
 from jetson.board import HealthReader
 
 if TYPE_CHECKING:
-    from edge.session.record import Recorded, Recorder, ReplayedClock
+    from edge.session.record import Recorded, RecordedClock, Recorder
     from edge.session.replay import Observed, Replayed
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def run(
 
     Args:
         choice: of the engine.
-        record: file to write the session to.
+        record: file to write the session to, in place of the settings' folder.
         reload: reads the settings again, at SIGHUP.
     Raises:
         EdgeError: the service cannot start, or its engine failed.
@@ -164,11 +164,11 @@ def run(
             tcp_listener = stack.enter_context(tcp.bind(address)) if address else None
             clock: Clock = MonotonicClock()
             recorder: Recorder | None = None
-            if record is not None:
-                from edge.session.record import RecordedClock, Recorder
+            if record is not None or config.record.folder is not None:
+                from edge.session.record import RecordedClock
 
                 clock = RecordedClock(clock)
-                recorder = stack.enter_context(Recorder(record, clock))
+                recorder = stack.enter_context(_recorder(record, config.record, clock))
             startup.stage("bundle", f"checking every byte of {bundle_path}")
             bundle = open_bundle(
                 bundle_path, runtime_folder(os.environ), trusted_keys=config.bundle.trusted_keys
@@ -200,6 +200,17 @@ def run(
             unix_socket.release(path, listener)
         listener.close()
     log.info("event=stopped")
+
+
+def _recorder(path: Path | None, wanted: Record, clock: RecordedClock) -> Recorder:
+    from edge.session.record import Recorder
+    from edge.session.record_files import Bounds
+
+    if path is not None:
+        return Recorder(path, clock)
+    assert wanted.folder is not None
+    bounds = Bounds(wanted.max_bytes, wanted.max_age_s, wanted.keep_free_bytes)
+    return Recorder(Path(wanted.folder), clock, bounds)
 
 
 def _warn_of_missing(senses: Senses) -> None:
@@ -256,9 +267,8 @@ def status_line(status: Status, n_turns: int) -> str:
     share = status.n_context_tokens / status.max_context_tokens
     counters = status.counters
     answering = f"answering {n_turns}, " if n_turns else ""
-    failed = [
-        name.removesuffix("_failed") for name, n in counters.items() if n and "_failed" in name
-    ]
+    failed = [name for name in status.senses if counters.get(f"{name}_failed")]
+    failed += [problem.partition(":")[0] for problem in status.problems]
     without = f"without {', '.join(failed)}, " if failed else ""
     return (
         f"{without}{answering}context {share:.0%} full, {counters.get('answers', 0)} answers, "
@@ -266,38 +276,49 @@ def status_line(status: Status, n_turns: int) -> str:
     )
 
 
-def replay(bundle_path: Path, recorded: Recorded) -> Iterator[Replayed]:
-    """Run a recorded session again on a bundle, as far as it was recorded.
+def replays(bundle_path: Path, recordings: Iterable[Recorded]) -> Iterator[Iterator[Replayed]]:
+    """Run recorded sessions again on a bundle, one after the other, as far as they were recorded.
 
     Raises:
-        EdgeError: the bundle or the recording cannot be used.
+        EdgeError: the bundle or a recording cannot be used.
     """
     from edge.session.replay import replay
 
     bundle = Bundle(bundle_path)
-
-    def build(
-        about: dict[str, Any], clock: ReplayedClock, observed: Observed
-    ) -> tuple[LiveLoop, list[Sense[Any]]]:
-        config = msgspec.convert(about["settings"], Config)
-        prompt = _prompt(engine, bundle, config)
-        tokenizer, start_ns = prompt.tokenizer, about["start_ns"]
-        microphones = dict.fromkeys(about["microphones"])
-        cameras = dict.fromkeys(about["cameras"])
-        senses = _senses(engine, tokenizer, config, clock, start_ns, microphones, cameras)
-        loop = LiveLoop(
-            *(engine, prompt, config, clock, about["model"], senses),
-            start_ns=start_ns,
-            recorder=observed,
-        )
-        return loop, senses
-
     with opened(bundle, Choice(unverified=True)) as engine:
-        yield from replay(recorded, build)
+        for recorded in recordings:
+            yield replay(recorded, partial(recorded_session, engine, bundle))
+
+
+def recorded_session(
+    engine: AnyEngine,
+    bundle: Bundle,
+    about: dict[str, Any],
+    clock: Clock,
+    observed: Observed | Recorder,
+) -> tuple[LiveLoop, list[Sense[Any]]]:
+    """The session that a recording describes, with senses that nothing plays.
+
+    Raises:
+        LookupError, TypeError, ValueError: it describes none.
+        EdgeError: it has settings that cannot be used here.
+    """
+    config = msgspec.convert(about["settings"], Config)
+    prompt = _prompt(engine, bundle, config)
+    tokenizer, start_ns = prompt.tokenizer, about["start_ns"]
+    microphones = dict.fromkeys(about["microphones"])
+    cameras = dict.fromkeys(about["cameras"])
+    senses = _senses(engine, tokenizer, config, clock, start_ns, microphones, cameras)
+    parts = (engine, prompt, config, clock, about["model"], senses)
+    return LiveLoop(*parts, start_ns=start_ns, recorder=observed), senses
+
+
+_prompts = cache(prompts)
+"""Once for all recordings that are replayed on a bundle."""
 
 
 def _prompt(engine: AnyEngine, bundle: Bundle, config: Config) -> LivePrompt:
-    template, tokenizer = prompts(bundle)
+    template, tokenizer = _prompts(bundle)
     # Slow the first time: not to be waited for in the first turn that asks for a format.
     _grammars(engine, tokenizer).start()
     with refusing():

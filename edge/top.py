@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -60,6 +61,8 @@ def view(health: Mapping[str, Any], board: BoardHealth) -> RenderableType:
     top.add_row("board", _board(board), "", "")
     clients = ", ".join(f"{n} {what}" for what, n in health["clients"].items())
     top.add_row("clients", clients, "", "")
+    for problem in health["problems"]:
+        top.add_row("problem", f"[red]{escape(problem)}[/red]", "", "")
     parts: list[RenderableType] = [Panel(top, title=f"edge: {health['model']}", expand=False)]
     senses = [name.removesuffix("_received") for name in counters if name.endswith("_received")]
     if senses:

@@ -40,6 +40,7 @@ _STAGES |= {"encode_ms": float, "prefill_ms": float}
 _ANSWERED = {"asked_s": float, "finish_reason": str, "first_token_ms": float, "finished_ms": float}
 _ANSWERED |= {"n_prompt_tokens": int, "n_completion_tokens": int}
 HEALTH: dict[str, Any] = {
+    "problems": [str],
     "ready": bool,
     "model": str,
     "mode": str,

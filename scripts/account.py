@@ -165,7 +165,7 @@ class Account:
         entries = {status.id: status.is_on for status in loop.triggers.entries()}
         known = {name for name in self._on if name in entries}
         self._same("triggers that are on", known, {name for name in entries if entries[name]})
-        speaker = loop._conversation._speaker
+        speaker = loop._conversation.speaker
         self._same("somebody speaks", self._is_speaking, speaker is not None)
         told = self._told
         if not self._is_broken:

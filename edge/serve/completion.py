@@ -230,7 +230,8 @@ def answer_of(done: Done, start_ns: int) -> Json:
 def health_of(status: Status) -> Json:
     """What GET /healthz and edge.health have in common."""
     return {
-        "status": "ok",
+        "status": "degraded" if status.problems else "ok",
+        "problems": list(status.problems),
         "ready": status.ready,
         "model": status.model,
         "n_context_tokens": status.n_context_tokens,

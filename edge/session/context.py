@@ -6,13 +6,14 @@ import contextlib
 import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edge.clock import NS_PER_S
 from edge.engines.engine import AnyEngine
 from edge.errors import CapacityError, ConfigurationError
 from edge.session.slot import Perceived, Slot, Slots, prolong
-from edge.types import Evidence, Int32, Modality, Segment
+from edge.types import Evidence, Float32, Int32, Modality, Segment
 
 N_EVIDENCE = 4
 """An answer names this many of the newest segments."""
@@ -20,6 +21,21 @@ REBASE_SHARE = 4
 """A rebase begins when one part in 4 of the room above a rebased state is left..."""
 NOTES_ROOMS = 2
 """...and notes are written when twice that is left, so that they are ready by then."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Described:
+    """All that a live context is, besides its engine, anchor and bounds."""
+
+    calls: tuple[Float32, ...]
+    """[n, H] of each prefill that made its state."""
+    ledger: tuple[Segment, ...]
+    kept: tuple[Perceived, ...]
+    """What a rebase would keep."""
+    notes: Perceived | None
+    n_noted: int
+    n_rebases: int
+    owes_start: bool
 
 
 class LiveContext:
@@ -40,6 +56,7 @@ class LiveContext:
         max_tokens: int,
         keep_tokens: int,
         notes_tokens: int = 0,
+        can_be_described: bool = False,
     ) -> None:
         """Prefill the anchor.
 
@@ -50,6 +67,7 @@ class LiveContext:
             keep_tokens: how much of the newest past survives a rebase.
             notes_tokens: bound of the notes about the older past that a rebase puts before it; 0
                 for none.
+            can_be_described: `description` is wanted, which takes the embeddings' memory.
         Raises:
             ConfigurationError: anchor, notes and kept tokens do not fit into the bound.
         """
@@ -63,7 +81,8 @@ class LiveContext:
                 "lower it or raise context.max_tokens",
             )
         self.engine = engine
-        self.slots = Slots(engine, engine.embed(anchor), engine.embed(separator))
+        parts = (engine, engine.embed(anchor), engine.embed(separator))
+        self.slots = Slots(*parts, keeps_calls=can_be_described)
         """Make other states, which stand beside the live one."""
         self.max_tokens, self._keep_tokens = max_tokens, keep_tokens
         self._rebase_room = (max_tokens - n_least) // REBASE_SHARE
@@ -77,7 +96,7 @@ class LiveContext:
         self._n_next_at_start = 0
         self._before_fork: Any = None
         self._n_before_fork = 0
-        self._tentative: tuple[Perceived, Any] | None = None
+        self._tentative: tuple[Perceived, Any, int] | None = None
         self._live = self.slots.of()
         self._live.finish()
 
@@ -194,14 +213,14 @@ class LiveContext:
             CapacityError: as `append`.
         """
         self._make_room("append", perceived)
-        self._tentative = (perceived, self.engine.snapshot(self.state))
+        self._tentative = perceived, self.engine.snapshot(self.state), self._live.n_calls
         self._live.add(perceived)
         self.finish()
 
     def settle(self) -> None:
         """The tentative segment stays. A fork may be open on it."""
         assert self._tentative is not None
-        perceived, _ = self._tentative
+        perceived, _, _ = self._tentative
         self._tentative = None
         self._keep(perceived)
 
@@ -210,9 +229,9 @@ class LiveContext:
         if self._before_fork is not None:
             raise RuntimeError("reopen while a fork is open")
         assert self._tentative is not None
-        _, before = self._tentative
+        _, before, n_calls = self._tentative
         self.engine.restore(self.state, before)
-        self._live.forget_last()
+        self._live.forget_last(n_calls)
         self._tentative = None
 
     def _room(self) -> int:
@@ -273,6 +292,36 @@ class LiveContext:
                 "write less",
             )
         self._notes = notes
+
+    def description(self) -> Described | None:
+        """What `begin_as` makes the same context of; None while work on it is under way."""
+        is_at_work = self._before_fork is not None or self._tentative is not None
+        if is_at_work or self._next is not None or self._live.n_waiting or not self._live.n_calls:
+            return None
+        return Described(
+            calls=tuple(self._live.calls or ()),
+            ledger=tuple(self.ledger),
+            kept=tuple(self._kept),
+            notes=self._notes,
+            n_noted=self._n_noted,
+            n_rebases=self.n_rebases,
+            owes_start=self._owes_start,
+        )
+
+    def begin_as(self, described: Described) -> None:
+        """Be as another context of the same engine, anchor and bounds was.
+
+        Raises:
+            CapacityError: that is more than this one's bound.
+        """
+        n_tokens = sum(len(rows) for rows in described.calls)
+        if n_tokens > self.max_tokens:
+            problem = f"has {n_tokens} tokens, context.max_tokens is {self.max_tokens}"
+            raise CapacityError("context", problem, "raise context.max_tokens")
+        self._live = self.slots.again(described.calls, described.ledger)
+        self._kept = deque(described.kept)
+        self._notes, self._n_noted = described.notes, described.n_noted
+        self.n_rebases, self._owes_start = described.n_rebases, described.owes_start
 
     def _begin_rebase(self) -> None:
         notes = () if self._notes is None else (self._notes,)

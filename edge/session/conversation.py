@@ -91,7 +91,7 @@ class _Speculation:
 
 
 @dataclass(slots=True)
-class _Speaker:
+class Speaker:
     """Somebody who speaks, as clients were told."""
 
     sense: Sense[Any]
@@ -129,15 +129,21 @@ class Conversation:
         self._counters = counters
         self._speculation: _Speculation | None = None
         self._answered: Turn | None = None
-        self._speaker: _Speaker | None = None
+        self.speaker: Speaker | None = None
+        """Who speaks now."""
         self._is_entering = False  # a question that was told to be one, and is not begun
+
+    @property
+    def is_speculating(self) -> bool:
+        """Whether an answer was begun that may be undone."""
+        return self._speculation is not None
 
     def hear(self, sense: Sense[Any], events: list[TurnEvent]) -> None:
         """Take what has happened in the microphone's newest sound."""
         for event in events:
             if isinstance(event, SpeechStarted):
                 self.interrupt()
-                self._speaker = _Speaker(sense, None, 0, 0)
+                self.speaker = Speaker(sense, None, 0, 0)
                 self._deliver(event)
             elif isinstance(event, SoftEnd):
                 self._soft_end(sense, event.utterance)
@@ -148,14 +154,14 @@ class Conversation:
                 self._stop(event.at_ns)
             elif isinstance(event, Ended):
                 self._end(sense, event)
-        speaker = self._speaker
+        speaker = self.speaker
         if speaker is not None and speaker.sense is sense and speaker.newest_ns != sense.newest_ns:
             speaker.newest_ns, speaker.heard_ns = sense.newest_ns, self._clock.now_ns()
             speaker.overdue_ns = speaker.heard_ns + MAX_GAP_NS
 
     def end_if_silent(self) -> bool:
         """End what is being said if its microphone gives no sound any more; whether that was so."""
-        speaker = self._speaker
+        speaker = self.speaker
         if speaker is None or (now_ns := self._clock.now_ns()) <= speaker.overdue_ns:
             return False
         if speaker.sense.is_full:  # what it hears is left in its ring
@@ -167,13 +173,13 @@ class Conversation:
 
     def close(self, error: EdgeError) -> None:
         """The session ends, perhaps while a question enters the context."""
-        if self._speaker is not None:
+        if self.speaker is not None:
             self._stop(self._clock.now_ns())
         if self._is_entering:
             self._fail(error)
 
     def _stop(self, end_ns: int, *, is_asked: bool = False) -> None:
-        self._speaker, self._is_entering = None, is_asked
+        self.speaker, self._is_entering = None, is_asked
         self._deliver(SpeechStopped(end_ns, is_asked))
 
     def _fail(self, error: EdgeError) -> None:
@@ -203,7 +209,7 @@ class Conversation:
 
     def wait_s(self) -> float | None:
         """Until something is given up, if nothing is heard; None if nothing was begun."""
-        begun, speaker = self._speculation, self._speaker
+        begun, speaker = self._speculation, self.speaker
         until_ns = [] if begun is None else [begun.until_ns]
         until_ns += [] if speaker is None else [speaker.overdue_ns + 1]
         return max(0.0, (min(until_ns) - self._clock.now_ns()) / NS_PER_S) if until_ns else None

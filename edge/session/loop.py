@@ -36,6 +36,7 @@ from edge.session.conversation import Conversation
 from edge.session.freshness import freshness
 from edge.session.health import BoardHealth
 from edge.session.live_prompt import LivePrompt
+from edge.session.moment import moment_of
 from edge.session.notes import Notes
 from edge.session.perception import Perception
 from edge.session.sense import Sense
@@ -114,6 +115,7 @@ class LiveLoop:
             max_tokens=config.context.max_tokens,
             keep_tokens=config.context.keep_tokens,
             notes_tokens=config.context.notes_tokens,
+            can_be_described=recorder is not None,
         )
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._draining = False
@@ -228,8 +230,9 @@ class LiveLoop:
         for name, counts in senses.items():
             counters |= {f"{name}_{what}": n for what, n in counts.items()}
         counters["rebases"] = self._context.n_rebases
-        if self._recorder is not None:
-            counters["recording_failed"] = int(self._recorder.has_failed)
+        recorder = self._recorder
+        if recorder is not None:
+            counters |= recorder.counters
         counters |= self._counts_beside()
         return Status(
             ready=not self._stopped.is_set(),
@@ -242,6 +245,7 @@ class LiveLoop:
             start_ns=self._start_ns,
             recent=tuple(self._intake.recent),
             mode="typed" if self._microphone is None else self._microphone.mode,
+            problems=(f"recording: {recorder.problem}",) if recorder and recorder.problem else (),
         )
 
     @property
@@ -327,7 +331,8 @@ class LiveLoop:
         """Do the most urgent thing; False when there is nothing to do."""
         if self._recorder is None:
             return self._step()
-        self._recorder.begin()
+        if self._recorder.begin() and (moment := moment_of(self)) is not None:
+            self._recorder.begin_file(msgspec.to_builtins(self._config), moment)
         try:
             return self._step()
         finally:
@@ -411,7 +416,17 @@ class LiveLoop:
         return BoardHealth(**reading) if reading else BoardHealth()
 
     def _read_health(self) -> dict[str, Any] | None:
-        return None if self._health is None else asdict(self._health())
+        if self._health is None:
+            return None
+        try:
+            return asdict(self._health())
+        except OSError as error:  # such as too many open files: no reason to end the session
+            self._counters["health_unread"] += 1
+            log.log(
+                logging.WARNING if self._counters["health_unread"] == 1 else logging.DEBUG,
+                *("health=unread error=%s", error),
+            )
+            return None
 
     def _context_of(self, answering: Answering) -> LiveContext:
         """The live context, or the part of the past that the question is about."""

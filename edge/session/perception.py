@@ -74,6 +74,17 @@ class Perception:
         self.degraded: deque[Degraded] = deque(maxlen=N_RECENT_STAGES)
         """The newest steps on the budget's ladder, oldest first."""
 
+    @property
+    def senses(self) -> Sequence[Sense[Any]]:
+        """In the order in which they are served next."""
+        return tuple(self._senses)
+
+    def begin_as(self, senses: Sequence[Sense[Any]]) -> None:
+        """Serve them in this order, on the budget's rung."""
+        self._senses = list(senses)
+        for sense in senses:
+            sense.stand_on(self._budget.rung)
+
     def step(self) -> bool:
         """Do the most urgent thing; False if nothing waits."""
         if not self.intake.is_full and not self._context.owes_rebase:

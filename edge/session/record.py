@@ -9,22 +9,21 @@ viewers show them.
 
 A recording is wanted most where the session ended badly. So it is written in small chunks, each of
 which can be read without what follows, and the reader goes as far as there are whole ones. A disk
-that is full ends the recording, and not the session.
+that is full ends a file, and not the session. Each file begins with all that a replay needs: the
+settings, and the moment of the session at which it begins (`edge.session.moment`).
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import itertools
 import logging
-import os
-import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from functools import partial
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
@@ -32,30 +31,36 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 import numpy as np
 from mcap.exceptions import McapError
-from mcap.records import Channel, Chunk, McapRecord, Message
+from mcap.records import Channel, Chunk, McapRecord
+from mcap.records import Message as McapMessage
 from mcap.stream_reader import StreamReader, breakup_chunk
-from mcap.writer import Writer
 from zstandard import ZstdError, frame_content_size
 
 from edge.clock import NS_PER_S, Clock
 from edge.errors import MediaError
 from edge.senses.address import without_secrets
 from edge.senses.turn_events import Button, Choose, Control, Played
+from edge.session.moment import Moment, array_of, plain_array
+from edge.session.perception import Rebased
+from edge.session.record_files import MAX_WAITING_BYTES, Batch, Bounds, Message, RecordFiles
 from edge.session.turn import Failed, Question
-from edge.types import AudioChunk, Frame
+from edge.types import AudioChunk, Float32, Frame, n_media_bytes
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FORMAT = 5
-CHUNK_BYTES = 1 << 16
-"""What is lost of a session that is killed: about so much, or one picture."""
-MAX_CHUNK_BYTES = 1 << 29
+FORMAT = 6
+MAX_CHUNK_BYTES = 300 << 20
 """The largest picture takes 270 MB."""
-SYNC_S = 1.0
-LIBRARY = "omni-edge"
+LONG_ENOUGH = 0.75
+"""Of a file's bound: from then on a rebase is a reason for the next file."""
+STEP_BYTES = 4096
+"""What a step takes in memory besides pictures and sounds, about."""
+SLOW = "the disk is too slow, and steps were left out"
 TOPICS = {
     "session": "omni_edge.Session",
+    "moment": "omni_edge.Moment",
+    "rows": "omni_edge.Rows",
     "camera": "foxglove.RawImage",
     "sound": "omni_edge.Sound",
     "playback": "omni_edge.Sound",
@@ -63,6 +68,7 @@ TOPICS = {
     "question": "omni_edge.Question",
     "step": "omni_edge.Step",
     "event": "omni_edge.Event",
+    "end": "omni_edge.End",
 }
 
 
@@ -72,12 +78,15 @@ class RecordedClock:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._said: list[int] = []
+        self.last_ns = 0
+        """What it said to the loop last."""
         self._thread: int | None = None
 
     def now_ns(self) -> int:
         now_ns = self._clock.now_ns()
         if threading.get_ident() == self._thread:
             self._said.append(now_ns)
+            self.last_ns = now_ns
         return now_ns
 
     def sleep_until(self, deadline_ns: int) -> None:
@@ -139,45 +148,37 @@ def event_of(event: object) -> dict[str, Any]:
 
 @dataclass
 class Recorder:
-    """Writes a session to a file that only its owner reads, from the loop's thread."""
+    """Writes a session to files, from the loop's thread, which never waits for them.
+
+    Where they fail, or are too slow, whole steps are left out; when there is room again the next
+    file begins at the next quiet moment of the session, and replays by itself. With bounds another
+    one begins in time, where there is a rebase if possible, as the context is short then.
+    """
 
     path: Path
+    """A file; with bounds, a folder."""
     clock: RecordedClock
+    bounds: Bounds | None = None
+    max_waiting_bytes: int = MAX_WAITING_BYTES
+    """Of steps that are not written yet."""
+    _about: dict[str, Any] = field(default_factory=dict)
+    _is_recording: bool = False
+    _n_begun: int = 0
+    _began_s: float = 0.0
+    _was_rebased: bool = False
+    _n_left_out: int = 0
+    _n_gaps: int = 0
     _took: str = ""
     _item: object = None
     _asked_ns: int = 0
     _outside: dict[str, Any] = field(default_factory=dict)
     _events: list[dict[str, Any]] = field(default_factory=list)
 
-    has_failed: bool = False
-    """The disk is full, or gone: nothing more is written."""
-
     def __enter__(self) -> Recorder:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.fchmod(descriptor, 0o600)  # it may have been there
-        self._file = open(descriptor, "wb")
-        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
-        self._writer.start(library=LIBRARY)
-        self._channels = {
-            topic: self._writer.register_channel(
-                f"/{topic}",
-                "json",
-                self._writer.register_schema(name, "jsonschema", b'{"type": "object"}'),
-            )
-            for topic, name in TOPICS.items()
-        }
-        self._sequence = itertools.count()
-        self._closing = threading.Event()
-        self._syncing = threading.Thread(target=self._sync, name="recorder", daemon=True)
-        self._syncing.start()
+        bounds = {"max_waiting_bytes": self.max_waiting_bytes}
+        self._files = RecordFiles(self.path, TOPICS, self.bounds, **bounds)
+        self._files.open()
         return self
-
-    def _sync(self) -> None:
-        """Give the disk what is written, at its own pace: after a power cut that counts."""
-        while not self._closing.wait(SYNC_S):
-            with contextlib.suppress(OSError):  # a pipe; or the disk is full, which writing tells
-                os.fdatasync(self._file.fileno())
 
     def __exit__(
         self,
@@ -185,23 +186,30 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._closing.set()
-        self._syncing.join()
-        if not self.has_failed:
-            self._try(self._writer.finish)
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if self._is_recording:
+            self._end_file("")
+        self._files.close()
 
-    def _try(self, write: Callable[[], object]) -> None:
-        try:
-            write()
-            self._file.flush()
-        except OSError as error:
-            self.has_failed = True
-            log.error(
-                "recording=%s event=stopped error=%s: %s",
-                *(self.path, error.strerror, "the session goes on without; make room"),
-            )
+    @property
+    def problem(self) -> str:
+        """Why nothing is recorded now; empty while it is."""
+        if self._files.problem:
+            return self._files.problem
+        return "" if self._is_recording or not self._about else SLOW
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What has been counted."""
+        return {
+            "recording_failed": int(bool(self.problem)),
+            "recording_files": self._files.n_files,
+            "recording_gaps": self._n_gaps,
+            "recording_steps_dropped": self._n_left_out + self._files.n_lost,
+        }
+
+    def wait(self) -> None:
+        """Until all that was recorded is in the file, or was lost: for who has stopped the loop."""
+        self._files.wait()
 
     def describe(
         self,
@@ -212,23 +220,66 @@ class Recorder:
         cameras: Sequence[str] = (),
     ) -> None:
         """What the session is; once, at its start."""
-        about = {
+        self._about = {
             "format": FORMAT,
             "model": model,
             "start_ns": start_ns,
-            "settings": _public(settings),
             "microphones": list(microphones),
             "cameras": list(cameras),
         }
-        self._write("session", start_ns, about)
-        if not self.has_failed:
-            self._try(self._writer.flush)  # nothing can be replayed without it
+        self._begin_file(settings, start_ns, None)
 
-    def begin(self) -> None:
-        """A step begins."""
+    def begin(self) -> bool:
+        """A step begins; whether a file should begin before it: then `begin_file`."""
         self.clock.begin()
         self._took, self._item, self._asked_ns = "", None, 0
         self._outside, self._events = {}, []
+        was_rebased, self._was_rebased = self._was_rebased, False
+        if not self._is_recording:
+            return bool(self._about) and not self._files.is_blocked and self._files.is_idle
+        if self.bounds is None or self._files.n_files != self._n_begun:
+            return False
+        n_bytes = self._files.n_bytes - self._files.n_head_bytes
+        age_s = time.monotonic() - self._began_s
+        share = max(n_bytes / self.bounds.file_bytes, age_s / self.bounds.file_s)
+        return share >= (LONG_ENOUGH if was_rebased else 1.0)
+
+    def begin_file(self, settings: dict[str, Any], moment: Moment) -> None:
+        """What follows belongs to another file, which begins at this moment.
+
+        Args:
+            settings: as they are now.
+        """
+        if self._is_recording:
+            self._end_file("")
+        self._begin_file(settings, self.clock.last_ns, moment)
+
+    def _begin_file(self, settings: dict[str, Any], at_ns: int, moment: Moment | None) -> None:
+        about = {
+            **self._about,
+            "settings": _public(settings),
+            "at_ns": at_ns,
+            "wall_ns": time.time_ns(),
+            "n_rows": None if moment is None else len(moment.rows),
+        }
+
+        def encode() -> Iterator[Message]:
+            yield "session", at_ns, _json(about)
+            if moment is not None:
+                yield "moment", at_ns, _json(moment.content)
+                for rows in moment.rows:
+                    yield "rows", at_ns, _json(plain_array(rows))
+
+        n_bytes = 0 if moment is None else moment.n_bytes
+        self._is_recording = self._files.put(Batch(encode, n_bytes, begins=True))
+        self._n_begun += self._is_recording
+        self._began_s = time.monotonic()
+
+    def _end_file(self, reason: str) -> None:
+        at_ns = self.clock.last_ns
+        ended = Batch(lambda: [("end", at_ns, _json({"reason": reason}))], 0, ends=True)
+        self._files.put(ended)
+        self._is_recording = False
 
     def took(self, name: str, item: object, asked_ns: int = 0) -> None:
         """The step takes an item of a sense (None: its end), or a question."""
@@ -245,41 +296,86 @@ class Recorder:
     def saw(self, event: object) -> None:
         """The step has led to an event."""
         self._events.append(event_of(event))
+        self._was_rebased = self._was_rebased or isinstance(event, Rebased)
 
     def end(self) -> None:
-        """The step is over: write it."""
+        """The step is over: let it be written, or leave it out whole."""
         said = self.clock.take()
-        at_ns = said[-1] if said else 0
-        topic, content = _content(self._item)
-        if topic:
-            self._write(topic, at_ns, content)
+        if not self._is_recording:
+            self._n_left_out += bool(self._about)
+            return
+        item, events, self._events = self._item, self._events, []
         step = {
             "took": self._took,
-            "item": topic,
+            "item": _topic(item),
             "asked_ns": self._asked_ns,
             "outside": self._outside,
             "clock": said,
         }
-        self._write("step", at_ns, step)
-        for event in self._events:
-            self._write("event", at_ns, event)
+        at_ns = said[-1] if said else self.clock.last_ns
 
-    def _write(self, topic: str, at_ns: int, content: dict[str, Any]) -> None:
-        if not self.has_failed:
-            add = partial(self._writer.add_message, self._channels[topic], at_ns)
-            data = msgspec.json.encode(content)
-            self._try(partial(add, data, publish_time=at_ns, sequence=next(self._sequence)))
+        def encode() -> Iterator[Message]:
+            topic, content = _content(item)
+            if topic:
+                yield topic, at_ns, _json(content)
+            yield "step", at_ns, _json(step)
+            for event in events:
+                yield "event", at_ns, _json(event)
+
+        if not self._files.put(Batch(encode, STEP_BYTES + _n_bytes(item))):
+            self._n_left_out += 1
+            self._n_gaps += 1
+            if not self._files.problem:
+                log.error(
+                    "recording=%s event=gap problem=%s remedy=%s",
+                    *(self.path, SLOW, "a faster disk, or fewer frames"),
+                )
+            self._end_file(SLOW)
+
+
+def _json(content: object) -> bytes:
+    return msgspec.json.encode(content)
+
+
+def _n_bytes(item: object) -> int:
+    """About what it takes in memory."""
+    if isinstance(item, Frame):
+        return item.pixels.nbytes
+    if isinstance(item, Played):
+        item = item.chunk
+    if isinstance(item, AudioChunk):
+        return item.samples.nbytes
+    if isinstance(item, Question):
+        return sum(len(m.content) + n_media_bytes(m.media) for m in item.messages)
+    return 0
+
+
+NOT_SHOWN = ("socket", "access", "record")
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without passwords, and without who may connect: recordings are handed on."""
-    shown = {name: section for name, section in settings.items() if name != "access"}
+    """Settings without passwords, and without who may connect where: recordings are handed on."""
+    shown = {name: section for name, section in settings.items() if name not in NOT_SHOWN}
     for kind in ("camera", "microphone"):
         shown[kind] = [
             {**sense, "source": without_secrets(sense["source"])}
             for sense in settings.get(kind, ())
         ]
     return shown
+
+
+def _topic(item: object) -> str:
+    """Topic of what a step took."""
+    for topic, kinds in (
+        ("camera", Frame),
+        ("sound", AudioChunk),
+        ("playback", Played),
+        ("control", Choose | Button),
+        ("question", Question),
+    ):
+        if isinstance(item, kinds):
+            return topic
+    return ""
 
 
 def _content(item: object) -> tuple[str, dict[str, Any]]:
@@ -333,9 +429,16 @@ class Recorded:
     path: Path
     about: dict[str, Any]
     """What `Recorder.describe` was told."""
-    _messages: Iterator[tuple[str, dict[str, Any]]]
+    moment: Moment | None
+    """Where it begins; None: where the session did."""
+    _messages: Generator[tuple[str, dict[str, Any]], None, None]
     cut: str = ""
     """Why there are no more steps, once they are over; empty if they were recorded to the end."""
+
+    @property
+    def began(self) -> str:
+        """When, for a person."""
+        return datetime.fromtimestamp(self.about["wall_ns"] / NS_PER_S, timezone.utc).isoformat()
 
     def steps(self) -> Iterator[Step]:
         """Its steps, once. The last one before a cut is left out: some of it may be missing.
@@ -345,22 +448,57 @@ class Recorded:
         """
         number = 0
         try:
-            for step in _steps(self._messages):
+            for step in self._steps():
                 yield step
                 number += 1
         except _CutError as cut:
             self.cut = f"{cut} after {number} steps"
-        except _NOT_OURS as error:
+        except NOT_OURS as error:
             problem = f"has no usable step {number} ({type(error).__name__}: {error})"
             raise MediaError(self.path, problem, "record the session again") from None
+        finally:
+            self._messages.close()  # the file is open for as long as there may be more
+
+    def _steps(self) -> Iterator[Step]:
+        item: Frame | AudioChunk | Control | Question | None = None
+        step: dict[str, Any] | None = None
+        events: list[dict[str, Any]] = []
+        for topic, content in self._messages:
+            if topic == "event":
+                events.append(content)
+                continue
+            if step is not None:
+                yield _step(step, events)
+                step, events = None, []
+            if topic == "step":
+                step = {**content, "item": item if content["item"] else None}
+                item = None
+            elif topic == "end":
+                if content["reason"]:
+                    raise _CutError(f"ends early, as {content['reason']},")
+                return
+            else:
+                item = _item(topic, content)
+        if step is not None:
+            yield _step(step, events)
+
+
+def _step(content: dict[str, Any], events: list[dict[str, Any]]) -> Step:
+    step = Step(events=events, **content)
+    if not isinstance(step.outside, dict) or not all(type(said) is int for said in step.clock):
+        raise TypeError("its clock says what is no time, or it learns what has no name")
+    return step
 
 
 class _CutError(Exception):
     """Nothing more can be read."""
 
 
-_NOT_OURS = (LookupError, TypeError, ValueError, AttributeError)
-"""What a step raises that does not hold what it should."""
+NOT_OURS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(MemoryError, RuntimeError, TypeError, ValueError),
+)
+"""What comes of a recording that does not hold what it should."""
 
 
 def read(path: Path) -> Recorded:
@@ -390,7 +528,25 @@ def read(path: Path) -> Recorded:
             f"is a recorded session of format {found}, and this version reads {FORMAT}",
             f"replay it with {other} Omni Edge, or record it again with `edge run --record`",
         )
-    return Recorded(path, about, messages)
+    try:
+        return Recorded(path, about, _moment(about, messages), messages)
+    except (_CutError, *NOT_OURS) as error:
+        messages.close()
+        problem = f"describes no session ({type(error).__name__}: {error})"
+        raise MediaError(path, problem, "record one with `edge run --record`") from None
+
+
+def _moment(about: dict[str, Any], messages: Iterator[tuple[str, dict[str, Any]]]) -> Moment | None:
+    """What the first messages tell of the moment at which a file begins."""
+    if about["n_rows"] is None:
+        return None
+    topic, content = next(messages, ("", {}))
+    rows: list[Float32] = []
+    for topic_of_rows, one in itertools.islice(messages, int(about["n_rows"])):
+        rows += [array_of(one, "float32")] if topic_of_rows == "rows" else []
+    if topic != "moment" or len(rows) != about["n_rows"]:
+        raise ValueError("it does not begin with a moment of a session")
+    return Moment(content, tuple(rows))
 
 
 def _messages(file: BinaryIO) -> Generator[tuple[str, dict[str, Any]], None, None]:
@@ -408,7 +564,7 @@ def _messages(file: BinaryIO) -> Generator[tuple[str, dict[str, Any]], None, Non
                 for inner in _unpacked(record) if isinstance(record, Chunk) else (record,):
                     if isinstance(inner, Channel):
                         topics[inner.id] = inner.topic.removeprefix("/")
-                    elif isinstance(inner, Message):
+                    elif isinstance(inner, McapMessage):
                         yield topics[inner.channel_id], msgspec.json.decode(inner.data)
         except (
             McapError,
@@ -416,6 +572,7 @@ def _messages(file: BinaryIO) -> Generator[tuple[str, dict[str, Any]], None, Non
             struct.error,
             ValueError,
             LookupError,
+            RecursionError,
             OSError,
             EOFError,
         ) as error:
@@ -425,28 +582,10 @@ def _messages(file: BinaryIO) -> Generator[tuple[str, dict[str, Any]], None, Non
 
 def _unpacked(chunk: Chunk) -> list[McapRecord]:
     n_bytes = chunk.uncompressed_size
+    if chunk.compression not in ("", "zstd"):  # another one may unpack to any size
+        raise ValueError(f"a chunk packed by {chunk.compression[:20]!r}")
     if chunk.compression == "zstd":
         n_bytes = max(n_bytes, frame_content_size(chunk.data))
     if n_bytes > MAX_CHUNK_BYTES:
         raise ValueError(f"a chunk of {n_bytes} bytes")
     return breakup_chunk(chunk, validate_crc=True)
-
-
-def _steps(messages: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[Step]:
-    item: Frame | AudioChunk | Control | Question | None = None
-    step: dict[str, Any] | None = None
-    events: list[dict[str, Any]] = []
-    for topic, content in messages:
-        if topic == "event":
-            events.append(content)
-            continue
-        if step is not None:
-            yield Step(events=events, **step)
-            step, events = None, []
-        if topic == "step":
-            step = {**content, "item": item if content["item"] else None}
-            item = None
-        else:
-            item = _item(topic, content)
-    if step is not None:
-        yield Step(events=events, **step)

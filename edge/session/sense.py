@@ -213,7 +213,7 @@ class Sense(Generic[T]):
             for item in items:
                 self.put(item)
             log.info("sense=%s event=ended", self.name)
-        except EdgeError as error:
+        except (EdgeError, MemoryError, OSError) as error:  # the machine lacks something: no defect
             self.n_failed += 1
             log.error("sense=%s event=failed error=%s", self.name, error)
         except Exception as defect:  # noqa: BLE001  a thread's top: the loop raises it

@@ -52,6 +52,8 @@ class Slot:
         self.ledger: list[Segment] = [Segment("text", len(anchor))]
         self._waiting = deque([anchor])
         self.n_waiting = len(anchor)
+        self.calls: list[Float32] | None = None
+        """If wanted, [n, H] of each prefill: what makes the same state again, bit by bit."""
 
     @property
     def n_tokens(self) -> int:
@@ -67,9 +69,16 @@ class Slot:
         self._waiting.append(rows)
         self.n_waiting += len(rows)
 
-    def forget_last(self) -> None:
-        """The newest segment is no longer in the state: take it from the ledger."""
+    def forget_last(self, n_calls: int) -> None:
+        """The newest segment is no longer in the state, which is as it was after so many calls."""
         del self.ledger[-1]
+        if self.calls is not None:
+            del self.calls[n_calls:]
+
+    @property
+    def n_calls(self) -> int:
+        """Prefills that are known."""
+        return len(self.calls or ())
 
     def advance(self) -> None:
         """Prefill one chunk of what waits, across segments."""
@@ -82,8 +91,20 @@ class Slot:
                 self._waiting.appendleft(rows[n_room:])
             n_room -= len(parts[-1])
         if parts:
-            self._engine.prefill(self.state, np.concatenate(parts))
+            rows = np.concatenate(parts)
+            self._engine.prefill(self.state, rows)
+            if self.calls is not None:
+                self.calls.append(rows)
             self.n_waiting -= MAX_PREFILL_TOKENS - n_room
+
+    def prefill_again(self, calls: Sequence[Float32], ledger: Sequence[Segment]) -> None:
+        """Instead of the anchor, let these calls make the state, and this be its ledger."""
+        self._waiting.clear()
+        self.n_waiting, self.ledger = 0, list(ledger)
+        for rows in calls:
+            self._engine.prefill(self.state, rows)
+        if self.calls is not None:
+            self.calls += calls
 
     def finish(self) -> None:
         """Prefill all that waits."""
@@ -100,6 +121,8 @@ class Slots:
     """[n, H], before everything perceived."""
     separator: Float32
     """[n, H], between two segments."""
+    keeps_calls: bool = False
+    """Of the slots that it makes."""
 
     def of(self, perceived: Sequence[Perceived] = ()) -> Slot:
         """A slot of its own, in which these wait behind the anchor.
@@ -107,7 +130,22 @@ class Slots:
         Raises:
             CapacityError: no state is free.
         """
-        slot = Slot(self.engine, self.anchor, self.separator)
+        slot = self._empty()
         for segment in perceived:
             slot.add(segment)
+        return slot
+
+    def again(self, calls: Sequence[Float32], ledger: Sequence[Segment]) -> Slot:
+        """The slot that had these calls and this ledger, nothing of which waits.
+
+        Raises:
+            CapacityError: no state is free.
+        """
+        slot = self._empty()
+        slot.prefill_again(calls, ledger)
+        return slot
+
+    def _empty(self) -> Slot:
+        slot = Slot(self.engine, self.anchor, self.separator)
+        slot.calls = [] if self.keeps_calls else None
         return slot

@@ -178,7 +178,7 @@ class TriggerBook:
 
 
 @dataclass
-class _Watched:
+class Watched:
     """One trigger as the loop sees it."""
 
     id: str
@@ -280,7 +280,7 @@ class Triggers:
         self._book, self._context, self._answers, self._clock = book, context, answers, clock
         self._saw, self._counters = saw, counters
         self._yes_no = yes_no(tokenizer)
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, Watched] = {}
         self._is_judging = False
         self._rest_since_ns = self._rest_until_ns = self._rested_ns = 0
         self._worked_ns = 0  # for the newest judgement, as it counts
@@ -292,7 +292,7 @@ class Triggers:
         for change in changes:
             name = change["id"]
             if change["trigger"] is not None:
-                self._watched[name] = _Watched(name, msgspec.convert(change["trigger"], Trigger))
+                self._watched[name] = Watched(name, msgspec.convert(change["trigger"], Trigger))
             elif (gone := self._watched.pop(name)).is_on:
                 self._tell(gone.end(self._clock.now_ns(), "deleted"))
 
@@ -343,7 +343,7 @@ class Triggers:
             self._show(watched)
         return bool(unseen)
 
-    def _unseen_ns(self, watched: _Watched) -> int:
+    def _unseen_ns(self, watched: Watched) -> int:
         """When it ends, if nothing comes of what it is about."""
         about = watched.trigger.modality
         senses = [s for s in self._senses if about in ("any", "audio" if s.hears else "video")]
@@ -371,7 +371,7 @@ class Triggers:
         what = "began" if isinstance(event, TriggerBegan) else f"ended cause={event.cause}"
         log.info("trigger=%s event=%s confidence=%.3f", event.id, what, event.confidence)
 
-    def _show(self, watched: _Watched) -> None:
+    def _show(self, watched: Watched) -> None:
         self._book.judged(
             TriggerStatus(
                 *(watched.id, watched.trigger, watched.is_on),
@@ -379,7 +379,7 @@ class Triggers:
             )
         )
 
-    def _judged(self, watched: _Watched, event: AnswerEvent) -> None:
+    def _judged(self, watched: Watched, event: AnswerEvent) -> None:
         self._is_judging = False
         if isinstance(event, Failed):
             self._counters["judgements_refused"] += 1

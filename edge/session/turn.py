@@ -331,6 +331,8 @@ class Status:
     """Whose speech takes the turn."""
     senses: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Each camera's and microphone's counters, which are in `counters`, too (`front_lost`)."""
+    problems: tuple[str, ...] = ()
+    """What the session does without, though it was asked for: each in one line."""
 
 
 class Audience(Generic[T]):

@@ -46,6 +46,7 @@ ANSWERED = {"asked_s": 1.0, "finish_reason": "stop", "n_prompt_tokens": 3}
 ANSWERED |= {"n_completion_tokens": 2, "first_token_ms": 1.0, "finished_ms": 2.0}
 HEALTH = {
     "status": "ok",
+    "problems": [],
     "ready": True,
     "model": "nemotron",
     "mode": "open",

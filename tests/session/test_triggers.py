@@ -38,7 +38,7 @@ from edge.session.triggers import (
     TriggerBegan,
     TriggerBook,
     TriggerEnded,
-    _Watched,
+    Watched,
     asked,
 )
 from edge.session.turn import Done, Message, Question, YesNo
@@ -55,7 +55,7 @@ UNSURE = (BEGINS + ENDS) / 2
 
 def changes(trigger, judged):
     """Times in s of begins (+) and ends (-)."""
-    watched = _Watched("trigger_1", trigger)
+    watched = Watched("trigger_1", trigger)
     found = []
     for at_s, likely in judged:
         event = watched.judge(likely, int(at_s * NS_PER_S))

@@ -11,7 +11,19 @@ import pytest
 from chained_engine import ChainedEngine, Speed, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import TEXTS, Happening, Play, World, cut, fails, model, play, random_world, replayed
+from worlds import (
+    TEXTS,
+    Happening,
+    Play,
+    World,
+    cut,
+    fails,
+    model,
+    play,
+    random_world,
+    replayed,
+    replayed_by_itself,
+)
 
 from edge.clock import VirtualClock
 from edge.model.sampling import Sampling
@@ -62,6 +74,19 @@ def test_any_world_can_be_recorded_and_run_again(seed):
     with tempfile.TemporaryDirectory() as folder:
         for step in replayed(world, Path(folder) / "world.mcap"):
             assert step.events == step.step.events, step.number
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 2**32 - 1), n_steps=st.integers(5, 400))
+def test_any_file_of_a_recorded_world_runs_again_by_itself(seed, n_steps):
+    """Wherever it begins: what the session remembers stands at its beginning."""
+    world = random_world(seed)
+    kept = [happening for happening in world.happenings if happening.what != "break"]
+    world = replace(world, happenings=tuple(kept), for_ms=min(world.for_ms, 12_000))
+    with tempfile.TemporaryDirectory() as folder:
+        for n, steps in enumerate(replayed_by_itself(world, Path(folder), n_steps)):
+            for step in steps:
+                assert step.events == step.step.events, (n, step.number)
 
 
 EXAMPLES = {

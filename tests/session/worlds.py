@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -48,8 +48,10 @@ from edge.senses.turns import TurnDetector
 from edge.session.health import BoardHealth
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
+from edge.session.moment import PARTS, Moment
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
-from edge.session.record import RecordedClock, Recorder, ReplayedClock, read
+from edge.session.record import Recorded, RecordedClock, Recorder, ReplayedClock, read
+from edge.session.record_files import Bounds, files_of
 from edge.session.replay import Observed as Observed_
 from edge.session.replay import Replayed, replay
 from edge.session.sense import Sense, audio_sense, video_sense
@@ -363,19 +365,28 @@ class Source:
     n: int = 0
 
 
+PARTS["Told"] = {"_detector": PARTS["Listener"]["_collector"]}
+PARTS["function"] = {}
+"""Detectors of speech in worlds remember nothing."""
+
+
 class Witness:
     """Stands where a recorder stands, and before one: what the loop took in a step."""
 
-    has_failed = False
+    problem = ""
+    counters: ClassVar[dict[str, int]] = {}
 
     def __init__(self, recorder: Recorder | None = None) -> None:
         self.taken: list[tuple[str, object]] = []
         self._recorder = recorder
 
-    def begin(self) -> None:
+    def begin(self) -> bool:
         self.taken = []
-        if self._recorder is not None:
-            self._recorder.begin()
+        return self._recorder is not None and self._recorder.begin()
+
+    def begin_file(self, settings: dict[str, Any], moment: Moment) -> None:
+        assert self._recorder is not None
+        self._recorder.begin_file(settings, moment)
 
     def took(self, name: str, item: object, asked_ns: int = 0) -> None:
         self.taken.append((name, item))
@@ -469,19 +480,49 @@ def _as_due(world: World, config: Config) -> list[ReferenceSense]:
 
 def replayed(world: World, path: Path) -> Iterator[Replayed]:
     """Record a world to a file and run it again, step by step."""
-    clock = RecordedClock(VirtualClock(START_NS))
-    with Recorder(path, clock) as recorder:
-        settings = msgspec.to_builtins(fitted(world, world.settings))
-        recorder.describe("", START_NS, settings, world.microphones, world.cameras)
-        Play(world, recorder).run()
+    with Recorder(path, RecordedClock(VirtualClock(START_NS))) as recorder:
+        _record(world, recorder)
+    return _replayed(world, read(path))
 
+
+class OftenAnother(Recorder):
+    """Begins another file after so many steps, if the moment is quiet."""
+
+    n_steps, n_of_a_file = 0, 1
+
+    def begin(self) -> bool:
+        """Nothing else is a reason."""
+        super().begin()
+        self.n_steps += 1
+        return self.n_steps % self.n_of_a_file == 0
+
+
+def replayed_by_itself(world: World, folder: Path, n_steps: int) -> Iterator[list[Replayed]]:
+    """Record a world to files of about so many steps, and run each of them again by itself."""
+    clock = RecordedClock(VirtualClock(START_NS))
+    with OftenAnother(folder, clock, Bounds(1 << 40)) as recorder:
+        recorder.n_of_a_file = n_steps
+        _record(world, recorder)
+    for path in files_of(folder):
+        recorded = read(path)
+        yield [*_replayed(world, recorded)]
+        assert recorded.cut == "", path
+
+
+def _record(world: World, recorder: Recorder) -> None:
+    settings = msgspec.to_builtins(fitted(world, world.settings))
+    recorder.describe("", START_NS, settings, world.microphones, world.cameras)
+    Play(world, recorder).run()
+
+
+def _replayed(world: World, recorded: Recorded) -> Iterator[Replayed]:
     def build(
         _about: dict[str, Any], clock: ReplayedClock, observed: Observed_
     ) -> tuple[LiveLoop, list[Sense[Any]]]:
         engine = ChainedEngine(VirtualClock(), engine_spec(world), world.speed)
         return session(world, engine, clock, [], observed)
 
-    return replay(read(path), build)
+    return replay(recorded, build)
 
 
 class Play:
