@@ -43,7 +43,7 @@ from edge.engines.layout import quantized_layouts
 from edge.engines.safetensors import DTYPES, SafetensorsFile, write_safetensors
 from edge.engines.self_check import warm_up
 from edge.errors import BundleError, CheckpointError, EdgeError
-from edge.model.constrain import vocabulary
+from edge.model.grammars import vocabulary
 
 KEPT = Path(".cache/fuzz/files")
 Change = Callable[[Path], None]

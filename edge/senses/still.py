@@ -27,8 +27,9 @@ from edge.types import Float32, Picture, Sound
 MAX_SOUND_S = 30
 """Of one clip: a longer one is no question."""
 _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PICTURE_PIXELS = 1 << 25
-"""Of a picture that is sent. The largest takes 100 MB, and 0.6 GB for a moment."""
+MAX_PICTURE_PIXELS = 49 << 20
+"""Of a picture that is sent: telephones make 50 million. The largest takes 150 MB, and more for a
+moment, in a process of its own."""
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _BROKEN: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
