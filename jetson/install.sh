@@ -141,6 +141,7 @@ if [ -z "$root" ] && [ -d $bundle ] && [ ! -L $bundle ]; then
     # Put there by hand. It is given a name of its own and its place to a link, in one step.
     mv -T $bundles/found $bundles/found.old 2>/dev/null || true
     cp -al $bundle $bundles/found.new && mv -T $bundles/found.new $bundles/found
+    owned $bundles/found
     [ -z "$old" ] || ln -sfn $bundles/found "$old/bundle"
     ln -sfn $bundles/found $bundles/link.new
     "$python" -c 'import ctypes, sys
