@@ -86,7 +86,15 @@ link=$root/opt/edge/current
 old=$(readlink "$link" 2>/dev/null || true)
 work=$(mktemp -d)
 keep=
-clean_up() { rm -rf "$work" "$root$bundles"/*.new; [ -n "$keep" ] || rm -rf "$root${new:?}"; }
+is_candidate=
+clean_up() {
+    if [ -n "$is_candidate" ]; then  # ended while it was tried
+        end_candidate
+        systemctl --no-block restart edge.service
+    fi
+    rm -rf "$work" "$root$bundles"/*.new
+    [ -n "$keep" ] || rm -rf "$root${new:?}"
+}
 trap clean_up EXIT
 trap 'exit 1' INT TERM HUP
 say "building $new with $extras"
@@ -189,10 +197,10 @@ take() {  # for good
     for unit in edge.service edge.socket edge-ingest@.service; do replace "$here/$unit" "$units/$unit"; done
     replace "$here/70-edge.rules" "$root/usr/lib/udev/rules.d/70-edge.rules"
     sync -f "$root$new"
+    keep=1
     link_to "$new" "$link"
     link_to /opt/edge/current/bundle "$root$bundle"
     link_to /opt/edge/current/bin/edge "$root/usr/bin/edge"
-    keep=1
 }
 if [ -n "$root" ]; then
     take
@@ -204,6 +212,7 @@ fi
 ready="installed; it starts with the machine"
 candidates=/run/systemd/system
 candidate() {  # units that start the new version, until the machine is switched off
+    is_candidate=1
     mkdir -p $candidates
     cmp -s "$here/edge.socket" /usr/lib/systemd/system/edge.socket ||
         systemctl stop edge.service edge.socket 2>/dev/null || true
@@ -220,6 +229,7 @@ candidate() {  # units that start the new version, until the machine is switched
     systemctl daemon-reload
 }
 end_candidate() {
+    is_candidate=
     rm -f $candidates/edge.service $candidates/edge.socket
     systemctl daemon-reload
 }

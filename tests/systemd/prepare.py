@@ -129,8 +129,19 @@ def bundles(root: Path) -> None:
 def sources(folder: Path) -> None:
     """What an owner has unpacked: enough of this tree to install from wheels."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(REPOSITORY / "tests/systemd/fast_python.py", folder / "fast-python")
-    (folder / "fast-python").chmod(0o755)
+    here = Path(__file__).parent
+    toy = folder / "toy/bin"
+    toy.mkdir(parents=True, exist_ok=True)
+    (folder / "toy/lib").mkdir(exist_ok=True)
+    (toy / "python").unlink(missing_ok=True)
+    (toy / "python").symlink_to("/usr/bin/python3")
+    shutil.copy(here / "kill_hook.sh", folder / "kill-hook")
+    for name, program in (
+        ("fast_python.py", folder / "fast-python"),
+        ("toy_edge.py", toy / "edge"),
+    ):
+        shutil.copy(here / name, program)
+        program.chmod(0o755)
     for name in ("Makefile", "jetson", "locks", "edge/__init__.py"):
         path = REPOSITORY / name
         (folder / name).parent.mkdir(exist_ok=True)
