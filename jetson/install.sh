@@ -240,7 +240,8 @@ if [ -z "$chosen" ]; then
 elif is_running; then
     candidate
     systemctl reset-failed edge.service edge.socket 2>/dev/null || true
-    if systemctl restart edge.service; then
+    # Where it gave way already, it is the one before that has become ready.
+    if systemctl restart edge.service && [ -e $candidates/edge.service ]; then
         take
         end_candidate
         udevadm control --reload && udevadm trigger || true
@@ -249,7 +250,7 @@ elif is_running; then
         ready="ready: edge ask \"What do you see?\""
     elif [ -n "$old" ]; then
         end_candidate
-        systemctl restart edge.service && goes_on="$old goes on" ||
+        systemctl start edge.service && goes_on="$old goes on" ||
             goes_on="$old did not become ready either"
         die "$new did not become ready (journalctl -u edge); $goes_on"
     else
