@@ -350,9 +350,13 @@ def bad_bundle(world: World) -> str:
 @row("a disk without room")
 def full_disk(world: World) -> str:
     machine = world.machine
-    machine.run("mkdir -p /huge && cp /bundle/manifest.json /huge && truncate -s 100T /huge/big")
-    tried = machine.run(f"{INSTALL} BUNDLE=/huge", check=False, timeout_s=60)
-    machine.run("rm -r /huge")
+    bundles = "/var/lib/edge/bundles"
+    machine.run(f"mount -t tmpfs -o size=16m none {bundles}")
+    try:
+        tried = machine.run(f"{INSTALL} BUNDLE=/damaged", check=False, timeout_s=60)
+        assert not machine.says(f"ls {bundles}")
+    finally:
+        machine.run(f"umount {bundles}")
     assert tried.returncode, tried.stdout
     said = [line for line in tried.stderr.splitlines() if line.startswith("install:")][-1]
     assert re.search("needed", said), said

@@ -6,7 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).resolve().parents[1]
 
 
 def run(bundle: Path) -> None:
