@@ -62,7 +62,7 @@ class Machine:
         """Switch it on; how long that takes, s."""
         began_s = time.monotonic()
         command = ["systemd-nspawn", "-q", "-D", str(self.root), "--boot", "--register=no"]
-        command += ["--keep-unit", "-M", "edgehost", "--console=pipe"]
+        command += ["--keep-unit", "-M", f"edge-{os.getpid()}", "--console=pipe"]
         with self._log.open("ab") as log:
             self.pid = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -108,6 +109,13 @@ def main() -> int:
     if lacking := prepare.lacking():
         print(f"test-systemd: {lacking}", file=sys.stderr)
         return int(os.environ.get("CI") == "true")
+    prepare.cache_folder().mkdir(parents=True, exist_ok=True)
+    lock = (prepare.cache_folder() / "lock").open("w")
+    try:  # two machines would share this one's control groups, and end each other's services
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("test-systemd: another one runs on this machine", file=sys.stderr)
+        return 1
     began_s = time.monotonic()
     rtsp = Rtsp()
     failed = []

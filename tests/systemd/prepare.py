@@ -32,7 +32,7 @@ def lacking() -> str:
         return "needs root: sudo make test-systemd"
     if sys.version_info[:2] not in RELEASES:
         pythons = " or ".join(f"{a}.{b}" for a, b in RELEASES)
-        return f"needs Debian's own Python {pythons}, not {sys.version.split()[0]}: make PYTHON=..."
+        return f"needs Debian's own Python {pythons}: make PYTHON=python3.11 test-systemd"
     missing = [name for name in ("systemd-nspawn", "mmdebstrap") if not shutil.which(name)]
     if missing and shutil.which("apt-get"):
         install = ["apt-get", "-qq", "install", "--no-install-recommends", "-y"]
@@ -140,8 +140,8 @@ def sources(folder: Path) -> None:
         ("fast_python.py", folder / "fast-python"),
         ("toy_edge.py", toy / "edge"),
     ):
-        shutil.copy(here / name, program)
-        program.chmod(0o755)
+        shutil.copy(here / name, folder / program)
+        (folder / program).chmod(0o755)
     for name in ("Makefile", "jetson", "locks", "edge/__init__.py"):
         path = REPOSITORY / name
         (folder / name).parent.mkdir(exist_ok=True)

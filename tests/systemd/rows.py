@@ -19,7 +19,7 @@ import prepare
 from machine import Machine, until
 
 ASK = 'edge ask "What do you see?" --max-tokens 3 --json'
-FROM_WHEELS = "make -C /src install PYTHON=/usr/bin/python3 WHEELS=/src/wheels EXTRAS=runtime"
+FROM_WHEELS = "cd /src && make install PYTHON=/usr/bin/python3 WHEELS=/src/wheels EXTRAS=runtime"
 INSTALL = FROM_WHEELS.replace("/usr/bin/python3", "/src/fast-python")
 """In seconds: the packages are those of the first install, see fast_python.py."""
 SOCKET = "/run/edge/edge.sock"
@@ -29,6 +29,8 @@ PASSWORD = "open-sesame-7341"
 SETTINGS = "/etc/edge/edge.toml"
 JOURNAL_S = float(os.environ.get("JOURNAL_S", "130"))
 MAX_MB_A_DAY = 2.0
+KILL_FROM = int(os.environ.get("KILL_FROM", "0"))
+"""The installer's lines before it are passed over."""
 
 Row = Callable[["World"], str]
 ROWS: dict[str, Row] = {}
@@ -589,7 +591,7 @@ def doctor(world: World) -> str:
 @row("uninstall")
 def uninstall(world: World) -> str:
     machine = world.machine
-    said = machine.says("make -C /src uninstall")
+    said = machine.says("cd /src && make uninstall")
     units = machine.says("systemctl list-units --all --plain --no-legend 'edge*'")
     assert not units, units
     left = machine.says(
@@ -620,14 +622,24 @@ LIKE_A_BOOT = (
 
 def lines_of(machine: Machine, bundle: str) -> list[int]:
     """The lines that an installer passes, in their order."""
+    new_bundle(machine, bundle, "traced")
     machine.run("rm -f /src/lines")
     machine.run(KILLED.format(how="LINES_TO=/src/lines", bundle=bundle))
-    return [*dict.fromkeys(int(line) for line in machine.says("cat /src/lines").split())]
+    passed = [*dict.fromkeys(int(line) for line in machine.says("cat /src/lines").split())]
+    return [line for line in passed if line >= KILL_FROM]
+
+
+def new_bundle(machine: Machine, path: str, name: str) -> None:
+    """One that nobody has yet."""
+    machine.run(
+        f"rm -rf {path} && cp -al /second {path} && "
+        f'sed -i \'s/"name": *"second"/"name": "{name}"/\' {path}/manifest.json'
+    )
 
 
 def runs(machine: Machine) -> str:
     """Version and bundle of who is at the socket."""
-    return machine.says("/src/toy/bin/edge said", timeout_s=30)
+    return machine.says("/src/toy-edge said", timeout_s=30)
 
 
 def ranges(seen: dict[int, str]) -> str:
@@ -643,14 +655,13 @@ def ranges(seen: dict[int, str]) -> str:
 @row("an upgrade that is killed at each line")
 def upgrade_killed(world: World) -> str:
     machine = world.machine
-    machine.run("make -C /src uninstall")
+    machine.run("cd /src && make uninstall")
     machine.run(KILLED.format(how="", bundle="/bundle"))
-    lines = lines_of(machine, "/second")
     seen: dict[int, str] = {}
-    for n, line in enumerate(lines):
+    for line in lines_of(machine, "/next"):
         before = runs(machine)
-        bundle = ("/bundle", "/second")[n % 2]
-        killed = machine.run(KILLED.format(how=f"KILL_AT={line}", bundle=bundle), check=False)
+        new_bundle(machine, "/next", f"line{line}")
+        killed = machine.run(KILLED.format(how=f"KILL_AT={line}", bundle="/next"), check=False)
         assert killed.returncode, f"line {line} was not reached"
         told = runs(machine)
         machine.run(LIKE_A_BOOT)
@@ -672,12 +683,11 @@ def upgrade_killed(world: World) -> str:
 @row("a first install that is killed at each line")
 def install_killed(world: World) -> str:
     machine = world.machine
-    machine.run("make -C /src uninstall")
-    lines = lines_of(machine, "/bundle")
+    machine.run("cd /src && make uninstall")
     seen: dict[int, str] = {}
-    for line in lines:
-        machine.run("make -C /src uninstall")
-        killed = machine.run(KILLED.format(how=f"KILL_AT={line}", bundle="/bundle"), check=False)
+    for line in lines_of(machine, "/next"):
+        machine.run("cd /src && make uninstall")
+        killed = machine.run(KILLED.format(how=f"KILL_AT={line}", bundle="/next"), check=False)
         assert killed.returncode, f"line {line} was not reached"
         there = machine.path("/opt/edge/current").is_symlink()
         machine.run(LIKE_A_BOOT, check=False)
@@ -686,7 +696,7 @@ def install_killed(world: World) -> str:
         seen[line] = "it runs" if there else "none, as before"
     machine.run(KILLED.format(how="", bundle="/bundle"))
     assert runs(machine)
-    machine.run("make -C /src uninstall")
+    machine.run("cd /src && make uninstall")
     return ranges(seen)
 
 
