@@ -8,11 +8,13 @@ tree's sources.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import fcntl
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,8 +118,12 @@ def main() -> int:
     except BlockingIOError:
         print("test-systemd: another one runs on this machine", file=sys.stderr)
         return 1
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(1)
+    )  # the machine is switched off all the same
     began_s = time.monotonic()
     rtsp = Rtsp()
+    atexit.register(rtsp, False)
     failed = []
     with machine(arguments.on, arguments.keep) as (made, work):
         print(f"test-systemd: a machine after {time.monotonic() - began_s:.0f} s", flush=True)
@@ -135,7 +141,6 @@ def main() -> int:
                 failed.append(name)
             seen = " ".join(seen.split())
             print(f"{verdict:6} {time.monotonic() - row_s:5.1f} s  {name}: {seen}", flush=True)
-        rtsp(False)
     print(f"test-systemd: {len(failed)} failed, in {time.monotonic() - began_s:.0f} s")
     return int(bool(failed))
 

@@ -139,6 +139,7 @@ def sources(folder: Path) -> None:
     for name, program in (
         ("fast_python.py", folder / "fast-python"),
         ("toy_edge.py", toy / "edge"),
+        ("toy_edge.py", folder / "toy-edge"),
     ):
         shutil.copy(here / name, folder / program)
         (folder / program).chmod(0o755)
