@@ -716,11 +716,11 @@ def package(world: World) -> str:
     began_s = time.monotonic()
     satisfy = f"apt-get -qq satisfy -y --no-install-recommends {shlex.quote(depends)}"
     machine.run(f"apt-get -qq update && {satisfy}", timeout_s=300)
-    machine.run("dpkg -i /src/one.deb", timeout_s=120)
+    machine.run("dpkg -i /src/one.deb", timeout_s=300)
     installed_s = time.monotonic() - began_s
     is_active(world)
     asked(world)
-    machine.run("dpkg -i /src/one.deb", timeout_s=120)
+    machine.run("dpkg -i /src/one.deb", timeout_s=300)
     is_active(world)
     asked(world)
     set_up(world, '[[camera]]\nname = "door"\nsource = "unix:/run/edge-ingest/door.sock"\n')
