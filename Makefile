@@ -12,7 +12,7 @@ LOCKED := $(PIP) --require-hashes --no-build-isolation
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize test-latest fuzz fuzz-api attack coverage: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb fuzz lint \
+.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb test-systemd fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
         test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-files fuzz-api \
         fuzz-recordings attack attacked bad-luck
@@ -50,6 +50,7 @@ help:
 	@echo "sudo make uninstall [KEEP_DATA=1]    remove it"
 	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
 	@echo "sudo make test-deb [BUNDLE=...]      the package, from source, in a clean Debian of this machine's"
+	@echo "sudo make test-systemd [ROWS=boot]   the service in a Debian with systemd as process 1"
 
 # `python3 -m venv` that fails or is killed leaves half of one: only the stamp says that it is whole.
 $(VENV)/.python:
@@ -245,6 +246,11 @@ test-install: $(VENV)/.demo
 
 test-deb: $(VENV)/.demo
 	sh tests/install/in_debian.sh $(BIN)/build-engine
+
+# ROWS='boot|reload' runs those whose names match, behind the two that install.
+test-systemd: $(VENV)/.demo
+	@sh scripts/install_test_media.sh
+	nice $(BIN)/python tests/systemd/on_systemd.py --rows '$(ROWS)'
 
 goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py

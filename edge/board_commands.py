@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edge.wire import DEFAULT_SOCKET
 
 
 def doctor(arguments: argparse.Namespace) -> None:
-    """Can this machine run this bundle now? Ends with 78 if it cannot."""
+    """Can this machine run this bundle now, and does the service? Ends with 78 if not."""
     if arguments.board_report:
         from edge import board_report
 
@@ -27,11 +28,16 @@ def doctor(arguments: argparse.Namespace) -> None:
             )
         board_report.run(arguments.board_report, arguments.kernels)
         return
+    from edge import service_checks
     from edge.config import load_config
     from jetson.doctor import examine, report
 
-    checks, keys = [], load_config(arguments.config).bundle.trusted_keys
-    for check in examine(arguments.bundle, try_it=arguments.try_it, trusted_keys=keys):
+    keys = load_config(arguments.config).bundle.trusted_keys
+    looked = [examine(arguments.bundle, try_it=arguments.try_it, trusted_keys=keys)]
+    if arguments.bundle in (None, service_checks.INSTALLED):
+        looked.append(service_checks.examine_service(service_checks.unit_state()))
+    checks = []
+    for check in chain.from_iterable(looked):
         checks.append(check)
         if not arguments.json:
             print(f"{check.verdict:8} {check.name:11} {check.found}")

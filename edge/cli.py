@@ -35,12 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
     # Only this command needs the runtime's packages; a client works without them.
     from edge import service
     from edge.engines.choose import Choice
+    from edge.notify import given_socket
+    from edge.serve.refusal import tell_waiting
+    from edge.session import journal
 
-    logging.basicConfig(
-        level=logging.WARNING if arguments.quiet else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    journal.begin(logging.WARNING if arguments.quiet else logging.INFO, os.environ)
     changes: dict[str, dict[str, object]] = {}
     given = (
         ("socket", "path", arguments.socket),
@@ -51,13 +50,34 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None:
             changes.setdefault(section, {})[key] = value
     reload = partial(load_config, arguments.config, changes)
-    config = load_config(arguments.config, changes)
-    given_senses = (config, arguments.video, arguments.audio)
-    senses = service.open_senses(
-        *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
-    )
     choice = Choice(arguments.engine, arguments.unverified)
-    service.run(arguments.bundle, config, senses, choice, arguments.record, reload)
+    listener = given_socket(os.environ)
+    try:
+        config = load_config(arguments.config, changes)
+        given_senses = (config, arguments.video, arguments.audio)
+        senses = service.open_senses(
+            *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
+        )
+        service.run(arguments.bundle, config, senses, choice, arguments.record, reload, listener)
+    except EdgeError as error:
+        if listener is not None and error.exit_code == ConfigurationError.exit_code:
+            n_told = tell_waiting(listener, error)
+            logging.getLogger(__name__).error("event=refused waiting=%d error=%s", n_told, error)
+        raise
+
+
+def ingest(arguments: argparse.Namespace) -> None:
+    """Hand a network camera's pictures on, for a service that has no network."""
+    import threading
+
+    from edge.senses.ingest import given_address, hand_on
+    from edge.serve import unix_socket
+    from edge.session import journal
+
+    journal.begin(logging.INFO, os.environ)
+    address = given_address(os.environ)
+    listener = unix_socket.bind(Path(arguments.socket))
+    hand_on(address, arguments.name, listener, threading.Event())
 
 
 def replay(arguments: argparse.Namespace) -> None:
@@ -174,6 +194,12 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(call=run)
 
     command = commands.add_parser(
+        "ingest", help="hand a network camera's pictures on", description=ingest.__doc__
+    )
+    command.add_argument("name", help="of the camera, in the log")
+    command.set_defaults(call=ingest)
+
+    command = commands.add_parser(
         "replay", help="run a recorded session again", description=replay.__doc__
     )
     command.add_argument("bundle", type=Path, help="the bundle that the session ran on")
@@ -194,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
     for name, command in commands.choices.items():
         if name not in ("demo", "bench", "replay", "doctor", "devices"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
-        if name not in ("demo", "run", "mcp", "top"):
+        if name not in ("demo", "run", "ingest", "mcp", "top"):
             command.add_argument("--json", action="store_true", help="one JSON line for machines")
     return top
 

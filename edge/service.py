@@ -32,7 +32,7 @@ from edge.features.evs import CausalPruner
 from edge.model.grammars import Vocabulary, vocabulary
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
-from edge.notify import Notifier, given_socket, runtime_folder
+from edge.notify import Notifier, runtime_folder
 from edge.pulse import Pulse
 from edge.senses.address import without_secrets
 from edge.senses.camera import Camera, is_live
@@ -43,6 +43,7 @@ from edge.senses.source import AudioSource, FrameSource
 from edge.senses.turns import TurnDetector
 from edge.serve import tcp, unix_socket
 from edge.serve.app import CHANGE, make_app, serving
+from edge.session.journal import Summary
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.perceive import Collector, Listener, Watcher, WindowCollector
@@ -143,6 +144,7 @@ def run(
     choice: Choice,
     record: Path | None = None,
     reload: Callable[[], Config] | None = None,
+    given: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -150,6 +152,7 @@ def run(
         choice: of the engine.
         record: file to write the session to, in place of the settings' folder.
         reload: reads the settings again, at SIGHUP.
+        given: the supervisor's socket, which stays open; None makes one.
     Raises:
         EdgeError: the service cannot start, or its engine failed.
     """
@@ -157,7 +160,7 @@ def run(
     notifier = Notifier.of(os.environ)
     startup = Startup(notifier)
     path = Path(config.socket.path)
-    listener = given_socket(os.environ) or unix_socket.bind(path)
+    listener = given or unix_socket.bind(path)
     try:
         with contextlib.ExitStack() as stack:
             address = config.socket.tcp
@@ -198,7 +201,7 @@ def run(
     finally:
         if isinstance(listener, unix_socket.Listener):  # else it is the supervisor's
             unix_socket.release(path, listener)
-        listener.close()
+            listener.close()
     log.info("event=stopped")
 
 
@@ -246,9 +249,11 @@ def _session(
     playing = {name: senses.sound(name, clock, start_ns) for name in senses.microphones}
     films = {n: senses.film(n, clock, start_ns, config.perception.fps) for n in senses.cameras}
     parts = _senses(engine, tokenizer, config, clock, start_ns, playing, films)
+    summary = Summary(MonotonicClock())  # a recorded session's clock is not to be asked by it
 
     def alive() -> None:
         pulse.beat()
+        summary.look(loop.status)
         notifier.alive(lambda: status_line(loop.status(), loop.n_turns), pulse.owed_s)
 
     loop = LiveLoop(

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs Omni Edge on this machine, or upgrades it: make install.
 #
-#   BUNDLE=dir    copied to /var/lib/edge/bundle; else put one there before the service can start
+#   BUNDLE=dir    copied into /var/lib/edge/bundles; else the one that is used already stays
 #   EXTRAS=a,b    of pyproject.toml (default: what this machine can use)
 #   WHEELS=dir    take all Python packages from there, as they are: no network
 #   DESTDIR=dir   stage into a file system that is not running: no users, no services
@@ -10,8 +10,10 @@
 # Python packages have the versions in locks/ and, fetched, its hashes. Those of WHEELS are taken on
 # trust: what is compiled there has no hash that could be known here.
 #
-# Each version has a folder of its own under /opt/edge/versions; `current` points to one. A version
-# that does not become ready is removed and the one before goes on.
+# Each version has a folder of its own under /opt/edge/versions, with a link to its bundle; `current`
+# points to one. It is moved when the new version is ready with its bundle: until then all that would
+# start it is in /run. So whatever ends this script, a machine that is switched on has the version
+# before or this one, and a version that does not become ready gives way to the one before.
 set -eu
 umask 022  # the service's user reads what root installs
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,6 +27,7 @@ python=$(command -v "${PYTHON:-/usr/bin/python3}") && python=$(readlink -f "$pyt
     { echo "install: there is no ${PYTHON:-/usr/bin/python3}" >&2; exit 1; }
 versions=/opt/edge/versions
 bundle=/var/lib/edge/bundle
+bundles=/var/lib/edge/bundles
 
 say() { echo "install: $*"; }
 die() { echo "install: $*" >&2; exit 1; }
@@ -32,8 +35,29 @@ is_running() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 
 # 1. What is here.
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "needs root: sudo make install"
-free_kb=$(df -Pk "${root:-/}" | awk 'NR == 2 { print $4 }')
-[ "$free_kb" -ge 2000000 ] || die "only $((free_kb / 1024)) MB are free, 2 GB are needed: make room"
+mkdir -p "$root$versions" "$root$bundles"
+name=
+needed_kb=0
+if [ -n "${BUNDLE:-}" ]; then
+    # The manifest has the hashes of all files: another bundle has another name.
+    name=$("$python" -c 'import hashlib, json, re, sys
+text = open(sys.argv[1], "rb").read()
+name = re.sub(r"[^\w.-]", "_", str(json.loads(text)["name"]))
+print(name + "-" + hashlib.sha256(text).hexdigest()[:12])' "$BUNDLE/manifest.json" 2>/dev/null) ||
+        die "$BUNDLE is no bundle: build-engine bundle makes one"
+    [ -e "$root$bundles/$name" ] || needed_kb=$(du -skL "$BUNDLE" | cut -f1)
+fi
+room_for() {  # FOLDER KB
+    free_kb=$(df -Pk "$1" | awk 'NR == 2 { print $4 }')
+    [ "$free_kb" -ge "$2" ] || die "$1 has $((free_kb / 1024)) MB free, $(($2 / 1024)) are needed: make room"
+}
+version_kb=2000000  # what is fetched and compiled, too
+if [ "$(stat -c %d "$root$versions")" = "$(stat -c %d "$root$bundles")" ]; then
+    room_for "$root$versions" $((version_kb + needed_kb))
+else
+    room_for "$root$versions" $version_kb
+    room_for "$root$bundles" "$needed_kb"
+fi
 "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' ||
     die "$python is not one of 3.10 to 3.14: flash JetPack 7.2 (Orin) or 7.0 or later (Thor), or PYTHON=python3.10"
 if [ -z "$root" ]; then
@@ -62,7 +86,15 @@ link=$root/opt/edge/current
 old=$(readlink "$link" 2>/dev/null || true)
 work=$(mktemp -d)
 keep=
-clean_up() { rm -rf "$work"; [ -n "$keep" ] || rm -rf "$root${new:?}"; }
+is_candidate=
+clean_up() {
+    if [ -n "$is_candidate" ]; then  # ended while it was tried
+        end_candidate
+        systemctl --no-block restart edge.service
+    fi
+    rm -rf "$work" "$root$bundles"/*.new
+    [ -n "$keep" ] || rm -rf "$root${new:?}"
+}
 trap clean_up EXIT
 trap 'exit 1' INT TERM HUP
 say "building $new with $extras"
@@ -108,69 +140,139 @@ if [ -n "$root" ]; then
     grep -rlI --null "$root" "$root$new/bin" "$root$new/pyvenv.cfg" | xargs -0r sed -i "s#$root##g"
 fi
 
-# 3. What surrounds it. A configuration that is there stays as it is.
+# 3. Its bundle, beside the others. Nobody uses it before it was read from end to end.
+owned() { [ -n "$root" ] || chown -R root:edge "$1"; chmod -R u=rwX,g=rX,o= "$1"; }
+install -Dm644 "$here/sysusers.conf" "$root/usr/lib/sysusers.d/edge.conf"
+[ -n "$root" ] || systemd-sysusers edge.conf
+install -d -m750 "$root/var/lib/edge" "$root$bundles"
+if [ -z "$root" ] && [ -d $bundle ] && [ ! -L $bundle ]; then
+    # Put there by hand. It is given a name of its own and its place to a link, in one step.
+    mv -T $bundles/found $bundles/found.old 2>/dev/null || true
+    cp -al $bundle $bundles/found.new && mv -T $bundles/found.new $bundles/found
+    owned $bundles/found
+    [ -z "$old" ] || ln -sfn $bundles/found "$old/bundle"
+    ln -sfn $bundles/found $bundles/link.new
+    "$python" -c 'import ctypes, sys
+HERE, EXCHANGE = -100, 2
+a, b = (word.encode() for word in sys.argv[1:])
+sys.exit(ctypes.CDLL(None).renameat2(HERE, a, HERE, b, EXCHANGE) != 0)' $bundle $bundles/link.new ||
+        die "$bundle: cannot be moved to $bundles"
+    rm -rf $bundles/link.new $bundles/found.old
+fi
+if [ -n "$name" ]; then
+    chosen=$bundles/$name
+    if [ -e "$root$chosen" ] && [ -z "$root" ] && ! "$new/bin/edge" doctor "$chosen" >/dev/null 2>&1; then
+        damaged=$chosen
+    fi
+    if [ ! -e "$root$chosen" ] || [ -n "${damaged:-}" ]; then
+        say "copying the bundle to $root$chosen"
+        cp -rL --reflink=auto "$BUNDLE" "$root$chosen.new"
+        owned "$root$chosen.new"
+        if [ -z "$root" ]; then
+            "$new/bin/edge" doctor "$chosen.new" >"$work/doctor" 2>&1 || {
+                grep -A1 '^failure' "$work/doctor" || cat "$work/doctor"
+                die "$BUNDLE cannot be used: see above; ${old:-nothing} stays as it is"
+            } >&2
+        fi
+        sync -f "$root$bundles"
+        [ -z "${damaged:-}" ] || rm -rf "${root:?}$damaged"
+        mv -T "$root$chosen.new" "$root$chosen"
+    fi
+else
+    chosen=$(readlink -f "$root$bundle" || true)
+    [ -e "$chosen/manifest.json" ] || chosen=
+fi
+[ -z "$chosen" ] || ln -sfn "$chosen" "$root$new/bundle"
+
+# 4. What surrounds it. A configuration that is there stays as it is.
 mkdir -p "$root/etc/edge/ingest" "$root/usr/bin"
 chmod 700 "$root/etc/edge/ingest"  # addresses with passwords
 units=$root/usr/lib/systemd/system
-install -Dm644 "$here/edge.service" "$units/edge.service"
-install -Dm644 "$here/edge.socket" "$units/edge.socket"
-install -Dm644 "$here/edge-ingest@.service" "$units/edge-ingest@.service"
-install -Dm644 "$here/70-edge.rules" "$root/usr/lib/udev/rules.d/70-edge.rules"
-install -Dm644 "$here/sysusers.conf" "$root/usr/lib/sysusers.d/edge.conf"
-[ -e "$root/etc/edge/edge.toml" ] || install -m644 "$here/edge.toml" "$root/etc/edge/edge.toml"
-install -d -m750 "$root/var/lib/edge" "$root/var/cache/edge"
-ln -sfn /opt/edge/current/bin/edge "$root/usr/bin/edge"
-if [ -n "${BUNDLE:-}" ]; then
-    rm -rf "$root$bundle.new"
-    cp -r "$BUNDLE" "$root$bundle.new"
-    rm -rf "$root$bundle"
-    mv "$root$bundle.new" "$root$bundle"
-fi
-point_to() { ln -sfn "$1" "$link.new" && mv -T "$link.new" "$link"; }
-
-if [ -n "$root" ]; then
-    point_to "$new"
+replace() { install -Dm644 "$1" "$2.new" && mv -T "$2.new" "$2"; }
+[ -e "$root/etc/edge/edge.toml" ] || replace "$here/edge.toml" "$root/etc/edge/edge.toml"
+install -d -m750 "$root/var/cache/edge"
+[ -n "$root" ] || { chown root:edge /var/lib/edge $bundles; chown -R edge:edge /var/cache/edge; }
+link_to() { ln -sfn "$1" "$2.new" && mv -T "$2.new" "$2"; }
+take() {  # for good
+    for unit in edge.service edge.socket edge-ingest@.service; do replace "$here/$unit" "$units/$unit"; done
+    replace "$here/70-edge.rules" "$root/usr/lib/udev/rules.d/70-edge.rules"
+    sync -f "$root$new"
     keep=1
+    link_to "$new" "$link"
+    link_to /opt/edge/current/bundle "$root$bundle"
+    link_to /opt/edge/current/bin/edge "$root/usr/bin/edge"
+}
+if [ -n "$root" ]; then
+    take
     say "staged in $root"
     exit 0
 fi
-systemd-sysusers edge.conf
-chown -R edge:edge /var/lib/edge /var/cache/edge
-if is_running; then
-    # what jetson.before_start has found goes with the units that it was found for
-    rm -rf /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d
-    systemctl daemon-reload
-    udevadm control --reload && udevadm trigger || true
-fi
 
-# 4. The new version must prove itself.
-if [ ! -e $bundle/manifest.json ]; then
-    point_to "$new"
-    ready="installed; put a bundle into $bundle, then: systemctl start edge"
+# 5. The new version must prove itself.
+ready="installed; it starts with the machine"
+candidates=/run/systemd/system
+candidate() {  # units that start the new version, until the machine is switched off
+    is_candidate=1
+    mkdir -p $candidates
+    cmp -s "$here/edge.socket" /usr/lib/systemd/system/edge.socket ||
+        systemctl stop edge.service edge.socket 2>/dev/null || true
+    cp "$here/edge.socket" $candidates
+    # Where it does not become ready, and nobody is there any more to see it, the one before starts.
+    back="rm -f $candidates/edge.service $candidates/edge.socket; systemctl daemon-reload"
+    [ -z "$old" ] || back="$back; systemctl --no-block restart edge.service"
+    sed -e "s#/opt/edge/current/#$new/#g; s#$bundle #$new/bundle #; s#^Restart=.*#Restart=no#" \
+        -e "s#^ExecStopPost=.*#ExecStopPost=+/bin/sh -c '[ \"\$SERVICE_RESULT\" = success ] || { $back; }'#" \
+        "$here/edge.service" >$candidates/edge.service.new
+    mv $candidates/edge.service.new $candidates/edge.service
+    # What jetson.before_start has found goes with the units that it was found for.
+    rm -rf $candidates/edge.service.d /run/systemd/system.control/edge.service.d
+    systemctl daemon-reload
+}
+end_candidate() {
+    is_candidate=
+    rm -f $candidates/edge.service $candidates/edge.socket
+    systemctl daemon-reload
+}
+if [ -z "$chosen" ]; then
+    take
+    ! is_running || systemctl daemon-reload
+    ready="installed; it needs a bundle: sudo make install BUNDLE=..."
 elif is_running; then
-    point_to "$new"
-    systemctl enable --quiet --now edge.socket
-    if systemctl enable --quiet edge.service && systemctl restart edge.service; then
+    candidate
+    systemctl reset-failed edge.service edge.socket 2>/dev/null || true
+    # Where it gave way already, it is the one before that has become ready.
+    if systemctl restart edge.service && [ -e $candidates/edge.service ]; then
+        take
+        end_candidate
+        udevadm control --reload && udevadm trigger || true
+        systemctl enable --quiet edge.socket edge.service
+        systemctl try-restart 'edge-ingest@*'
         ready="ready: edge ask \"What do you see?\""
     elif [ -n "$old" ]; then
-        point_to "$old"
-        systemctl restart edge.service || true
-        die "$new did not become ready (journalctl -u edge); $old goes on"
+        end_candidate
+        systemctl start edge.service && goes_on="$old goes on" ||
+            goes_on="$old did not become ready either"
+        die "$new did not become ready (journalctl -u edge); $goes_on"
     else
-        keep=1
+        take
+        end_candidate
+        systemctl enable --quiet edge.socket edge.service
         die "$new did not become ready: journalctl -u edge, then edge doctor"
     fi
-elif "$new/bin/edge" doctor $bundle --try; then
-    point_to "$new"
-    ready="installed; it starts with the machine"
+elif "$new/bin/edge" doctor "$chosen" --try; then
+    take
 elif [ -n "$old" ]; then
     die "$new did not pass its self-check; $old stays"
 else
     die "$new did not pass its self-check: see above"
 fi
 is_running || systemctl --root=/ enable --quiet edge.socket edge.service
-keep=1
 for unused in "$versions"/*; do  # the one before stays, to go back to
     [ "$unused" = "$new" ] || [ "$unused" = "$old" ] || rm -rf "$unused"
+done
+for unused in $bundles/*; do
+    is_used=
+    for user in "$versions"/*/bundle; do [ "$(readlink "$user")" != "$unused" ] || is_used=1; done
+    [ -n "$is_used" ] || rm -rf "$unused"
 done
 say "$ready"

@@ -71,7 +71,7 @@ cat >"$stage/DEBIAN/postinst" <<'END'
 #!/bin/sh
 set -e
 [ "$1" = configure ] || exit 0
-systemd-sysusers edge.conf && chown -R edge:edge /var/lib/edge /var/cache/edge ||
+systemd-sysusers edge.conf && chown -R root:edge /var/lib/edge && chown -R edge:edge /var/cache/edge ||
     echo "omni-edge: the service has no user: systemd-sysusers edge.conf" >&2
 for unit in edge.socket edge.service; do  # an owner who has disabled it keeps it disabled
     if deb-systemd-helper --quiet was-enabled $unit; then
@@ -103,8 +103,10 @@ purge)
         deb-systemd-helper purge edge.socket edge.service >/dev/null
     rm -f /etc/systemd/system/*.wants/edge-ingest@*.service
     rm -rf /opt/edge /etc/edge /var/lib/edge /var/cache/edge /run/edge /run/edge-ingest
-    userdel edge 2>/dev/null || true
-    groupdel edge 2>/dev/null || true
+    for user in edge-ingest edge; do
+        userdel $user 2>/dev/null || true
+        groupdel $user 2>/dev/null || true
+    done
     ;;
 remove) rm -rf /run/edge /run/edge-ingest \
     /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d ;;

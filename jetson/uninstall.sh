@@ -11,6 +11,9 @@ if is_running; then
     systemctl disable --quiet --now edge.socket edge.service 2>/dev/null || true
     systemctl stop 'edge-ingest@*'
 fi
+if [ "${KEEP_DATA:-}" = 1 ] && used=$(readlink -f "$root/var/lib/edge/bundle") && [ -d "$used" ]; then
+    ln -sfn "${used#"$root"}" "$root/var/lib/edge/bundle"  # it led through the program's folder
+fi
 rm -rf "$root/opt/edge" "$root/var/cache/edge"
 [ -n "$root" ] || rm -rf /run/edge /run/edge-ingest
 for unit in edge.service edge.socket edge-ingest@.service; do
@@ -23,7 +26,8 @@ done
 rm -f "$root/usr/bin/edge" "$root/usr/lib/udev/rules.d/70-edge.rules" \
     "$root/usr/lib/sysusers.d/edge.conf"
 ! is_running || {
-    rm -rf /run/systemd/system/edge.service.d /run/systemd/system.control/edge.service.d
+    rm -rf /run/systemd/system/edge.service* /run/systemd/system/edge.socket \
+        /run/systemd/system.control/edge.service.d
     systemctl daemon-reload
 }
 if [ "${KEEP_DATA:-}" = 1 ]; then
@@ -35,6 +39,8 @@ if [ -n "$root" ]; then
     echo "uninstall: nothing is left in $root"
     exit 0
 fi
-userdel edge 2>/dev/null || true
-groupdel edge 2>/dev/null || true
+for user in edge-ingest edge; do
+    userdel $user 2>/dev/null || true
+    groupdel $user 2>/dev/null || true
+done
 echo "uninstall: nothing is left"

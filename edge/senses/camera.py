@@ -59,6 +59,30 @@ def is_live(source: str) -> bool:
     return GSTREAMER in source or source.startswith(_V4L2) or urlsplit(source).scheme in _NETWORK
 
 
+def is_on_network(source: str) -> bool:
+    """Whether a camera's source is an address."""
+    return urlsplit(source).scheme in _NETWORK.keys() - {"unix"}
+
+
+def open_stream(source: str) -> av.container.InputContainer:
+    """A V4L2 device or a network stream.
+
+    Raises:
+        MediaError: it gives nothing now.
+    """
+    try:
+        if source.startswith(_V4L2):
+            path, _, query = source.partition("?")
+            return av.open(path, format="v4l2", options=dict(parse_qsl(query)))
+        return av.open(
+            source,
+            options=_LIVE | _DECODERS | _MAX_STREAMS | _NETWORK[urlsplit(source).scheme],
+            timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S),
+        )
+    except (av.FFmpegError, OSError) as error:
+        raise lost(source, error) from None
+
+
 class Camera:
     """A `FrameSource` that goes on when its camera comes back."""
 
@@ -114,19 +138,7 @@ class Camera:
 @contextmanager
 def _opened(source: str, clock: Clock, damage: Damage) -> Iterator[Iterator[Captured]]:
     """A V4L2 device or a network stream."""
-    try:
-        if source.startswith(_V4L2):
-            path, _, query = source.partition("?")
-            container = av.open(path, format="v4l2", options=dict(parse_qsl(query)))
-        else:
-            container = av.open(
-                source,
-                options=_LIVE | _DECODERS | _MAX_STREAMS | _NETWORK[urlsplit(source).scheme],
-                timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S),
-            )
-    except (av.FFmpegError, OSError) as error:
-        raise _lost(source, error) from None
-    with container:
+    with open_stream(source) as container:
         n_held = MPEGTS_HELD if container.format.name == "mpegts" else 0
         yield _captures(source, container, CaptureTimes(clock, n_held), damage)
 
@@ -152,10 +164,11 @@ def _captures(
                 if whole.has(frame, Fraction(capture_ns, NS_PER_S)):
                     yield capture_ns, partial(upright_rgb, frame)
     except (av.FFmpegError, OSError) as error:
-        raise _lost(source, error) from None
+        raise lost(source, error) from None
 
 
-def _lost(source: str, error: av.FFmpegError | OSError) -> MediaError:
+def lost(source: str, error: av.FFmpegError | OSError) -> MediaError:
+    """A camera that gives nothing any more."""
     return MediaError(
         without_secrets(source),
         f"gives no pictures ({error.strerror or error})",

@@ -12,11 +12,13 @@ from edge.clock import NS_PER_MS, Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS
 from edge.errors import CapacityError, EdgeError, MediaError
 from edge.session.context import LiveContext
+from edge.session.journal import SEGMENTS
 from edge.session.perceive import Seen
 from edge.session.sense import Sense
 from edge.types import Stages
 
 log = logging.getLogger(__name__)
+segments = logging.getLogger(SEGMENTS)
 
 N_RECENT_STAGES = 32
 BATCH_TOKENS = 128
@@ -147,7 +149,7 @@ class Intake:
         if stages.modality == "video":
             self._counters["video_tokens_kept"] += stages.n_kept
             self._counters["video_tokens_pruned"] += stages.n_pruned
-        log.info(
+        segments.info(
             "segment=%s tokens=%d pruned=%d context=%d->%d late_ms=%.1f features_ms=%.1f "
             "encode_ms=%.1f prefill_ms=%.1f",
             *(stages.modality, stages.n_tokens, stages.n_pruned),

@@ -80,4 +80,4 @@ class Notes:
         self._context.note(Perceived("text", rows, evidence))
         self._counters["notes"] += 1
         self._saw(Noted(self._clock.now_ns(), text, len(ids)))
-        log.info("notes=%s tokens=%d", text, len(ids))
+        log.info("event=noted tokens=%d", len(ids))  # what was seen is not for the log

@@ -369,7 +369,7 @@ class Triggers:
         self._counters["trigger_changes"] += 1
         self._saw(event)
         what = "began" if isinstance(event, TriggerBegan) else f"ended cause={event.cause}"
-        log.info("trigger=%s event=%s confidence=%.3f", event.id, what, event.confidence)
+        log.debug("trigger=%s event=%s confidence=%.3f", event.id, what, event.confidence)
 
     def _show(self, watched: Watched) -> None:
         self._book.judged(

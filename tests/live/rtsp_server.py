@@ -1,4 +1,5 @@
-"""A GStreamer RTSP server with test pictures: rtsp_server.py PORT. Runs on Debian's python3-gi."""
+"""A GStreamer RTSP server with test pictures: rtsp_server.py PORT [USER PASSWORD], without which
+nobody sees them. Runs on Debian's python3-gi."""
 
 import sys
 
@@ -17,6 +18,15 @@ factory.set_launch(
     "! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph264pay name=pay0 )"
 )
 factory.set_shared(True)
+if len(sys.argv) > 2:
+    auth, role = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken()
+    role.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, "viewer")
+    auth.add_basic(GstRtspServer.RTSPAuth.make_basic(*sys.argv[2:4]), role)
+    server.set_auth(auth)
+    allowed = GstRtspServer.RTSPPermissions()
+    for permission in ("access", "construct"):
+        allowed.add_permission_for_role("viewer", f"media.factory.{permission}", True)
+    factory.set_permissions(allowed)
 server.get_mount_points().add_factory("/test", factory)
 server.attach(None)
 GLib.MainLoop().run()

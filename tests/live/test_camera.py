@@ -19,6 +19,7 @@ from edge import board_parts
 from edge.clock import NS_PER_MS, NS_PER_S, MonotonicClock
 from edge.errors import ConfigurationError
 from edge.senses.camera import Camera
+from edge.senses.ingest import CREDENTIAL, given_address
 from edge.senses.live import CaptureTimes
 
 HERE = Path(__file__).parent
@@ -138,31 +139,56 @@ def test_rtsp_comes_back(server, port, caplog):
     assert gap_s < 10
 
 
-def test_a_network_camera_is_handed_on_over_a_socket(server, port, tmp_path):
-    """The very command of edge-ingest@.service, and the service's own camera at its other end."""
-    must_be(shutil.which("ffmpeg") is not None, "needs ffmpeg")
+def test_a_network_camera_is_handed_on_over_a_socket(server, port, tmp_path, monkeypatch):
+    """The command of edge-ingest@.service, and the service's own camera at its other end."""
     unit = (HERE.parents[1] / "jetson/edge-ingest@.service").read_text()
     command = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
     path = tmp_path / "door.sock"
     words = command.removeprefix("ExecStart=").split()
-    places = {
-        "${URL}": f"rtsp://127.0.0.1:{port}/test",
-        "unix:/run/edge-ingest/%i.sock": f"unix:{path}",
-    }
-    server(SYSTEM_PYTHON, HERE / "rtsp_server.py", port)
+    places = {"%i": "door", "/run/edge-ingest/%i.sock": str(path)}
+    words = [sys.executable, "-m", "edge.cli", *(places.get(word, word) for word in words[1:])]
+    (tmp_path / CREDENTIAL).write_text(f"rtsp://robot:sesame@127.0.0.1:{port}/test\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    rtsp = (SYSTEM_PYTHON, HERE / "rtsp_server.py", port, "robot", "sesame")
+    camera_server = server(*rtsp)
     camera = Camera("door", f"unix:{path}", MonotonicClock(), fps=60)
     frames = camera.frames()
-    with socket.socket() as probe:
-        while probe.connect_ex(("127.0.0.1", port)):  # until the RTSP server listens
-            pass
-    for _ in range(2):  # systemd starts it again
-        path.unlink(missing_ok=True)
-        ingest = server(*(places.get(word, word) for word in words))
-        for frame in itertools.islice(frames, 10):
+
+    def sees(n: int) -> None:
+        for frame in itertools.islice(frames, n):
             assert frame.pixels.shape == (240, 320, 3)
-        ingest.kill()
-        ingest.wait()
+
+    ingest = server(*words)
+    sees(10)
+    assert "sesame" not in Path(f"/proc/{ingest.pid}/cmdline").read_text()
+    assert "sesame" not in Path(f"/proc/{ingest.pid}/environ").read_text()
+    ingest.kill()
+    ingest.wait()
+    ingest = server(*words)  # systemd starts it again
+    sees(10)
+    camera_server.kill()
+    camera_server.wait()
+    server(*rtsp)  # it is plugged in again
+    sees(60)  # more than were on their way
+    assert ingest.poll() is None
     camera.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("/dev/video0", "is '/dev/video0'"),
+        ("unix:/run/other.sock", "is 'unix:"),
+        ("http://robot:sesame@10.0.0.1/live", r"is 'http://\*\*\*@10"),
+        ("", "is ''"),
+    ],
+)
+def test_what_is_handed_on_is_a_network_camera(tmp_path, address, said):
+    (tmp_path / CREDENTIAL).write_text(address)
+    with pytest.raises(ConfigurationError, match=said):
+        given_address({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    with pytest.raises(ConfigurationError, match="LoadCredential"):
+        given_address({})
 
 
 @FROM_DEBIAN

@@ -32,7 +32,7 @@ def units(tmp_path):
     """Copies whose program exists here."""
     for name in NAMES:
         text = (UNITS / name).read_text()
-        text = re.sub("/opt/edge/current/bin/(edge|python)|/usr/bin/ffmpeg", "/bin/true", text)
+        text = re.sub("/opt/edge/current/bin/(edge|python)", "/bin/true", text)
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -72,6 +72,16 @@ def test_little_is_exposed(units, name):
 )
 def test_promises(line):
     assert line in (UNITS / "edge.service").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["edge.service", "edge-ingest@.service"])
+def test_python_takes_no_packages_that_the_service_can_write(name):
+    lines = (UNITS / name).read_text().splitlines()
+    environment = " ".join(line for line in lines if line.startswith("Environment="))
+    assert "PYTHONNOUSERSITE=1" in environment
+    assert "InaccessiblePaths=-/run/dbus" in lines
+    assert "DynamicUser=yes" not in lines, "its folder in /run is closed to all others"
+    assert not [line for line in lines if line.startswith("StateDirectory=")], "bundles lie there"
 
 
 def test_a_missing_gpu_is_tried_again_and_a_wrong_setting_is_not():
