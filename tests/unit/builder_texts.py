@@ -120,6 +120,10 @@ def sizes() -> str:
         name: (t.name, t.compute_capability, t.stand_in, t.precision.fp8)
         for name, t in plans.TARGETS.items()
     }
+    found["computes in FP8"] = {
+        f"{major}.{minor}": plans.Target("one", (major, minor), "SM86").precision.fp8
+        for major, minor in ((8, 7), (8, 8), (8, 9), (9, 0), (10, 0))
+    }
     found["boards"] = {
         b.name: (b.memory_bytes, b.bandwidth_bytes_s, b.target, b.reserved_bytes())
         for b in BOARDS.values()
