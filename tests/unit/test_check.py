@@ -9,15 +9,19 @@ import os
 import re
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
+from faults.test_checkpoint import rewrite
 from make_tiny_checkpoint import PRESETS, checkpoint_config
 from synthesize_checkpoint import synthesize
 from unit.builder_texts import KEPT
 from unit.transformers_stand_in import in_place_of_transformers
 
 from build_engine import check as checking
+from build_engine import survey
 from build_engine.check import Compared, Found, Report, check, read_report
+from build_engine.checkpoint import Checkpoint
 from edge.errors import CheckpointError, ConfigurationError
 
 N_SHARDS, N_TENSORS, N_STEPS = 8, 259, 17
@@ -399,3 +403,42 @@ def test_a_step_that_fails_is_a_fault_told_once(own, checked_with, monkeypatch):
     report = checked_with(own)
     assert report.faults == [Found("config.json", "is odd in the folder; look into x")]
     assert len(report.done) == N_STEPS
+
+
+def stored_elsewise(folder, name, tensors):
+    """Replace one tensor by others, in its shard and in the index."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shard = index["weight_map"].pop(name)
+    index["weight_map"] |= dict.fromkeys(tensors, shard)
+    path.write_text(json.dumps(index))
+
+    def change(held):
+        del held[name]
+        held.update(tensors)
+
+    rewrite(folder / shard, change)
+
+
+@pytest.mark.parametrize("expert", [3, 7])
+def test_the_one_expert_that_is_in_another_format_is_named(own, expert):
+    module = "language_model.backbone.layers.1.mixer.experts.{}.up_proj"
+    name = f"{module.format(expert)}.weight"
+    shape = Checkpoint(own).shape(name)
+    scaled = {name: np.ones(shape, ml_dtypes.float8_e4m3fn)}
+    scaled[f"{module.format(expert)}.weight_scale"] = np.float32(1).reshape(())
+    stored_elsewise(own, name, scaled)
+    fault, *_ = survey.faults(Checkpoint(own))
+    assert str(fault) == (
+        f"{name}: is in another format than {module.format(0)}.weight; "
+        "quantize all experts of a layer alike"
+    )
+
+
+def test_a_final_norm_may_have_no_weights_of_its_own(own):
+    config = json.loads((own / "config.json").read_text())
+    config["llm_config"]["num_nextn_predict_layers"] = 1
+    (own / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(own)
+    assert checkpoint.spec.vision.final_norm
+    assert list(survey.faults(checkpoint)) == []
