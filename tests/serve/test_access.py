@@ -213,6 +213,13 @@ def test_roles_by_name_and_number():
     assert roles.of(Peer(1, 0, frozenset())) == "admin"
 
 
+def test_root_and_the_services_own_user_are_admins(monkeypatch):
+    monkeypatch.setattr("edge.serve.access.geteuid", lambda: 4711)
+    roles = Roles(Access(observers=("4712",)))
+    found = [roles.of(Peer(1, uid, frozenset())) for uid in (0, 4711, 4712, 4713)]
+    assert found == ["admin", "admin", "observer", None]
+
+
 def test_settings_that_name_nobody_are_refused_all_at_once():
     with pytest.raises(ConfigurationError) as caught:
         Roles(Access(observers=("no_such_user",), admins=("@no_such_group",)))

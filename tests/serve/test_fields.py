@@ -23,7 +23,7 @@ from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
 from edge.serve import fields
 from edge.serve.chat import ChatBody, ChatRequest, parse_request
-from edge.serve.fields import HEADER, ignored, settle, table, told, unless
+from edge.serve.fields import HEADER, MAX_LOGGED, MAX_TOLD, ignored, settle, table, told, unless
 from edge.serve.schema import policy_page
 from edge.session.turn import Message, ToolCall
 
@@ -222,6 +222,28 @@ def test_what_was_ignored_is_named_once_and_without_what_a_client_wrote():
     assert many.startswith("f0, f1, ")
     assert many.endswith(", ...")
     assert len(told(["x" * 100_000])[HEADER]) < 100
+
+
+def test_what_was_ignored_is_logged_once_and_not_without_end(monkeypatch, caplog):
+    monkeypatch.setattr("edge.serve.fields._logged", set())
+    caplog.set_level("INFO", logger="edge.serve.fields")
+    told(["store", "messages[].name", "store"])
+    told(["store"])
+    assert caplog.messages == [
+        "request=field_ignored field=store",
+        "request=field_ignored field=messages[].name",
+    ]
+    told([f"f{k}" for k in range(MAX_LOGGED)])
+    told(["one_more"])
+    assert len(caplog.messages) == MAX_LOGGED
+    assert caplog.messages[-1] == f"request=field_ignored field=f{MAX_LOGGED - 3}"
+
+
+def test_the_header_tells_of_so_many_and_of_so_much():
+    names = [f"f{k}" for k in range(MAX_TOLD)]
+    assert told(names)[HEADER] == ", ".join(names)
+    assert told([*names, "more"])[HEADER] == ", ".join([*names, "..."])
+    assert told(["x" * 99])[HEADER] == "x" * 64
 
 
 # What would change the answer.

@@ -20,6 +20,7 @@ from edge.features.resample import Resampler
 from edge.senses.turn_events import Played
 from edge.senses.turns import TurnDetector
 from edge.serve.playback import Playback
+from edge.serve.protocol import SoundFormat
 
 pytest_plugins = ["media"]
 RATE_HZ = 24_000
@@ -61,6 +62,18 @@ def test_pieces_that_follow_one_another_are_one_sound():
         stream = first if i < 3 else later
         wanted = stream.push(stored[i * 2400 : i * 2400 + 2400])
         np.testing.assert_array_equal(piece.samples, wanted)
+
+
+def test_another_format_is_another_sound():
+    """Also where it follows without a gap: nothing of the one before is in it."""
+    loud = pcm(np.full(2400, 0.9)).tobytes()
+    quiet, form = b"\xff" * 800, SoundFormat(type="audio/pcmu")
+    playback = Playback()
+    playback.push(loud, 5000 * MS)
+    piece = playback.push(quiet, 5100 * MS, form)
+    assert np.array_equal(piece.samples, Playback().push(quiet, 5100 * MS, form).samples)
+    assert not piece.samples.any()
+    assert (piece.capture_ns, piece.source) == (5100 * MS, "loudspeaker")
 
 
 def test_its_time_is_when_it_leaves_the_loudspeaker(tmp_path):

@@ -318,6 +318,8 @@ def test_a_self_check_of_an_older_builder_is_refused(engine, bundle, tmp_path):
 
 def test_what_is_examined_is_told_with_where_it_is_from(engine, bundle, monkeypatch):
     opened = Bundle(bundle("base"))
+    compiled = msgspec.structs.replace(PLANS, warnings={"decode": ("slow",)})
+    opened.manifest = msgspec.structs.replace(opened.manifest, plans=compiled)
     monkeypatch.setattr("build_engine.verify.time.monotonic", lambda: 107.0)
     found = examine(opened, engine("base"), 100.0)
     assert found.seconds["load"] == 7
@@ -328,7 +330,7 @@ def test_what_is_examined_is_told_with_where_it_is_from(engine, bundle, monkeypa
     assert {one.tolerance for one in (*found.outputs, *found.controls)} == {EXACT}
     assert found.n_greedy_same > N_GREEDY_TOKENS / 2
     facts = (found.engine, found.gpu, found.tensorrt, found.recipe, found.plan_warnings)
-    assert facts == ("cpu", None, None, opened.manifest.recipe, {})
+    assert facts == ("cpu", None, None, opened.manifest.recipe, {})  # no plan was run
     assert found.checkpoint_sha256 == opened.manifest.checkpoint_sha256
     (resident,) = found.memory_bytes.items()
     assert resident[0] == "resident at most"
