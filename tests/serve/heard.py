@@ -60,7 +60,9 @@ from edge.types import Evidence, Stages  # noqa: E402
 
 KEPT = ROOT / "tests" / "assets" / "heard"
 DRAWN = re.compile(r"\b([a-z]+)[-_]([0-9a-f]{8,}|[0-9A-Za-z]{16,})\b")
-TIMES = re.compile(r'("created"|"created_at"|"completed_at"|"expires_at"): \d+')
+TIMES = re.compile(
+    r'("created"|"created_at"|"completed_at"|"expires_at"): \d+|("loop"|"socket"): [\d.]+'
+)
 EVIDENCE = (Evidence("camera", 2000 * MS, 2500 * MS, (3, 4)),)
 STAGES = Stages("video", 2000 * MS, 2003 * MS, 2010 * MS, 2031 * MS, 2077 * MS, 64, 48, 16)
 STATUS = Status(
@@ -201,7 +203,7 @@ def drawn_alike(lines: Iterator[str]) -> list[str]:
     def number(found: re.Match[str]) -> str:
         return known.setdefault(found[0], f"{found[1]}_drawn_{len(known)}")
 
-    return [TIMES.sub(r"\1: 0", DRAWN.sub(number, line)) for line in lines]
+    return [TIMES.sub(r"\1\2: 0", DRAWN.sub(number, line)) for line in lines]
 
 
 def _shown(reply: httpx2.Response) -> list[str]:
