@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 from boards import laid_out
@@ -172,6 +173,20 @@ def test_without_the_lister_it_is_said_what_to_install(tmp_path, monkeypatch):
     (camera,) = devices.cameras(root)
     assert camera.formats == ()
     assert "apt install v4l-utils" in camera.note
+
+
+def test_a_lister_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
+    waited_s = []
+
+    def hangs(command, *, timeout, **_):
+        waited_s.append(timeout)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(devices.subprocess, "run", hangs)
+    root = laid_out(tmp_path, {"sys/class/video4linux/video0/name": "C920\n"})
+    (camera,) = devices.cameras(root)
+    assert devices.shown(camera) == ["v4l2-ctl had no answer after 5 s"]
+    assert waited_s == [5.0]
 
 
 def test_the_command_lists_them_as_json(capsys):
