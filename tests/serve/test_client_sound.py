@@ -212,5 +212,5 @@ def test_a_piece_of_another_format_is_another_sound():
     assert len(silent.samples) > 12_000  # of 8 kHz, not of 24
     assert not silent.samples.any()
     again = playback.push(bytes([0xFF] * 8000), 3 * NS_PER_S, MU_LAW)
-    assert len(again.samples) == SECOND
+    assert len(again.samples) >= SECOND  # what the filter held back, too
     assert (again.capture_ns, again.source) == (3 * NS_PER_S, "loudspeaker")

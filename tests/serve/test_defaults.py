@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
 import pkgutil
 import typing
 
 import msgspec
 import pytest
+from run_again import run_again
 
 import edge.serve
 
@@ -19,16 +20,9 @@ WITH_STRUCTS = [
 
 
 def structs(name):
-    """A module's structs. It is run again here, so that a record of what each test executes tells
-    that this one tries what stands outside of functions."""
-    spec = importlib.util.find_spec(name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return [
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == name
-    ]
+    """A module's structs."""
+    kinds = [kind for kind in vars(run_again(name)).values() if isinstance(kind, type)]
+    return [k for k in kinds if issubclass(k, msgspec.Struct) and k.__module__ == name]
 
 
 def defaults(kind):
