@@ -21,6 +21,7 @@ from write_schemas import POLICY
 from edge.config import Config, for_model
 from edge.errors import ProtocolError
 from edge.model.sampling import Sampling
+from edge.serve import fields
 from edge.serve.chat import ChatBody, ChatRequest, parse_request
 from edge.serve.fields import HEADER, ignored, settle, table, told, unless
 from edge.serve.schema import policy_page
@@ -596,3 +597,33 @@ def test_false_is_not_zero():
     assert settle({"leaves": [other]}, Tree)[1] == []
     with pytest.raises(ProtocolError, match=r"leaves\[0\].wrong: is false"):
         settle({"leaves": [{**other, "wrong": False}]}, Tree)
+
+
+def test_tools_win_over_what_they_were_before():
+    tools = [{"type": "function", "function": {"name": "go"}}]
+    functions = [{"name": "stop"}]
+    found = parsed(tools=tools, functions=functions, function_call="none")
+    assert found.question == parsed(tools=tools).question
+    assert not found.show.as_function
+    assert found.show.one_call
+
+
+def test_the_log_has_each_ignored_field_once_and_not_all_that_there_are(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(fields, "_logged", set())
+    monkeypatch.setattr(fields, "MAX_LOGGED", 3)
+    assert fields.told(["a", "b"]) == {"X-Edge-Ignored": "a, b"}
+    assert fields.told(["b", "c", "d"]) == {"X-Edge-Ignored": "b, c, d"}
+    assert [record.getMessage()[-1] for record in caplog.records] == ["a", "b", "c"]
+    many = [f"f{n}" for n in range(17)]
+    assert fields.told(many[:16]) == {"X-Edge-Ignored": ", ".join(many[:16])}
+    assert fields.told(many) == {"X-Edge-Ignored": ", ".join([*many[:16], "..."])}
+    assert fields.told(["x" * 99 + "é"]) == {"X-Edge-Ignored": "x" * 64}
+    assert fields.told(["a\nb é[]"]) == {"X-Edge-Ignored": "a?b??[]"}
+    assert fields.told([]) == {}
+
+
+def test_a_refused_value_is_shown_as_far_as_a_line_goes():
+    found = refused(audio={"voice": "x" * 99})
+    shown = json.dumps({"voice": "x" * 99})[:40]
+    assert str(found).startswith(f"audio: is {shown}: The service does not speak; leave it out")
