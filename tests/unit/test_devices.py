@@ -161,6 +161,7 @@ def test_a_camera_s_formats_for_a_person(tmp_path, lister):
         (STEPS, 0, ["YU12: 32x32 - 2592x1944@90", "MJPG: 32x32 - 2592x1944"]),
         (NO_PICTURES, 0, ["gives no pictures"]),
         ("Cannot open device /dev/video0, exiting.\n", 1, None),
+        ("Cannot open it.\nTry again.\n", 1, ["Cannot open it."]),
     ):
         lister(text, code)
         (camera,) = devices.cameras(root)
@@ -179,6 +180,7 @@ def test_a_lister_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
     waited_s = []
 
     def hangs(command, *, timeout, **_):
+        assert command == ["v4l2-ctl", "--device", "/dev/video0", "--list-formats-ext"]
         waited_s.append(timeout)
         raise subprocess.TimeoutExpired(command, timeout)
 

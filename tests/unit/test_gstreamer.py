@@ -168,7 +168,7 @@ def test_what_is_no_pipeline_is_refused_without_its_password(gstreamer):
     gstreamer.asked.launch = refuse
     with (
         pytest.raises(
-            MediaError, match=r"is no pipeline \(no element user-pw=\*\*\* here\)"
+            MediaError, match=r": is no pipeline \(no element user-pw=\*\*\* here\); correct it"
         ) as refused,
         gstreamer.opened(SOURCE, VirtualClock()),
     ):
