@@ -176,7 +176,8 @@ def mel_filter_bank(n_mels: int) -> Float32:
         which equals librosa `filters.mel`.
     """
     nyquist_hz = SAMPLE_RATE_HZ / 2
-    edges_mel = np.linspace(0, _hz_to_mel(nyquist_hz), n_mels + 2)
+    last_mel = _KNEE_MEL + np.log(nyquist_hz / _KNEE_HZ) * _MEL_PER_E
+    edges_mel = np.linspace(0, last_mel, n_mels + 2)
     edges_hz = _mel_to_hz(edges_mel.astype(np.float64))
     low, centre, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
     bins_hz = np.linspace(0, nyquist_hz, _N_BINS)
@@ -191,12 +192,6 @@ def mel_filter_bank(n_mels: int) -> Float32:
 # Slaney's scale: 3 mel for each 200 Hz up to 1000 Hz, then 27 mel for each factor of 6.4.
 _KNEE_HZ, _KNEE_MEL = 1000.0, 15.0
 _MEL_PER_E = 27 / np.log(6.4)
-
-
-def _hz_to_mel(hz: float) -> float:
-    if hz < _KNEE_HZ:
-        return hz * _KNEE_MEL / _KNEE_HZ
-    return float(_KNEE_MEL + np.log(hz / _KNEE_HZ) * _MEL_PER_E)
 
 
 def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:

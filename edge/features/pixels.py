@@ -91,7 +91,7 @@ def image_grids(
     """
     free_patches = (context_tokens - text_tokens - _IMAGE_OVERHEAD_TOKENS) * _MERGE**2
     budget = max(free_patches, spec.min_patches * len(sizes))
-    budgets = [max(min(budget, spec.max_patches), spec.min_patches)] * len(sizes)
+    budgets = [min(budget, spec.max_patches)] * len(sizes)
     grids: list[Grid] = []
     for _ in range(_MAX_SHRINKING_ROUNDS):
         grids = [

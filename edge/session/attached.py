@@ -40,7 +40,7 @@ def encode_attached(engine: AnyEngine, media: Sequence[Medium], n_free_tokens: i
     """
     vision = engine.spec.vision
     sizes = [(picture.width, picture.height) for picture in media if isinstance(picture, Picture)]
-    grids = image_grids(sizes, vision, max(n_free_tokens, 0), 0) if sizes else []
+    grids = image_grids(sizes, vision, n_free_tokens, 0) if sizes else []
     films = [one for one in media if isinstance(one, Film)]
     n_free_tokens -= sum(rows * columns // vision.merge**2 for rows, columns in grids)
     n_of_film = n_free_tokens // max(1, len(films))

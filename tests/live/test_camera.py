@@ -20,7 +20,6 @@ from edge.clock import NS_PER_MS, NS_PER_S, MonotonicClock
 from edge.errors import ConfigurationError
 from edge.senses.camera import Camera
 from edge.senses.ingest import CREDENTIAL, given_address
-from edge.senses.live import CaptureTimes
 
 HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -246,31 +245,3 @@ def test_a_camera_that_never_comes_can_be_closed(port):
     camera = Camera("front", f"rtsp://127.0.0.1:{port}/none", MonotonicClock(), fps=2)
     camera.close()
     assert list(camera.frames()) == []
-
-
-class Clock(MonotonicClock):
-    now = 0
-
-    def now_ns(self) -> int:
-        return self.now
-
-
-def test_times_of_a_source_with_its_own_clock():
-    clock = Clock()
-    times = CaptureTimes(clock)
-    given = []
-    for i, late_ms in enumerate((30, 0, 200, 0, 40)):
-        clock.now = 100 * NS_PER_S + i * NS_PER_S + late_ms * NS_PER_MS
-        given.append(times.of(i * NS_PER_S) - 100 * NS_PER_S)
-    assert given[0] == 30 * NS_PER_MS  # nothing better is known
-    for i in range(1, 5):
-        assert abs(given[i] - i * NS_PER_S) < NS_PER_MS, "lateness moves nothing"
-
-
-def test_a_driver_s_times_are_taken_as_they_are():
-    clock = Clock()
-    clock.now = 50 * NS_PER_S
-    times = CaptureTimes(clock)
-    assert times.of(clock.now - 33 * NS_PER_MS) == clock.now - 33 * NS_PER_MS
-    assert times.of(clock.now - 40 * NS_PER_MS) == clock.now - 33 * NS_PER_MS, "never back"
-    assert times.of(None) == clock.now

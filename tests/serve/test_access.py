@@ -227,3 +227,22 @@ def test_settings_that_name_nobody_are_refused_all_at_once():
     assert "group 'no_such_group' is unknown" in str(caught.value)
     with pytest.raises(ConfigurationError, match="operators"):
         load_config(None, {"access": {"operators": ["not a name"]}})
+
+
+@pytest.mark.parametrize(
+    ("uid", "gids", "role"),
+    [
+        (0, (), "admin"),
+        (STRANGER, (), "admin"),  # the service's own user
+        (WATCHER, (), "observer"),
+        (ROBOT, (MOTION,), "operator"),
+        (WATCHER, (MOTION,), "operator"),  # the highest
+        (ROBOT, (VIDEO, MOTION), "operator"),
+        (CHIEF, (VIDEO,), "admin"),
+        (ROBOT, (VIDEO,), "observer"),
+        (ROBOT, (), None),
+    ],
+)
+def test_who_has_which_role(monkeypatch, uid, gids, role):
+    monkeypatch.setattr("edge.serve.access.geteuid", lambda: STRANGER)
+    assert Roles(ACCESS).of(Peer(1, uid, frozenset(gids))) == role

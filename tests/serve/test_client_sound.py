@@ -1,180 +1,216 @@
-"""The sound of one client: its formats by their formulas, what waits, and where a turn is cut."""
+"""A client's sound: its formats, what waits, and what of it is a turn."""
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 
+from edge.clock import NS_PER_S
 from edge.errors import MediaError, ProtocolError
-from edge.model.spec import SAMPLE_RATE_HZ
-from edge.senses.still import MAX_SOUND_S
-from edge.senses.turn_events import Cut, Ended, SpeechStarted, Utterance
+from edge.senses.sound import NS_PER_SAMPLE
+from edge.senses.turn_events import Cut, Ended, SoftEnd, SpeechStarted, Utterance
 from edge.serve import client_sound
-from edge.serve.client_sound import MAX_PIECE_S, PCM, ClientSound, rate_of, samples_of
+from edge.serve.client_sound import PCM, ClientSound, rate_of, samples_of
+from edge.serve.playback import Playback
 from edge.serve.protocol import SoundFormat
 from edge.types import AudioChunk
 
-S = 1_000_000_000
 MU_LAW, A_LAW = SoundFormat(type="audio/pcmu"), SoundFormat(type="audio/pcma")
+SECOND = 16_000
 
 
-def mu_law(code):
-    """ITU-T G.711, table 2: the sign, three bits of segment, four of place; all inverted."""
-    sign, segment, place = -1 if code < 128 else 1, 7 - (code >> 4) % 8, 15 - code % 16
-    return sign * 4 * ((2 * place + 33) * 2**segment - 33)
+@pytest.mark.parametrize(("form", "codec"), [(MU_LAW, "pcm_mulaw"), (A_LAW, "pcm_alaw")])
+def test_g711_is_what_ffmpeg_makes_of_it(form, codec):
+    codes = bytes(range(256))
+    decoder = av.CodecContext.create(codec, "r")
+    decoder.sample_rate, decoder.layout = 8000, "mono"
+    (frame,) = decoder.decode(av.Packet(codes))
+    expected = frame.to_ndarray().reshape(-1, 1).astype(np.float32) / (1 << 15)
+    np.testing.assert_array_equal(samples_of(codes, form), expected)
 
 
-def a_law(code):
-    """ITU-T G.711, table 1: every other bit is inverted; the first two segments are as steep."""
-    sign, code = -1 if code < 128 else 1, code ^ 0b01010101
-    segment, place = (code >> 4) % 8, code % 16
-    return sign * 8 * (2 * place + 1 if segment == 0 else (2 * place + 33) * 2 ** (segment - 1))
+def test_pcm_is_little_endian_and_whole():
+    samples = samples_of(b"\x00\x40\x00\x80", PCM)
+    assert samples.tolist() == [[0.5], [-1.0]]
+    with pytest.raises(ProtocolError, match="audio: has 3 bytes"):
+        samples_of(b"\x00\x40\x00", PCM)
 
 
-@pytest.mark.parametrize(
-    ("form", "law", "most"), [(MU_LAW, mu_law, 32_124), (A_LAW, a_law, 32_256)]
-)
-def test_what_telephones_send_is_decoded_by_its_law(form, law, most):
-    found = samples_of(bytes(range(256)), form)
-    assert found.shape == (256, 1)
-    assert found.dtype == np.float32
-    expected = [law(code) for code in range(256)]
-    assert (max(expected), min(expected)) == (most, -most)
-    assert (found[:, 0] * 32_768).tolist() == expected
+def test_rates():
+    assert [rate_of(form) for form in (PCM, SoundFormat(), MU_LAW, A_LAW)] == [
+        24_000, 24_000, 8_000, 8_000
+    ]  # fmt: skip
+    assert rate_of(SoundFormat(rate=44_100)) == 44_100
 
 
-def test_how_fast_a_format_is():
-    assert (rate_of(MU_LAW), rate_of(A_LAW)) == (8000, 8000)
-    assert rate_of(SoundFormat(type="audio/pcmu", rate=8000)) == 8000
-    assert (rate_of(SoundFormat(rate=16_000)), rate_of(PCM), rate_of(SoundFormat())) == (
-        *(16_000, 24_000, 24_000),
-    )
+def pcm(seconds, rate_hz=24_000, level=8192):
+    return np.full(round(seconds * rate_hz), level, "<i2").tobytes()
 
 
-def pcm(seconds, value=1000, rate_hz=24_000):
-    return np.full(round(seconds * rate_hz), value, "<i2").tobytes()
+def taken(sound):
+    """What a client committed, samples."""
+    (ended,) = sound.commit()
+    return np.frombuffer(sound.take(ended).samples, np.float32)
 
 
-def samples_in(sound):
-    return np.frombuffer(sound.samples, np.float32)
-
-
-def test_what_waits_is_taken_once_and_can_be_forgotten():
+def test_what_is_committed_is_all_that_was_sent():
     sound = ClientSound()
     assert sound.commit() == []
-    assert sound.take(Ended(None)) is None
-    assert sound.push(pcm(1.0)) == []
-    (ended,) = sound.commit()
-    taken = sound.take(ended)
-    assert len(samples_in(taken)) == SAMPLE_RATE_HZ
+    for _ in range(4):
+        assert sound.push(pcm(0.25)) == []
+    assert len(taken(sound)) == SECOND
     assert sound.heard_ms == 1000
-    assert sound.take(ended) is None
-    sound.push(pcm(1.0))
-    assert not sound.clear()  # no start of a turn was told
     assert sound.commit() == []
-    sound.push(pcm(0.5, value=-1000))
-    (ended,) = sound.commit()
-    taken = samples_in(sound.take(ended))
-    assert len(taken) == SAMPLE_RATE_HZ // 2
-    assert (taken[100:-100] < 0).all()
+    sound.push(pcm(0.5))
+    assert len(taken(sound)) == SECOND // 2
+    assert sound.heard_ms == 1500
 
 
-def test_too_much_is_refused_at_its_bound():
-    sound = ClientSound()
-    sound.push(pcm(MAX_SOUND_S - 1))
-    with pytest.raises(MediaError, match=f"{MAX_SOUND_S} s"):
-        sound.push(pcm(1.5))
-    sound.clear()
-    sound.push(pcm(MAX_SOUND_S - 1))
-    with pytest.raises(ProtocolError, match=f"lasts more than {MAX_PIECE_S} s; append it in"):
-        sound.push(bytes(2 * (MAX_PIECE_S * 24_000 + 1)))
+def test_a_turn_that_is_taken_already_holds_nothing():
+    assert ClientSound().take(Ended(None)) is None
 
 
-def test_a_format_begins_where_the_one_before_has_ended():
-    """What was heard in the old format stays, and the new one has its own rate."""
+def test_formats_that_follow_one_another_are_one_sound():
     sound = ClientSound()
     sound.push(pcm(0.5))
+    sound.hear(PCM)
     sound.hear(MU_LAW)
-    sound.push(bytes([0x8F]) * 4000)
-    sound.hear(MU_LAW)  # the same again
-    (ended,) = sound.commit()
-    samples = samples_in(sound.take(ended))
-    assert len(samples) == SAMPLE_RATE_HZ
-    assert samples[4000] == pytest.approx(1000 / 32_768, rel=1e-3)
-    assert samples[12_000] == pytest.approx(mu_law(0x8F) / 32_768, rel=1e-3)
+    sound.push(bytes([0x10] * 4000))
+    sound.hear(SoundFormat(rate=16_000))
+    sound.push(pcm(0.25, 16_000))
+    samples = taken(sound)
+    assert len(samples) == SECOND * 5 // 4
+    assert sound.heard_ms == 1250
+    level = samples_of(b"\x10", MU_LAW)[0, 0]
+    for at, expected in ((4_000, 0.25), (12_000, level), (18_000, 0.25)):
+        assert samples[at] == pytest.approx(expected, abs=0.01)
+
+
+def test_what_is_cleared_is_forgotten_but_for_its_time():
+    sound = ClientSound()
+    sound.push(pcm(1.0))
+    assert sound.clear() is False
+    assert sound.commit() == []
+    before_ms = sound.heard_ms
+    sound.push(pcm(0.5, level=0))
+    samples = taken(sound)
+    assert len(samples) == SECOND // 2
+    assert not samples.any()  # nothing of before comes out of a filter
+    assert sound.heard_ms - before_ms == 500
+
+
+def test_no_more_than_thirty_seconds_wait():
+    sound = ClientSound()
+    for _ in range(30):
+        sound.push(pcm(1.0))
+    with pytest.raises(MediaError, match="lasts more than 30 s"):
+        sound.push(pcm(0.1))
+    assert len(taken(sound)) <= 30 * SECOND
 
 
 class Detector:
-    """Tells what it was given to tell, a list for each piece."""
-
-    told: list
-    heard: list
+    """Says what it is told to say; `made` are all of a test."""
 
     def __init__(self, mode):
-        assert mode == "open"
+        self.mode, self.heard, self.events, self.rest = mode, [], [], []
+        Detector.made.append(self)
 
     def push(self, chunk):
-        self.heard.append((len(chunk.samples), chunk.capture_ns))
-        return self.told.pop(0)
+        self.heard.append(chunk)
+        events, self.events = self.events, []
+        return events
 
     def flush(self):
-        return self.told.pop(0)
+        return self.rest
 
 
 @pytest.fixture
-def detector(monkeypatch):
+def detected(monkeypatch):
+    """A sound in which turns are found, and what finds them."""
     monkeypatch.setattr(client_sound, "TurnDetector", Detector)
-    Detector.told, Detector.heard = [], []
-    return Detector
-
-
-def speech(seconds, value=0.1, end_s=0):
-    samples = np.full((round(seconds * SAMPLE_RATE_HZ), 1), value, np.float32)
-    return Utterance(AudioChunk(samples, 0, "client"), 0, end_s * S)
-
-
-def test_turns_are_told_and_taken_with_their_parts(detector):
+    Detector.made = []
     sound = ClientSound()
-    assert not sound.detect_turns(False)
-    assert not sound.detect_turns(True)
-    assert sound.commit() == []  # nothing was heard
-    started = SpeechStarted(2 * S, 3 * S)
-    last = Ended(speech(1, 0.3))
-    detector.told[:] = [[started], [Cut(speech(9, 0.2, 9))], [Cut(speech(10, 0.2, 19))], [last]]
-    assert sound.push(pcm(0.5)) == [started]
-    assert sound.push(pcm(0.5)) == []
-    assert sound.push(pcm(0.5)) == []
-    assert sound.commit() == [last]
-    assert [at for _, at in detector.heard] == sorted({at for _, at in detector.heard})
-    assert detector.heard[0][1] == 0
-    taken = samples_in(sound.take(last))
-    assert len(taken) == 20 * SAMPLE_RATE_HZ
-    assert taken[-1] == pytest.approx(0.3)
-    assert sound.take(Ended(None)) is None
-
-
-def test_a_turn_that_is_longer_than_fits_is_two(detector):
-    """From two thirds of what a question may hold on."""
-    sound = ClientSound()
-    sound.detect_turns(True)
-    detector.told[:] = [[Cut(speech(10, end_s=10))], [Cut(speech(10, end_s=20))], [], []]
-    assert sound.push(pcm(0.1)) == []
-    assert sound.push(pcm(0.1)) == []  # two thirds, and not more
-    detector.told[:] = [[Cut(speech(15, end_s=35))]]
-    ended, started = sound.push(pcm(0.1))
-    assert isinstance(ended, Ended)
-    assert ended.utterance is None
-    assert (started.onset_ns, started.noticed_ns) == (35 * S, 0)
-    assert len(samples_in(sound.take(ended))) == MAX_SOUND_S * SAMPLE_RATE_HZ  # of 35 s
-    assert sound.clear()  # the second had begun
-    assert not sound.clear()
-
-
-def test_changing_how_turns_are_found_forgets(detector):
-    sound = ClientSound()
-    sound.push(pcm(1.0))
-    assert not sound.detect_turns(True)
-    detector.told[:] = [[SpeechStarted(0, 0)]]
+    assert sound.detect_turns(True) is False
     sound.push(pcm(0.1))
-    assert sound.detect_turns(False)  # somebody was speaking
-    assert sound.commit() == []
+    (detector,) = Detector.made
+    return sound, detector
+
+
+def utterance(n_samples, end_ns=0):
+    clip = AudioChunk(np.full(n_samples, n_samples, np.float32), 0, "client")
+    return Utterance(clip, 0, end_ns)
+
+
+def test_turns_are_told_and_hold_what_was_said(detected):
+    sound, detector = detected
+    assert detector.mode == "open"
+    started, ended = SpeechStarted(1, 2), Ended(utterance(SECOND))
+    detector.events = [started, SoftEnd(None)]
+    assert sound.push(pcm(0.1)) == [started]
+    detector.events = [ended]
+    assert sound.push(pcm(0.1)) == [ended]
+    assert len(np.frombuffer(sound.take(ended).samples, np.float32)) == SECOND
+    times_ns = [chunk.capture_ns for chunk in detector.heard]
+    lengths = [len(chunk.samples) for chunk in detector.heard]
+    assert times_ns == [sum(lengths[:n]) * NS_PER_SAMPLE for n in range(3)]
+    assert {chunk.source for chunk in detector.heard} == {"client"}
+    assert Detector.made == [detector]
+
+
+def test_a_turn_that_is_committed_ends_where_it_does(detected):
+    sound, detector = detected
+    detector.rest = [Ended(utterance(SECOND))]
+    assert sound.commit() == detector.rest
+    sound.clear()
+    assert sound.commit() == []  # nothing to be heard yet
+
+
+def test_parts_of_a_long_turn_are_one_until_two_thirds_of_what_fits(detected):
+    sound, detector = detected
+    most = 20 * SECOND
+    detector.events = [SpeechStarted(0, 0), Cut(utterance(most // 2)), Cut(utterance(most // 2))]
+    assert [type(one) for one in sound.push(pcm(0.1))] == [SpeechStarted]
+    detector.events = [Cut(utterance(1, end_ns=7 * NS_PER_S))]
+    ended, started = sound.push(pcm(0.1))
+    assert (ended.utterance, started) == (None, SpeechStarted(7 * NS_PER_S, 0))
+    assert len(np.frombuffer(sound.take(ended).samples, np.float32)) == most + 1
+    rest = Ended(utterance(SECOND))
+    detector.events = [rest]
+    assert sound.push(pcm(0.1)) == [rest]
+    assert len(np.frombuffer(sound.take(rest).samples, np.float32)) == SECOND
+
+
+def test_a_turn_is_cut_to_what_a_message_holds(detected):
+    sound, _ = detected
+    taken = sound.take(Ended(utterance(30 * SECOND + 5)))
+    assert len(np.frombuffer(taken.samples, np.float32)) == 30 * SECOND
+
+
+def test_what_ends_the_finding_of_turns_ends_one_that_was_told(detected):
+    sound, detector = detected
+    detector.events = [SpeechStarted(0, 0)]
+    sound.push(pcm(0.1))
+    assert sound.detect_turns(True) is False  # no change
+    assert sound.detect_turns(False) is True
+    assert sound.detect_turns(True) is False
+    sound.push(pcm(0.1))
+    _, again = Detector.made
+    again.events = [SpeechStarted(0, 0), Ended(utterance(SECOND))]
+    sound.push(pcm(0.1))
+    assert sound.clear() is False  # it is over
+    sound.push(pcm(0.1))
+    assert len(Detector.made) == 3
+
+
+def test_a_piece_of_another_format_is_another_sound():
+    """What is in the filter of the one does not come out in the other."""
+    playback = Playback()
+    loud = playback.push(pcm(1.0, level=30_000), NS_PER_S)
+    silent = playback.push(bytes([0xFF] * 8000), 2 * NS_PER_S, MU_LAW)
+    assert np.abs(loud.samples).max() > 0.8
+    assert len(silent.samples) > 12_000  # of 8 kHz, not of 24
+    assert not silent.samples.any()
+    again = playback.push(bytes([0xFF] * 8000), 3 * NS_PER_S, MU_LAW)
+    assert len(again.samples) >= SECOND  # what the filter held back, too
+    assert (again.capture_ns, again.source) == (3 * NS_PER_S, "loudspeaker")

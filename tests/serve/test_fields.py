@@ -628,3 +628,33 @@ def test_a_crowd_of_wrong_items_is_refused_before_each_is_looked_at(monkeypatch)
     monkeypatch.setattr(fields, "_unheard", looked)
     with pytest.raises(ProtocolError, match="messages"):
         fields.settle({"messages": [[]] * 20_000}, ChatBody)
+
+
+def test_tools_win_over_what_they_were_before():
+    tools = [{"type": "function", "function": {"name": "go"}}]
+    functions = [{"name": "stop"}]
+    found = parsed(tools=tools, functions=functions, function_call="none")
+    assert found.question == parsed(tools=tools).question
+    assert not found.show.as_function
+    assert found.show.one_call
+
+
+def test_the_log_has_each_ignored_field_once_and_not_all_that_there_are(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(fields, "_logged", set())
+    monkeypatch.setattr(fields, "MAX_LOGGED", 3)
+    assert fields.told(["a", "b"]) == {"X-Edge-Ignored": "a, b"}
+    assert fields.told(["b", "c", "d"]) == {"X-Edge-Ignored": "b, c, d"}
+    assert [record.getMessage()[-1] for record in caplog.records] == ["a", "b", "c"]
+    many = [f"f{n}" for n in range(17)]
+    assert fields.told(many[:16]) == {"X-Edge-Ignored": ", ".join(many[:16])}
+    assert fields.told(many) == {"X-Edge-Ignored": ", ".join([*many[:16], "..."])}
+    assert fields.told(["x" * 99 + "é"]) == {"X-Edge-Ignored": "x" * 64}
+    assert fields.told(["a\nb é[]"]) == {"X-Edge-Ignored": "a?b??[]"}
+    assert fields.told([]) == {}
+
+
+def test_a_refused_value_is_shown_as_far_as_a_line_goes():
+    found = refused(audio={"voice": "x" * 99})
+    shown = json.dumps({"voice": "x" * 99})[:40]
+    assert str(found).startswith(f"audio: is {shown}: The service does not speak; leave it out")

@@ -14,7 +14,7 @@ from edge.errors import CapacityError
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
-from edge.session.answer import answer
+from edge.session.answer import Answering, answer
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
 from edge.session.speech import Speech, StopTexts
@@ -219,3 +219,54 @@ def test_what_was_said_before_a_tool_call_is_told_before_it(checkpoint):
         "".join(e.text for e in part) for part in (events[:called], events[called + 1 :])
     )
     assert (before, after) == ("I look here", " it is")
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "cancelled", "deadline"])
+def test_only_an_answer_that_was_not_cut_off_is_remembered(parts, reason):
+    context, prompt = parts
+    n_before = context.n_tokens
+    question = Question((Message("user", "Hello"),), Sampling(), 12, remember=True)
+    answering = Answering(prompt, Turn(question, 0, lambda _: None), VirtualClock())
+    answering.begin(context)
+    while not answering.has_begun:
+        answering.step()
+    assert answering.end(reason).finish_reason == reason
+    assert (context.n_tokens > n_before) is (reason in ("stop", "length"))
+    assert not context.is_forked
+
+
+def test_an_answer_that_ends_before_it_began_has_its_times_and_remembers_nothing(parts):
+    context, prompt = parts
+    n_before = context.n_tokens
+    question = Question((Message("user", "Hello"),), Sampling(), 12, remember=True)
+    turn = Turn(question, 40, lambda _: None)
+    done = Answering(prompt, turn, VirtualClock(100)).end("cancelled")
+    times = done.timeline
+    assert (times.asked_ns, times.captured_ns, times.worked_ns) == (40, None, 0)
+    assert (
+        times.started_ns == times.prefilled_ns == times.first_token_ns == times.finished_ns == 100
+    )
+    assert (done.n_prompt_tokens, done.n_completion_tokens, done.confidence) == (0, 0, None)
+    assert context.n_tokens == n_before
+
+
+def test_the_stages_of_an_answer_have_their_times(parts):
+    """Each is when it first came, and others' time between two steps is not the answer's."""
+    context, prompt = parts
+    clock = VirtualClock(1000)
+    question = Question((Message("user", "Hello"),), Sampling(), 3)
+    answering = Answering(prompt, Turn(question, 40, lambda _: None), clock)
+    answering.begin(context)
+    answering.give_way()
+    clock.sleep_until(2000)
+    answering.begin(context)
+    done, steps_ns = None, []
+    while done is None:
+        clock.sleep_until(clock.now_ns() + 100)
+        steps_ns.append(clock.now_ns())
+        done = answering.step()
+    times = done.timeline
+    assert (times.started_ns, times.prefilled_ns) == (1000, 2100)
+    assert times.first_token_ns == 2200
+    assert times.finished_ns == steps_ns[-1]
+    assert times.worked_ns == 0

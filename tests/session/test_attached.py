@@ -173,8 +173,19 @@ def test_a_film_that_does_not_fit_is_pruned(parts, film):
     assert n_asked(tight) == whole - n_too_many
 
 
-def encoded(engine, media):
-    steps = encode_attached(engine, media, 10**6)
+def test_films_share_what_the_pictures_leave(parts, film, media):
+    engine = parts[0].engine
+    picture, sent = media[0], msgspec.structs.replace(film[0], sound=None)
+    n_picture, n_film = (len(encoded(engine, (one,))[0]) for one in (picture, sent))
+    n_free = n_picture + 2 * (n_film - 5) + 1
+    assert len(encoded(engine, (sent, picture, sent), n_free)[0]) == n_free - 1
+    # Where nothing is free the least of each is left.
+    n_least = len(encoded(engine, (picture, sent), 0)[0])
+    assert len(encoded(engine, (picture, sent), -1000)[0]) == n_least > 0
+
+
+def encoded(engine, media, n_free=10**6):
+    steps = encode_attached(engine, media, n_free)
     while True:
         try:
             next(steps)

@@ -17,6 +17,7 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.session.answer import Answering
+from edge.session.confidence import chance
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
 from edge.session.turn import Chance, ChoiceDone, Done, Message, Question, TextDelta, Turn
@@ -115,6 +116,21 @@ def test_each_answer_follows_the_format(session):
     events = session.ask(n_choices=3, grammar=grammar_of_choice(["red", "green"]))
     assert set(texts(events)) <= {"red", "green"}
     assert len(texts(events)) == 3
+
+
+def test_the_prompt_is_kept_only_while_an_answer_is_to_come(bundle, engine):
+    """A device has few snapshots: one is of the fork."""
+    bounded = BoundedEngine(engine("base")._inner)
+    session = Session(bounded, bundle("base"))
+    turn = Turn(Question((Message("user", "Hello"),), HOT, 4, n_choices=3), 0, lambda _: None)
+    answering = Answering(session.prompt, turn, VirtualClock())
+    answering.begin(session.context)
+    n_used, done = {}, None
+    while done is None:
+        done = answering.step()
+        if answering.has_begun and done is None:
+            n_used[answering._n_choices_done] = bounded.n_used["snapshots"]
+    assert n_used == {0: 2, 1: 2, 2: 1}
 
 
 # How likely each token was.
@@ -233,3 +249,14 @@ def test_a_question_with_all_of_it_can_be_recorded():
     )
     topic, content = record._content(question)
     assert record._item(topic, json.loads(json.dumps(content))) == question
+
+
+def test_among_equally_likely_tokens_the_first_ones_are_told():
+    logits = np.zeros(300, np.float32)
+    logits[7] = 1.0
+    found = chance(logits, 250, 4, lambda token: str(token).encode())
+    assert [int(other.token) for other in found.others] == [7, 0, 1, 2]
+    assert int(found.said.token) == 250
+    assert found.others[0].logprob == pytest.approx(1 - np.log(299 + np.e))
+    assert found.said.logprob == found.others[1].logprob
+    assert chance(logits, 250, 0, lambda token: b"").others == ()

@@ -254,3 +254,34 @@ def test_what_was_tentative_and_stays_survives_a_rebase(engine, is_rebuilding):
     assert context.n_rebases == 1
     assert [segment.evidence for segment in context.ledger[1:]][-1] == said.evidence
     assert_same(fresh_of(context, [perceived(context.engine, 20, 0), said]), context)
+
+
+def test_nothing_is_changed_under_a_fork_or_behind_what_is_tentative(engine):
+    """Each is a defect of the caller, said as such, and leaves all as it is."""
+    context = context_of(engine("base"))
+    context.append(perceived(engine("base"), 5))
+    later = perceived(engine("base"), 5, 1)
+    changes = {
+        "append": lambda: context.append(later),
+        "append tentatively": lambda: context.append_tentatively(later),
+        "still": lambda: context.append(still_of(engine("base"), 9)),
+        "rebase": context.rebase,
+    }
+    with context.fork():
+        for name, change in {**changes, "open": context.open_fork}.items():
+            said = {"open": "a fork of a fork", "rebase": "^rebase while a fork is open"}
+            with pytest.raises(RuntimeError, match=said.get(name, "^append while a fork is open")):
+                change()
+    before = [*context.ledger]
+    context.append_tentatively(later)
+    assert context.is_tentative
+    for name, change in changes.items():
+        what = "rebase" if name == "rebase" else "append"
+        with pytest.raises(RuntimeError, match=f"^{what} behind a tentative segment"):
+            change()
+    context.open_fork()
+    with pytest.raises(RuntimeError, match="reopen while a fork is open"):
+        context.reopen()
+    context.close_fork()
+    context.reopen()
+    assert (context.ledger, context.is_tentative) == (before, False)

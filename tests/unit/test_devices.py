@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 from boards import laid_out
@@ -16,6 +17,7 @@ from edge.top import view
 HEALTH = {
     "model": "tiny",
     "ready": True,
+    "problems": [],
     "n_context_tokens": 321,
     "max_context_tokens": 8192,
     "uptime_s": 12.5,
@@ -160,6 +162,7 @@ def test_a_camera_s_formats_for_a_person(tmp_path, lister):
         (STEPS, 0, ["YU12: 32x32 - 2592x1944@90", "MJPG: 32x32 - 2592x1944"]),
         (NO_PICTURES, 0, ["gives no pictures"]),
         ("Cannot open device /dev/video0, exiting.\n", 1, None),
+        ("Cannot open it.\nTry again.\n", 1, ["Cannot open it."]),
     ):
         lister(text, code)
         (camera,) = devices.cameras(root)
@@ -172,6 +175,21 @@ def test_without_the_lister_it_is_said_what_to_install(tmp_path, monkeypatch):
     (camera,) = devices.cameras(root)
     assert camera.formats == ()
     assert "apt install v4l-utils" in camera.note
+
+
+def test_a_lister_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
+    waited_s = []
+
+    def hangs(command, *, timeout, **_):
+        assert command == ["v4l2-ctl", "--device", "/dev/video0", "--list-formats-ext"]
+        waited_s.append(timeout)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(devices.subprocess, "run", hangs)
+    root = laid_out(tmp_path, {"sys/class/video4linux/video0/name": "C920\n"})
+    (camera,) = devices.cameras(root)
+    assert devices.shown(camera) == ["v4l2-ctl had no answer after 5 s"]
+    assert waited_s == [5.0]
 
 
 def test_the_command_lists_them_as_json(capsys):

@@ -43,7 +43,7 @@ def asked_for(extra: str) -> list[Requirement]:
 
 def test_each_extra_has_its_lock_and_each_lock_its_extra():
     names = {path.stem for path in LOCKS.iterdir()}
-    assert names == {*EXTRAS, "all", "torch", "clients"}
+    assert names == {*EXTRAS, "all", "torch", "clients", "openapi"}
 
 
 @pytest.mark.parametrize("extra", [*EXTRAS, "torch"])
@@ -57,14 +57,15 @@ def test_every_pin_is_exact_and_hashed_and_that_of_the_one_resolution(extra):
         assert "--hash=sha256:" in block, block
 
 
-def test_stock_clients_are_pinned_and_hashed():
-    for pin in pins("clients"):
+@pytest.mark.parametrize("name", ["clients", "openapi"])
+def test_what_has_an_environment_of_its_own_is_pinned_and_hashed(name):
+    for pin in pins(name):
         assert re.fullmatch(r"==[^*]+", str(pin.specifier)), pin
-    for block in re.split(r"\n(?=[a-z])", (LOCKS / "clients.txt").read_text()):
+    for block in re.split(r"\n(?=[a-z])", (LOCKS / f"{name}.txt").read_text()):
         assert "--hash=sha256:" in block, block
-    asked = (ROOT / "tests/clients/requirements.in").read_text().splitlines()
+    asked = (ROOT / "tests" / name / "requirements.in").read_text().splitlines()
     wanted = [Requirement(line) for line in asked if line and not line.startswith("#")]
-    assert {r.name for r in wanted} <= {r.name for r in pins("clients")}
+    assert {r.name for r in wanted} <= {r.name for r in pins(name)}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -27,7 +27,7 @@ def test_log_mel_equals_the_reference() -> None:
 
 
 def test_filter_bank_equals_the_reference() -> None:
-    bank = mel_filter_bank(128)
+    bank = mel_filter_bank.__wrapped__(128)  # made here, whoever has asked for it before
     assert bank.shape == (128, 257)
     assert bank.dtype == np.float32
     assert bank.sum() == pytest.approx(4.090488, abs=1e-6)
@@ -79,6 +79,13 @@ def test_tokens_are_as_many_as_vllm_counts(n_samples: int, n_tokens: int) -> Non
     stream = LogMelStream(8)
     clips = stream.push(np.zeros(n_samples, np.float32)) + stream.flush()
     assert sum(-(-len(clip) // 8) for clip in clips) == n_tokens
+
+
+def test_the_first_value_that_is_no_number_is_named() -> None:
+    sound = golden_sound(3200)
+    sound[[700, 900]] = np.nan
+    with pytest.raises(MediaError, match="sample 700;"):
+        log_mel(sound, 128)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
