@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -31,6 +32,8 @@ CACHE = ROOT / ".cache" / "mutants"
 SOURCES = ("edge", "build_engine", "jetson")
 TESTS = ("unit", "session", "serve", "faults", "graphs", "device", "service")
 """Folders of tests/ that choose among; the others need a GPU, devices, torch or minutes."""
+WITH_TORCH = ("oracle/test_check.py",)
+"""Recorded too where torch is installed: nothing else executes the comparison with transformers."""
 
 SETTINGS = """[run]
 source_pkgs = edge, build_engine, jetson
@@ -181,8 +184,10 @@ def read(folder: Path, tests: list[str]) -> None:
 
 def record_what_changed(folders: Iterable[str] = TESTS) -> None:
     """Record the test files that have no record of their present text, a folder at a time."""
-    for name in folders:
-        files = sorted((ROOT / "tests" / name).glob("test_*.py"))
+    with_torch = WITH_TORCH if importlib.util.find_spec("torch") else ()
+    for name in (*folders, *with_torch):
+        place = ROOT / "tests" / name
+        files = [place] if place.is_file() else sorted(place.glob("test_*.py"))
         stale = [str(file.relative_to(ROOT)) for file in files if is_stale(file)]
         if stale:
             print(f"recording what {len(stale)} files of tests/{name} execute", file=sys.stderr)
