@@ -146,7 +146,7 @@ def test_stages_answers_and_health():
     }
     status = Status(True, "m", 3, 9, {"answers": 1}, 2500 * MS, 500 * MS, (stage,), "open")
     assert health_of(status) == {
-        "status": "ok", "ready": True, "model": "m", "n_context_tokens": 3,
+        "status": "ok", "problems": [], "ready": True, "model": "m", "n_context_tokens": 3,
         "max_context_tokens": 9, "uptime_s": 2.5, "counters": {"answers": 1}, "mode": "open",
         "recent": [stages],
     }  # fmt: skip

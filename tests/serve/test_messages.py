@@ -10,7 +10,7 @@ from serve.test_fields import USER, parsed, refused
 from serve.test_realtime import png
 
 from edge.errors import MediaError, ProtocolError
-from edge.serve import messages
+from edge.senses import sent
 from edge.serve.messages import arguments_of
 from edge.session.turn import Message
 from edge.types import Picture, Sound
@@ -171,10 +171,10 @@ def test_all_pictures_of_a_request_are_bounded_together(monkeypatch):
     part = {"type": "image_url", "image_url": url(PNG)}
     n_bytes = 40 * 30 * 3
     asked = [{"role": "user", "content": [part]}, {"role": "user", "content": [part]}]
-    monkeypatch.setattr(messages, "MAX_MEDIA_BYTES", 2 * n_bytes)
+    monkeypatch.setattr(sent, "MAX_MEDIA_BYTES", 2 * n_bytes)
     assert len(parsed(messages=asked).question.messages) == 2
-    monkeypatch.setattr(messages, "MAX_MEDIA_BYTES", 2 * n_bytes - 1)
-    with pytest.raises(MediaError, match=f"more than {2 * n_bytes - 1} bytes .*; send fewer"):
+    monkeypatch.setattr(sent, "MAX_MEDIA_BYTES", 2 * n_bytes - 1)
+    with pytest.raises(MediaError, match=r"room for 1199 beside others; send fewer"):
         parsed(messages=asked)
 
 
