@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain
@@ -32,7 +33,15 @@ def doctor(arguments: argparse.Namespace) -> None:
     from edge.config import load_config
     from jetson.doctor import examine, report
 
-    keys = load_config(arguments.config).bundle.trusted_keys
+    settings = arguments.config
+    if arguments.bundle == service_checks.INSTALLED and os.access(service_checks.SETTINGS, os.R_OK):
+        settings = settings or service_checks.SETTINGS
+    keys: tuple[str, ...] = ()
+    try:
+        keys = load_config(settings).bundle.trusted_keys
+    except ConfigurationError:
+        if arguments.config is not None:  # the service's own settings are told below
+            raise
     looked = [examine(arguments.bundle, try_it=arguments.try_it, trusted_keys=keys)]
     if arguments.bundle in (None, service_checks.INSTALLED):
         looked.append(service_checks.examine_service(service_checks.unit_state()))

@@ -95,7 +95,14 @@ def replay(arguments: argparse.Namespace) -> None:
 
     def opened() -> Iterator[record.Recorded]:
         for one in paths:
-            found.append(record.read(one))
+            try:
+                found.append(record.read(one))
+            except MediaError as error:
+                if not path.is_dir():
+                    raise
+                reports.append({"file": str(one), "error": str(error)})
+                print(f"edge: {error}", file=sys.stderr)
+                continue
             yield found[-1]
 
     for steps in service.replays(arguments.bundle, opened()):
@@ -121,6 +128,9 @@ def replay(arguments: argparse.Namespace) -> None:
             print(f"{recorded.path}: {n_steps} steps, {n_events} events, all as recorded")
     if arguments.json:
         print(json.dumps({"files": reports} if path.is_dir() else reports[0]))
+    if n_unread := sum("error" in report for report in reports):
+        problem = f"holds {n_unread} of {len(paths)} files that cannot be replayed"
+        raise MediaError(path, problem, "see above; the others led to what was recorded")
 
 
 def _shown(events: list[dict[str, Any]]) -> str:

@@ -54,10 +54,11 @@ def examine_service(state: Mapping[str, str], settings: Path = SETTINGS) -> Iter
     yield _unit(state)
     try:
         config = load_config(settings)
-    except PermissionError:
-        yield Check("settings", "warning", f"{settings} is closed to this user", "sudo edge doctor")
-        return
     except ConfigurationError as error:
+        if isinstance(error.__cause__, PermissionError):
+            closed = f"{settings} is closed to this user"
+            yield Check("settings", "warning", closed, "sudo edge doctor")
+            return
         remedy = f"{error.remedy}; then sudo systemctl restart edge"
         yield Check("settings", "failure", f"{error.thing} {error.problem}", remedy)
         return

@@ -39,10 +39,12 @@ mkdir -p "$root$versions" "$root$bundles"
 name=
 needed_kb=0
 if [ -n "${BUNDLE:-}" ]; then
-    # The manifest has the hashes of all files: another bundle has another name.
-    name=$("$python" -c 'import hashlib, json, re, sys
+    # The manifest has the hashes of all files: another bundle, or signature, has another name.
+    name=$("$python" -c 'import hashlib, json, os, re, sys
 text = open(sys.argv[1], "rb").read()
 name = re.sub(r"[^\w.-]", "_", str(json.loads(text)["name"]))
+signature = sys.argv[1] + ".minisig"
+text += open(signature, "rb").read() if os.path.exists(signature) else b""
 print(name + "-" + hashlib.sha256(text).hexdigest()[:12])' "$BUNDLE/manifest.json" 2>/dev/null) ||
         die "$BUNDLE is no bundle: build-engine bundle makes one"
     [ -e "$root$bundles/$name" ] || needed_kb=$(du -skL "$BUNDLE" | cut -f1)
@@ -159,9 +161,11 @@ sys.exit(ctypes.CDLL(None).renameat2(HERE, a, HERE, b, EXCHANGE) != 0)' $bundle 
         die "$bundle: cannot be moved to $bundles"
     rm -rf $bundles/link.new $bundles/found.old
 fi
+settings=  # they may ask for a signature
+[ ! -e /etc/edge/edge.toml ] || settings="--config /etc/edge/edge.toml"
 if [ -n "$name" ]; then
     chosen=$bundles/$name
-    if [ -e "$root$chosen" ] && [ -z "$root" ] && ! "$new/bin/edge" doctor "$chosen" >/dev/null 2>&1; then
+    if [ -e "$root$chosen" ] && [ -z "$root" ] && ! "$new/bin/edge" doctor "$chosen" $settings >/dev/null 2>&1; then
         damaged=$chosen
     fi
     if [ ! -e "$root$chosen" ] || [ -n "${damaged:-}" ]; then
@@ -169,7 +173,7 @@ if [ -n "$name" ]; then
         cp -rL --reflink=auto "$BUNDLE" "$root$chosen.new"
         owned "$root$chosen.new"
         if [ -z "$root" ]; then
-            "$new/bin/edge" doctor "$chosen.new" >"$work/doctor" 2>&1 || {
+            "$new/bin/edge" doctor "$chosen.new" $settings >"$work/doctor" 2>&1 || {
                 grep -A1 '^failure' "$work/doctor" || cat "$work/doctor"
                 die "$BUNDLE cannot be used: see above; ${old:-nothing} stays as it is"
             } >&2
@@ -259,7 +263,7 @@ elif is_running; then
         systemctl enable --quiet edge.socket edge.service
         die "$new did not become ready: journalctl -u edge, then edge doctor"
     fi
-elif "$new/bin/edge" doctor "$chosen" --try; then
+elif "$new/bin/edge" doctor "$chosen" $settings --try; then
     take
 elif [ -n "$old" ]; then
     die "$new did not pass its self-check; $old stays"

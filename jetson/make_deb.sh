@@ -71,7 +71,8 @@ cat >"$stage/DEBIAN/postinst" <<'END'
 #!/bin/sh
 set -e
 [ "$1" = configure ] || exit 0
-systemd-sysusers edge.conf && chown -R root:edge /var/lib/edge && chown -R edge:edge /var/cache/edge ||
+systemd-sysusers edge.conf &&
+    find /var/lib/edge -path /var/lib/edge/recorded -prune -o -exec chown -h root:edge {} + && chown -R edge:edge /var/cache/edge ||
     echo "omni-edge: the service has no user: systemd-sysusers edge.conf" >&2
 for unit in edge.socket edge.service; do  # an owner who has disabled it keeps it disabled
     if deb-systemd-helper --quiet was-enabled $unit; then

@@ -26,6 +26,8 @@ from multiprocessing.reduction import recv_handle
 import llguidance
 import tokenizers
 
+from edge.child import may_be_ended
+
 COMPILE_S = 0.5
 """Of a core, to compile a grammar and to find its first mask."""
 SPARE_S, TOKEN_S = 0.5, 0.02
@@ -76,6 +78,7 @@ def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    may_be_ended()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     line = Connection(int(sys.argv[1]))
     with os.fdopen(int(sys.argv[2]), "rb") as file:
@@ -97,7 +100,11 @@ def _fork_for_each(line: Connection, begin: Callable[[Connection], None]) -> Non
             handle = recv_handle(line)
         except (EOFError, OSError):
             return
-        if os.fork():
+        try:
+            is_parent = os.fork() != 0
+        except OSError:  # no room for one more: who waits for it sees the line end
+            is_parent = True
+        if is_parent:
             os.close(handle)
             continue
         try:

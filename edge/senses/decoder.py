@@ -26,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.child import python
+from edge.child import may_be_ended, python
 from edge.errors import CapacityError, MediaError
 from edge.senses.sent import Job, Kind, decode
 from edge.types import Film, Medium, Picture, Sound
@@ -108,13 +108,17 @@ class _Process:
         self._file = os.memfd_create("decoded")
         with theirs:
             fds = theirs.fileno(), self._file
-            self._process = subprocess.Popen(
-                python(_CODE, *fds, MAX_BYTES),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=fds,
-                start_new_session=True,  # Ctrl-C ends the service, which ends it
-            )
+            try:
+                self._process = subprocess.Popen(
+                    python(_CODE, *fds, MAX_BYTES),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=fds,
+                    start_new_session=True,  # Ctrl-C ends the service, which ends it
+                )
+            except OSError:  # no room for one more
+                os.close(self._file)
+                raise
 
     def ask(self, job: Job, data: bytes) -> _Reply:
         """What comes of a job.
@@ -193,6 +197,7 @@ def main(link_fd: int, file_fd: int, max_bytes: int) -> None:
     """Decode until the other side has gone."""
     warnings.simplefilter("ignore")  # Pillow's, of notes beside a picture
     logging.disable()
+    may_be_ended()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = _data_bytes() + max_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -61,7 +61,7 @@ from edge.serve.replies import (
 from edge.serve.request import check_model
 from edge.serve.response_events import ResponseEvents
 from edge.serve.response_items import Kept, KeptResponses
-from edge.serve.room import Room
+from edge.serve.room import Room, Share
 from edge.serve.tcp import read_token
 from edge.serve.watching import Watching
 from edge.session.turn import AnswerEvent, Asked, Done, Failed, Question
@@ -103,7 +103,7 @@ def make_app(
     """
     roles, metrics = Roles(config.access), Metrics(session.status)
     room = Room(MAX_READING_BYTES, max_share_bytes=MAX_SHARE_BYTES)
-    decoding, media = Decoding(), Room(MAX_ALL_MEDIA_BYTES, "are held")
+    decoding, media = Decoding(), Room(MAX_ALL_MEDIA_BYTES, "are held", MAX_ALL_MEDIA_BYTES // 2)
     parts = (session, config, model_name, thinking_sampling, metrics, decoding, media)
     api, realtime = _Api(*parts, pulse or Pulse()), Realtime(*parts)
     session.observe(metrics.hear)
@@ -334,7 +334,8 @@ class _Api:
             lambda: drop(request.transport, "outbox full", self._metrics),
         )
         n_bytes = sum(n_media_bytes(message.media) for message in question.messages)
-        self._media.take("pictures and sounds", n_bytes)
+        share = Share(self._media, connection_of(request).user)
+        share.take("pictures and sounds", n_bytes)
         try:
             turn = self._session.ask(question, first_text_hurried(events.deliver))
             try:
@@ -343,7 +344,7 @@ class _Api:
                 # However this ends: the client may have gone. A turn that is done does not mind.
                 turn.cancel()
         finally:
-            self._media.give(n_bytes)
+            share.give(n_bytes)
 
 
 async def _next(events: Outbox[AnswerEvent]) -> Said | Done:

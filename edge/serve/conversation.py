@@ -26,7 +26,7 @@ from edge.serve.protocol import (
     OutputAudio,
     SoundFormat,
 )
-from edge.serve.room import Room
+from edge.serve.room import Share
 from edge.session.turn import Message, ToolCall
 from edge.types import Medium, Sound, n_media_bytes
 
@@ -149,7 +149,7 @@ def _without_media(item: MessageItem, item_id: str) -> MessageItem:
 class ClientConversation:
     """Items in order. Bounded: the oldest make room for the newest."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Share) -> None:
         """Begin with none.
 
         Args:

@@ -56,8 +56,8 @@ class Decoding:
         if self._clients.total() >= MAX_READING or self._clients[client] >= MAX_READING_OF_CLIENT:
             problem = f"{self._clients.total()} requests with media are being read"
             raise CapacityError("pictures and sounds", problem, "send it again later")
-        self._clients[client] += 1
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._read, read)
+        self._clients[client] += 1
         work.add_done_callback(lambda done: self._done(client, done))
         # Its thread goes on where the client has gone: it is counted until it ends.
         return await asyncio.shield(work)

@@ -26,7 +26,7 @@ from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
 from edge.serve.realtime_client import Client
 from edge.serve.request import ModelNotFoundError
-from edge.serve.room import Room
+from edge.serve.room import Room, Share
 from edge.serve.server_events import new_id
 from edge.session.turn import Asked
 
@@ -103,7 +103,7 @@ class Realtime:
             self._thinking_sampling,
             outbox,
             request[ROLE],
-            self._media,
+            Share(self._media, connection.user),
             self._run_id,
             partial(self._decoding.read, connection.user),
         )

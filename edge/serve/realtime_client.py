@@ -59,7 +59,7 @@ from edge.serve.protocol import (
     Topic,
 )
 from edge.serve.reply import Begun, Reply, error_body
-from edge.serve.room import Room
+from edge.serve.room import Share
 from edge.serve.schema import AnyClientEvent, AnyServerEvent
 from edge.serve.server_events import (
     AudioCleared,
@@ -139,7 +139,7 @@ class Client:
         thinking_sampling: Sampling,
         outbox: Outbox[object],
         role: Role,
-        room: Room,
+        room: Share,
         run_id: str,
         read: Read,
     ) -> None:

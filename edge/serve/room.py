@@ -63,6 +63,25 @@ class Room:
         self.take("", -n_bytes, user)
 
 
+class Share:
+    """One user's part of a room."""
+
+    def __init__(self, room: Room, user: str) -> None:
+        self._room, self._user = room, user
+
+    def take(self, thing: str, n_bytes: int) -> None:
+        """Hold some more.
+
+        Raises:
+            CapacityError: as `Room.check`.
+        """
+        self._room.take(thing, n_bytes, self._user)
+
+    def give(self, n_bytes: int) -> None:
+        """Hold so much less."""
+        self._room.give(n_bytes, self._user)
+
+
 def beyond(n_bytes: int) -> int:
     """What is counted of so many bytes of one body or message."""
     return max(0, n_bytes - FREE_BYTES)

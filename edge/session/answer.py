@@ -12,7 +12,7 @@ import numpy as np
 
 from edge.clock import Clock
 from edge.engines.engine import MAX_PREFILL_TOKENS, AnyEngine
-from edge.errors import CapacityError, ProtocolError
+from edge.errors import CapacityError, ProtocolError, TurnError
 from edge.model.constrain import Constraint, fill_frames, names_frames
 from edge.model.grammars import Vocabulary, vocabulary
 from edge.model.sampling import Sampler, Sampling
@@ -238,7 +238,8 @@ class Answering:
                 next(self._check)
             except StopIteration as found:
                 return self.end(self._ended, found.value)
-            except CapacityError as error:
+            except (CapacityError, ProtocolError, TurnError, OSError) as error:
+                # All is said: where it comes from is not known, then.
                 log.warning("consistency=unknown error=%s", error)
                 return self.end(self._ended)
             return None

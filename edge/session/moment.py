@@ -177,11 +177,6 @@ class Moment:
     rows: tuple[Float32, ...]
     """Embeddings of the live context, [n, H] each."""
 
-    @property
-    def n_bytes(self) -> int:
-        """About what it takes in memory."""
-        return sum(rows.nbytes for rows in self.rows)
-
 
 def moment_of(loop: LiveLoop) -> Moment | None:
     """The moment, from the loop's thread between two steps; None while something is under way that

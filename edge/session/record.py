@@ -236,7 +236,10 @@ class Recorder:
         self._outside, self._events = {}, []
         was_rebased, self._was_rebased = self._was_rebased, False
         if not self._is_recording:
-            return bool(self._about) and not self._files.is_blocked and self._files.is_idle
+            is_free = bool(self._about) and not self._files.is_blocked and self._files.is_idle
+            if is_free:  # some may have been lost before they were begun
+                self._n_begun = self._files.n_files
+            return is_free
         if self.bounds is None or self._files.n_files != self._n_begun:
             return False
         n_bytes = self._files.n_bytes - self._files.n_head_bytes
@@ -270,8 +273,8 @@ class Recorder:
                 for rows in moment.rows:
                     yield "rows", at_ns, _json(plain_array(rows))
 
-        n_bytes = 0 if moment is None else moment.n_bytes
-        self._is_recording = self._files.put(Batch(encode, n_bytes, begins=True))
+        # It waits as nothing: its rows are the live context's own, and may be more than the queue.
+        self._is_recording = self._files.put(Batch(encode, 0, begins=True))
         self._n_begun += self._is_recording
         self._began_s = time.monotonic()
 

@@ -16,7 +16,7 @@ from websockets.sync.client import unix_connect
 from edge.errors import CapacityError
 from edge.serve.limits import MAX_SHARE_BYTES
 from edge.serve.realtime import MAX_MESSAGE_BYTES
-from edge.serve.room import FREE_BYTES, Room
+from edge.serve.room import FREE_BYTES, Room, Share
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_stock_client_reads_why_its_message_was_refused(path, monkeypatch):
 
 
 def test_pictures_of_all_conversations_are_bounded_together(path, monkeypatch):
-    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", 5000)
+    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", 9000)
     picture = [{"type": "input_image", "image_url": data_url(png(40, 30))}]  # 3600 bytes of RGB
     item = {"type": "message", "role": "user", "content": picture, "id": "picture"}
 
@@ -116,7 +116,7 @@ def test_pictures_of_all_conversations_are_bounded_together(path, monkeypatch):
         if told["type"] == "conversation.item.added":
             assert json.loads(client.recv(TIMEOUT_S))["type"] == "conversation.item.done"
             return True
-        assert "conversation: of 3600 more bytes: 3600 are held" in told["error"]["message"]
+        assert "conversation: of 3600 more bytes: 3600 of user " in told["error"]["message"]
         return False
 
     with (
@@ -156,3 +156,14 @@ def test_room_that_is_given_back_can_be_taken_again():
         room.take("message", 1)
     room.give(1)
     room.take("message", 1)
+
+
+def test_one_user_leaves_room_for_another():
+    room = Room(100, "are held", 50)
+    first, second = Share(room, "user 1"), Share(room, "user 2")
+    first.take("conversation", 50)
+    with pytest.raises(CapacityError, match="50 of user 1 are held already"):
+        first.take("pictures and sounds", 1)
+    second.take("pictures and sounds", 50)
+    first.give(50)
+    first.take("pictures and sounds", 50)

@@ -155,6 +155,45 @@ def test_a_folder_that_cannot_be_written_is_tried_again(
     assert len(list(read(files_of(tmp_path)[-1]).steps())) > 2
 
 
+def test_files_rotate_on_after_one_that_could_not_be_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unused, n_failures = record_files._unused, [1]
+
+    def failing(folder: Path, stem: str) -> tuple[Path, int]:
+        if n_failures:
+            n_failures.pop()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return unused(folder, stem)
+
+    monkeypatch.setattr(record_files, "_unused", failing)
+    monkeypatch.setattr(record_files, "RETRY_S", 0.0)
+    recorder = begun(tmp_path, Bounds(max_bytes=600_000))
+    recorder.wait()
+    assert recorder.problem
+    while recorder.problem:
+        record(recorder, 1)
+    record(recorder, 60)
+    assert recorder.counters["recording_failed"] == 0
+    recorder.__exit__(None, None, None)
+    assert len(files_of(tmp_path)) > 3
+
+
+def test_a_moment_that_is_more_than_may_wait_keeps_no_step_out(tmp_path: Path) -> None:
+    moment = Moment({}, (np.zeros((1000, 1000), np.float32),))
+    recorder = begun(tmp_path, Bounds(1 << 30), max_waiting_bytes=1_000_000)
+    recorder.wait()
+    for _ in range(5):
+        recorder.begin()
+        recorder.begin_file(SETTINGS, moment)
+        take_steps(recorder, 1)
+        assert recorder.problem == ""
+        recorder.wait()
+    recorder.__exit__(None, None, None)
+    assert recorder.counters["recording_steps_dropped"] == 0
+    assert len(files_of(tmp_path)) == 6
+
+
 def test_a_recording_does_not_say_where_the_socket_is(tmp_path: Path) -> None:
     begun(tmp_path / "a.mcap").__exit__(None, None, None)
     about = read(tmp_path / "a.mcap").about
