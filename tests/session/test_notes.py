@@ -22,10 +22,10 @@ SETTINGS = {"max_tokens": 400, "keep_tokens": 120, "notes_tokens": 24}
 class Seen:
     """Stands where a recorder stands."""
 
-    has_failed = False
+    problem = ""
 
     def __init__(self):
-        self.events = []
+        self.events, self.counters = [], {}
 
     def begin(self):
         pass

@@ -17,6 +17,9 @@ from edge.senses.camera import Camera, is_live
 
 PERIOD_MS, START_NS = 40, 100 * NS_PER_S
 SAFE = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "1000000"}
+SAFE |= {"max_pixels": str(1 << 26), "max_streams": "64"}
+RTSP = {"rtsp_transport": "tcp", "format_whitelist": "rtsp"}
+RTSP |= {"protocol_whitelist": "rtsp,rtsps,rtp,tcp,tls,udp"}
 
 
 @pytest.mark.parametrize(
@@ -154,10 +157,10 @@ def test_a_device_is_opened_with_its_options(opens, streams):
 @pytest.mark.parametrize(
     ("source", "own"),
     [
-        ("rtsp://door/1", {"rtsp_transport": "tcp", "format_whitelist": "rtsp"}),
-        ("rtsps://door/1", {"rtsp_transport": "tcp", "format_whitelist": "rtsp"}),
-        ("udp://0.0.0.0:5000", {"format_whitelist": "mpegts"}),
-        ("unix:/run/door.sock", {"format_whitelist": "mpegts"}),
+        ("rtsp://door/1", RTSP),
+        ("rtsps://door/1", RTSP),
+        ("udp://0.0.0.0:5000", {"format_whitelist": "mpegts", "protocol_whitelist": "udp"}),
+        ("unix:/run/door.sock", {"format_whitelist": "mpegts", "protocol_whitelist": "unix"}),
     ],
 )
 def test_who_sends_chooses_no_format_and_may_not_be_silent(opens, streams, source, own):

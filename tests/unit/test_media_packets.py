@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -90,7 +91,9 @@ class Container:
 
 def straightened(packets, flags=0, damage=None):
     container = Container(packets, flags)
-    return [(p.dts, p.pts) for p in media._packets(container, STREAMS, damage or Damage(""))]
+    source = Path("a.mkv")
+    given = media._packets(source, container, STREAMS, damage or Damage(""))
+    return [(p.dts, p.pts) for p in given]
 
 
 @pytest.mark.parametrize(
