@@ -120,10 +120,9 @@ def test_times_that_jump_are_joined(step_ms, flags, is_joined):
     assert straightened(packets, flags) == expected
 
 
-def test_a_packet_of_no_time_is_left_as_it_is():
-    assert straightened([packet(5000), packet(1, index=7), packet(None)]) == [
-        (5000, 5000), (1, 1), (None, None)
-    ]  # fmt: skip
+def test_a_packet_of_no_time_is_left_as_it_is_and_one_of_another_track_is_left_out():
+    packets = [packet(5000), packet(1, index=7), packet(None)]
+    assert straightened(packets) == [(5000, 5000), (None, None)]
 
 
 def test_a_packet_ends_within_a_second():
