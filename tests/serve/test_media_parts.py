@@ -268,7 +268,7 @@ def test_what_all_media_of_a_request_take_is_bounded(film, monkeypatch):
 
 def test_media_of_all_requests_are_bounded_together(tmp_path, film, monkeypatch):
     (whole,) = asked(url(film))
-    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", len(whole.rgb) * 3 // 2)
+    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", len(whole.rgb) * 3)
     path = tmp_path / "edge.sock"
     transport = httpx2.HTTPTransport(uds=str(path))
     with (

@@ -768,7 +768,7 @@ def test_the_input_of_a_response_is_bounded(path, monkeypatch):
 
 
 def test_the_input_of_a_response_takes_room_until_it_is_answered(path, monkeypatch):
-    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", 5000)
+    monkeypatch.setattr("edge.serve.app.MAX_ALL_MEDIA_BYTES", 10_000)
     started, seen = threading.Event(), threading.Event()
     session = ScriptedSession(speak_until_cancelled(started, seen))
     shows = {"input": [SHOWN]}
@@ -776,10 +776,10 @@ def test_the_input_of_a_response_takes_room_until_it_is_answered(path, monkeypat
 
         def refused():
             other.send("response.create", response=shows)
-            return "3600 are held already" in other.until("error")["error"]["message"]
+            return "3600 of user " in other.until("error")["error"]["message"]
 
         client.send("response.create", response={"input": [SHOWN, SHOWN]})
-        assert "of 7200 more bytes: 0 are held" in client.until("error")["error"]["message"]
+        assert "of 7200 more bytes: 0 of user " in client.until("error")["error"]["message"]
         client.send("response.create", response=shows)
         client.until("response.created")
         assert refused()
@@ -791,7 +791,7 @@ def test_the_input_of_a_response_takes_room_until_it_is_answered(path, monkeypat
         other.send("response.create", response=shows)
         other.until("response.created")
         client.send("conversation.item.create", item={**SHOWN, "id": "a"})
-        assert "3600 are held" in client.until("error")["error"]["message"]
+        assert "3600 of user " in client.until("error")["error"]["message"]
         other.send("response.cancel")
         other.until("response.done")
         client.send("conversation.item.create", item={**SHOWN, "id": "a"})
