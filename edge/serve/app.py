@@ -36,6 +36,7 @@ from edge.serve.connection import connection_of
 from edge.serve.conversation import MAX_ALL_MEDIA_BYTES
 from edge.serve.decoding import Decoding, HasMediaError, not_here
 from edge.serve.door import Door, drop
+from edge.serve.fairness import LoopTime, fair
 from edge.serve.fields import told
 from edge.serve.limits import (
     MAX_BODY_BYTES,
@@ -104,12 +105,14 @@ def make_app(
     roles, metrics = Roles(config.access), Metrics(session.status)
     room = Room(MAX_READING_BYTES, max_share_bytes=MAX_SHARE_BYTES)
     decoding, media = Decoding(), Room(MAX_ALL_MEDIA_BYTES, "are held", MAX_ALL_MEDIA_BYTES // 2)
-    parts = (session, config, model_name, thinking_sampling, metrics, decoding, media)
+    loop_time = LoopTime()
+    parts = (session, config, model_name, thinking_sampling, metrics, decoding, media, loop_time)
     api, realtime = _Api(*parts, pulse or Pulse()), Realtime(*parts)
     session.observe(metrics.hear)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
         middlewares=[
+            fair(loop_time),
             counted(metrics),
             errors_as_json,
             admitted(config.socket.idle_s, read_token(config.socket), room),
@@ -194,12 +197,13 @@ class _Api:
         metrics: Metrics,
         decoding: Decoding,
         media: Room,
+        loop_time: LoopTime,
         pulse: Pulse,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
         self._pulse = pulse
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
-        self._decoding, self._media = decoding, media
+        self._decoding, self._media, self._loop_time = decoding, media, loop_time
         self._created_s = int(time.time())
         self._kept = KeptResponses()
 
@@ -309,17 +313,16 @@ class _Api:
         self, request: web.Request, parse: Callable[[bytes, str, Config, Sampling, Decode], T]
     ) -> T:
         """What a request asks."""
-        body = await request.read()
+        body, client = await request.read(), connection_of(request).user
         parts = (body, self._model_name, self._config, self._thinking_sampling)
         is_large = len(body) > LARGE_BODY_BYTES or _KEPT.search(body) is not None
         try:
-            try:  # large ones take their time; others are served meanwhile
+            with contextlib.suppress(HasMediaError):
                 if not is_large:
                     with contextlib.suppress(UncheckedError):
                         return parse(*parts, not_here)
-                return await asyncio.to_thread(parse, *parts, not_here)
-            except HasMediaError:
-                client = connection_of(request).user
+                # large ones take their time; others are served meanwhile
+                return await self._loop_time.in_thread(client, parse, *parts, not_here)
             return await self._decoding.read(client, lambda decode: parse(*parts, decode))
         except EdgeError:
             raise

@@ -21,6 +21,7 @@ from edge.model.sampling import Sampling
 from edge.serve.connection import connection_of
 from edge.serve.decoding import Decoding
 from edge.serve.door import LINGER_S, drop
+from edge.serve.fairness import LoopTime
 from edge.serve.limits import ROLE
 from edge.serve.metrics import Metrics
 from edge.serve.outbox import Outbox
@@ -54,10 +55,11 @@ class Realtime:
         metrics: Metrics,
         decoding: Decoding,
         media: Room,
+        loop_time: LoopTime,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
-        self._decoding, self._media = decoding, media
+        self._decoding, self._media, self._loop_time = decoding, media, loop_time
         self._run_id = new_id("run")
         self._sockets: set[web.WebSocketResponse] = set()
 
@@ -106,6 +108,7 @@ class Realtime:
             Share(self._media, connection.user),
             self._run_id,
             partial(self._decoding.read, connection.user),
+            partial(self._loop_time.in_thread, connection.user),
         )
 
         def refuse(error: CapacityError) -> None:
@@ -119,6 +122,7 @@ class Realtime:
             with client.listening(), connection.counted(refuse):
                 async for message in socket:
                     await asyncio.sleep(0)  # a message that is there already waits for nobody else
+                    await self._loop_time.turn(connection.user)
                     if message.type in (WSMsgType.PING, WSMsgType.PONG):
                         connection.answered(message.data)
                         if message.type == WSMsgType.PING:

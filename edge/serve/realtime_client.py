@@ -102,6 +102,8 @@ LOOK_S = 1.0
 NS_PER_MS = 1_000_000
 Read = Callable[[Callable[[Decode], Any]], Awaitable[Any]]
 """Reads what brings media, off the event loop: `Decoding.read` for this client."""
+InThread = Callable[..., Awaitable[Any]]
+"""Runs something that takes its time in another thread: `LoopTime.in_thread` for this client."""
 _KINDS: dict[str, type] = {kind.__struct_config__.tag: kind for kind in get_args(AnyClientEvent)}
 """A client's events by their type."""
 
@@ -142,9 +144,11 @@ class Client:
         room: Share,
         run_id: str,
         read: Read,
+        in_thread: InThread,
     ) -> None:
         self._session, self._config, self._outbox = session, config, outbox
-        self._role, self._run_id, self._read = role, run_id, read
+        self._role, self._run_id = role, run_id
+        self._read, self._in_thread = read, in_thread
         self._thinking_sampling = thinking_sampling
         self._settings = first_settings(new_id("sess"), model, config)
         self._conversation_id = new_id("conv")
@@ -259,14 +263,14 @@ class Client:
         if isinstance(event, AudioAppend):
             data = from_base64("audio", event.audio)
             # Finding speech takes its time; others are served meanwhile.
-            self._found(await asyncio.to_thread(self._sound.push, data), event_id)
+            self._found(await self._in_thread(self._sound.push, data), event_id)
         elif isinstance(event, ItemCreate):
             entry = await self._entry(event, event.item.id or new_id("item"))
             self._add(entry, event.previous_item_id)
         elif isinstance(event, ResponseCancel):
             self._cancel(event.response_id)
         elif isinstance(event, AudioCommit):
-            found = await asyncio.to_thread(self._sound.commit)
+            found = await self._in_thread(self._sound.commit)
             if not any(isinstance(one, Ended) for one in found):
                 raise ProtocolError(
                     "input_audio_buffer",
@@ -291,7 +295,7 @@ class Client:
         elif isinstance(event, PlaybackAppend):
             starts_ns = event.starts_ns(time.monotonic_ns())
             data = from_base64("audio", event.audio)
-            played = await asyncio.to_thread(self._playback.push, data, starts_ns, self._format)
+            played = await self._in_thread(self._playback.push, data, starts_ns, self._format)
             self._session.control(Played(played))
         elif isinstance(event, TriggerCreate):
             with self._naming:
@@ -324,7 +328,7 @@ class Client:
         before = self._topics
         # A format may take its time to check; others are served meanwhile.
         parts = self._settings, wanted, self._config
-        self._settings, refused, unheard = await asyncio.to_thread(changed, *parts)
+        self._settings, refused, unheard = await self._in_thread(changed, *parts)
         self._topics = frozenset((self._settings.edge and self._settings.edge.events) or ())
         if self._sound.detect_turns(vad_of(self._settings) is not None):
             self._stopped(self._sound.heard_ms)
@@ -386,7 +390,7 @@ class Client:
         """Decode the input and check the format, if it has its own; others are served meanwhile."""
         if settings.tools or settings.tool_choice or settings.edge is not None:
             own = self._config, self._thinking_sampling
-            await asyncio.to_thread(question_of, self._settings, settings, [], *own)
+            await self._in_thread(question_of, self._settings, settings, [], *own)
         if settings.input is None:
             self._respond(_Wanted(settings))
             return

@@ -1,0 +1,130 @@
+"""Each user's part of the event loop: who takes more than its own waits, so that others need not.
+
+What a request computes keeps everybody else waiting. So it is measured, step by step, and charged
+to its user. While others are there, a user that has taken more than its part is let in again when
+its debt is paid off; alone it takes all there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, TypeVar
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from edge.serve.connection import connection_of
+
+T = TypeVar("T")
+
+PART = 0.5
+"""Of the time, that all users together may take while there are several; each has as much of it."""
+FREE_S = 0.05
+"""A debt that nobody waits for."""
+PRESENT_S = 1.0
+"""Whoever has asked for something within that time is there."""
+MAX_DEBT_S = 0.5
+"""More is forgiven: of a request that takes longer no user could know."""
+
+
+class LoopTime:
+    """What users have taken of the time. Of the event loop's thread."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._debts_s: dict[str, float] = {}
+        self._paid_s = now_s()
+        """Until when debts are paid off."""
+        self._seen_s: dict[str, float] = {}
+
+    def charge(self, user: str, seconds: float) -> None:
+        """Somebody has computed for this user for so long."""
+        self._pay()
+        self._debts_s[user] = min(self._debts_s.get(user, 0.0) + seconds, MAX_DEBT_S)
+
+    def wait_s(self, user: str) -> float:
+        """How long this user's next request waits now; asking makes it present."""
+        self._seen_s[user] = self._now_s()
+        self._pay()
+        over_s = self._debts_s.get(user, 0.0) - FREE_S
+        return over_s / self._part() if over_s > 0 and len(self._seen_s) > 1 else 0.0
+
+    def _part(self) -> float:
+        return PART / max(1, len(self._seen_s))
+
+    def _pay(self) -> None:
+        now_s = self._now_s()
+        self._seen_s = {
+            user: seen_s for user, seen_s in self._seen_s.items() if now_s - seen_s < PRESENT_S
+        }
+        paid_s, self._paid_s = (now_s - self._paid_s) * self._part(), now_s
+        left = {user: debt_s - paid_s for user, debt_s in self._debts_s.items()}
+        self._debts_s = {user: debt_s for user, debt_s in left.items() if debt_s > 0}
+
+    async def turn(self, user: str) -> None:
+        """Wait until this user may go on."""
+        while wait_s := self.wait_s(user):
+            await asyncio.sleep(min(wait_s, PRESENT_S / 2))
+
+    async def charged(self, user: str, work: Coroutine[Any, Any, T]) -> T:
+        """Run it; each of its steps is charged."""
+        return await _Steps(work, partial(self.charge, user))
+
+    async def in_thread(self, user: str, work: Callable[..., T], *arguments: Any) -> T:
+        """Run it in another thread, which takes its turns with the event loop's; it is charged."""
+        spent_s = 0.0
+
+        def timed() -> T:
+            nonlocal spent_s
+            began_s = time.thread_time()
+            try:
+                return work(*arguments)
+            finally:
+                spent_s = time.thread_time() - began_s
+
+        try:
+            return await asyncio.to_thread(timed)
+        finally:
+            self.charge(user, spent_s)
+
+
+def fair(loop_time: LoopTime) -> Middleware:
+    """Lets a request in when it is its user's turn, and charges what it takes."""
+
+    @web.middleware
+    async def share(
+        request: web.Request, handler: Callable[[web.Request], Any]
+    ) -> web.StreamResponse:
+        user = connection_of(request).user
+        await loop_time.turn(user)
+        return await loop_time.charged(user, handler(request))
+
+    return share
+
+
+class _Steps(Awaitable[T]):
+    """A coroutine whose steps are measured, in its thread's own time: no other adds to that."""
+
+    def __init__(self, work: Coroutine[Any, Any, T], spent: Callable[[float], None]) -> None:
+        self._work, self._spent = work, spent
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        step = partial(self._work.send, None)
+        while True:
+            began_s = time.thread_time()
+            try:
+                waited_for = step()
+            except StopIteration as ended:
+                value: T = ended.value
+                return value
+            finally:
+                self._spent(time.thread_time() - began_s)
+            try:
+                yield waited_for
+            except BaseException as error:  # noqa: BLE001 - what the work waited for has failed
+                step = partial(self._work.throw, error)
+            else:
+                step = partial(self._work.send, None)
