@@ -15,6 +15,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -105,7 +106,7 @@ def make_app(
     roles, metrics = Roles(config.access), Metrics(session.status)
     room = Room(MAX_READING_BYTES, max_share_bytes=MAX_SHARE_BYTES)
     decoding, media = Decoding(), Room(MAX_ALL_MEDIA_BYTES, "are held", MAX_ALL_MEDIA_BYTES // 2)
-    loop_time = LoopTime()
+    loop_time = LoopTime(metrics.held_back)
     parts = (session, config, model_name, thinking_sampling, metrics, decoding, media, loop_time)
     api, realtime = _Api(*parts, pulse or Pulse()), Realtime(*parts)
     session.observe(metrics.hear)
@@ -338,6 +339,7 @@ class _Api:
         )
         n_bytes = sum(n_media_bytes(message.media) for message in question.messages)
         share = Share(self._media, connection_of(request).user)
+        question = replace(question, user=share.user)
         share.take("pictures and sounds", n_bytes)
         try:
             turn = self._session.ask(question, first_text_hurried(events.deliver))

@@ -33,8 +33,16 @@ MAX_DEBT_S = 0.5
 class LoopTime:
     """What users have taken of the time. Of the event loop's thread."""
 
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
+    def __init__(
+        self, held_back: Callable[[float], None], now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Nobody has taken any.
+
+        Args:
+            held_back: is told how long a request had to wait.
+            now_s: the time.
+        """
+        self._held_back, self._now_s = held_back, now_s
         self._debts_s: dict[str, float] = {}
         self._paid_s = now_s()
         """Until when debts are paid off."""
@@ -67,7 +75,9 @@ class LoopTime:
     async def turn(self, user: str) -> None:
         """Wait until this user may go on."""
         while wait_s := self.wait_s(user):
+            began_s = self._now_s()
             await asyncio.sleep(min(wait_s, PRESENT_S / 2))
+            self._held_back(self._now_s() - began_s)
 
     async def charged(self, user: str, work: Coroutine[Any, Any, T]) -> T:
         """Run it; each of its steps is charged."""

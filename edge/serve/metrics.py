@@ -58,6 +58,10 @@ class Metrics:
         self._malformed = Counter(
             "edge_requests_malformed", "What clients sent that is no HTTP.", **where
         )
+        self._held_back_s = Counter(
+            *("edge_held_back_seconds", "What requests waited because of what theirs had taken."),
+            **where,
+        )
         self._request_s = Histogram(
             *("edge_request_seconds", "From a request to the end of its answer.", ["route"]),
             buckets=BUCKETS_S,
@@ -84,6 +88,10 @@ class Metrics:
     def malformed(self) -> None:
         """Count something that is no HTTP request."""
         self._malformed.inc()
+
+    def held_back(self, seconds: float) -> None:
+        """Count what a request waited for others' sake."""
+        self._held_back_s.inc(seconds)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request.

@@ -448,6 +448,7 @@ class Client:
         def deliver(event: AnswerEvent, hurried: bool) -> None:
             self._outbox.deliver(_Answered(reply, event), hurried)
 
+        question = replace(question, user=self._room.user)
         reply.turn = self._session.ask(question, first_text_hurried(deliver))
         self._reply = reply
         self._hold(response.n_bytes)

@@ -67,7 +67,7 @@ class Share:
     """One user's part of a room."""
 
     def __init__(self, room: Room, user: str) -> None:
-        self._room, self._user = room, user
+        self._room, self.user = room, user
 
     def take(self, thing: str, n_bytes: int) -> None:
         """Hold some more.
@@ -75,11 +75,11 @@ class Share:
         Raises:
             CapacityError: as `Room.check`.
         """
-        self._room.take(thing, n_bytes, self._user)
+        self._room.take(thing, n_bytes, self.user)
 
     def give(self, n_bytes: int) -> None:
         """Hold so much less."""
-        self._room.give(n_bytes, self._user)
+        self._room.give(n_bytes, self.user)
 
 
 def beyond(n_bytes: int) -> int:

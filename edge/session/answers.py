@@ -1,7 +1,8 @@
 """The turns that are open: the most urgent one is answered, token by token, the others wait.
 
 An operator's turn goes before a trigger's. Among equals one whose answer has not begun goes first,
-so that it does not wait for another's answer to end, and then the one that is being answered, so
+so that it does not wait for another's answer to end: of those the one that is being prefilled, then
+that of the user whose turn is longest ago. Then comes the one that is being answered, so
 that the engine does not change between them without need; but an answer that was asked for long ago
 goes before those, so that it ends however many others ask.
 
@@ -58,6 +59,8 @@ class Answers:
         self._open: list[Answering] = []
         self._current: Answering | None = None
         self._tentative: Turn | None = None
+        self._taken: dict[str, int] = {}
+        """User -> which of the turns that were taken up was its last, while others wait."""
         self.since_ns = 0
         """Since when there has always been one."""
         self.worked_ns = 0
@@ -67,6 +70,10 @@ class Answers:
     def __len__(self) -> int:
         """Turns that are open."""
         return len(self._open)
+
+    def n_of(self, user: str) -> int:
+        """Of these, one user's; for any thread."""
+        return sum(answering.turn.question.user == user for answering in self._open.copy())
 
     @property
     def is_tentative(self) -> bool:
@@ -85,6 +92,7 @@ class Answers:
             return
         if not self._open:
             self.since_ns = self._clock.now_ns()
+            self._taken.clear()
         self._open.append(answering)
 
     def open_tentatively(self, turn: Turn) -> None:
@@ -149,6 +157,7 @@ class Answers:
         try:
             if chosen is not self._current:
                 self.give_way()
+                self._taken[chosen.turn.question.user] = 1 + max(self._taken.values(), default=0)
                 if not chosen.is_checking:
                     chosen.begin(self._context_of(chosen))
                 self._current = chosen
@@ -166,12 +175,13 @@ class Answers:
             if done is not None:
                 self._end(chosen, done)
 
-    def _urgency(self, now_ns: int, answering: Answering) -> tuple[int, bool, int, bool]:
-        rank = PRIORITIES.index(answering.turn.question.priority)
-        patient_ns = answering.turn.asked_ns + PATIENCE_NS if answering.has_begun else 0
+    def _urgency(self, now_ns: int, answering: Answering) -> tuple[int, bool, int, bool, int]:
+        question, has_begun = answering.turn.question, answering.has_begun
+        patient_ns = answering.turn.asked_ns + PATIENCE_NS if has_begun else 0
         return (
-            *(rank, answering.has_begun),
+            *(PRIORITIES.index(question.priority), has_begun),
             *(min(patient_ns, now_ns), answering is not self._current),
+            0 if has_begun else self._taken.get(question.user, 0),
         )
 
     def _end_late(self, now_ns: int) -> None:

@@ -63,6 +63,8 @@ T = TypeVar("T")
 TURN = "turn"
 """What a step takes when it takes a question."""
 
+KEPT = 4
+"""One place in so many of those that wait is kept from each user, for others."""
 IDLE_S = 1.0
 """Without anything to do the loop says so often that it is alive."""
 FEED_JOIN_S = 2.0
@@ -174,11 +176,16 @@ class LiveLoop:
         with self._turns_lock:
             if self._draining or self._stopped.is_set():
                 raise _stopping()
-            limit = self._config.socket.max_waiting
+            limit, user = self._config.socket.max_waiting, turn.question.user
             if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
                 raise CapacityError(
                     "question", f"{limit} others are waiting already", "ask again later"
                 )
+            own_limit = limit - limit // KEPT
+            own = [queued for queued in self._turns if queued.question.user == user]
+            if user and len(own) + max(0, self._answers.n_of(user) - 1) >= own_limit:
+                problem = f"{own_limit} of {user} are waiting already"
+                raise CapacityError("question", problem, "ask again later")
             self._turns.append(turn)
         self._wake.set()
 

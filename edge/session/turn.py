@@ -112,6 +112,8 @@ class Question:
     refused, one that has is cut."""
     channel: Channel = "ambient"
     """Who asks."""
+    user: str = ""
+    """Whose question it is: users take turns. Empty: the session's own, or of whoever speaks."""
     yes_no: YesNo | None = None
     """The answer is one of two, and only how likely each is: no text, `Done.confidence`."""
     consistency: bool = False

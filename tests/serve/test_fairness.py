@@ -27,7 +27,7 @@ def clock():
 
 @pytest.fixture
 def loop_time(clock):
-    return LoopTime(clock)
+    return LoopTime(lambda _: None, clock)
 
 
 def test_whoever_is_alone_takes_all_there_is(loop_time):
@@ -173,7 +173,8 @@ def test_work_can_be_cancelled_and_cleans_up(loop_time):
 
 
 def test_a_turn_comes_when_the_debt_is_paid_off():
-    loop_time = LoopTime()
+    held_back: list[float] = []
+    loop_time = LoopTime(held_back.append)
 
     async def turns() -> tuple[float, float]:
         loop_time.wait_s("user 2")
@@ -187,3 +188,4 @@ def test_a_turn_comes_when_the_debt_is_paid_off():
     others_s, own_s = asyncio.run(turns())
     assert others_s < 0.05
     assert own_s >= 0.02 / (PART / 2) - 0.001
+    assert sum(held_back) == pytest.approx(own_s - others_s, abs=0.01)

@@ -619,8 +619,10 @@ class Reference:
     def ask(self, question: Question, number: int, asked_ns: int) -> type[EdgeError] | None:
         """A client asks; how it is refused, if so."""
         n_waiting = len(self.queue) + max(0, len(self.open) - 1)
-        full = n_waiting >= self.config.socket.max_waiting
-        if self.is_draining or self.is_stopped or full:
+        limit, user = self.config.socket.max_waiting, question.user
+        own = [[one.question.user for one in part].count(user) for part in (self.queue, self.open)]
+        own_full = user and own[0] + max(0, own[1] - 1) >= limit - limit // 4
+        if self.is_draining or self.is_stopped or n_waiting >= limit or own_full:
             return CapacityError
         turn = Turn(question, asked_ns, partial(self._tell_client, number), number)
         self.queue.append(turn)
@@ -1258,6 +1260,7 @@ class Reference:
     def _open(self, turn: Turn) -> None:
         if not self.open:
             self.answers_since_ns = self.now
+            self.taken_up = []
         self.open.append(turn)
         self.words[turn] = Words(self.tokenizer, turn.question)
         self.samplers[turn] = Sampler(turn.question.sampling)
@@ -1278,6 +1281,7 @@ class Reference:
         try:
             if chosen is not self.current:
                 self._give_way()
+                self.taken_up.append(chosen.question.user)
                 if chosen.check is None:
                     began_ns = chosen.at_work_ns = self.now
                     try:
@@ -1302,11 +1306,15 @@ class Reference:
         return True
 
     def _urgency(self, turn: Turn, now_ns: int) -> tuple[Any, ...]:
-        """Rank; who has said nothing; who has waited longer than patience allows; who is at it."""
+        """Rank; who has said nothing; who has waited longer than patience allows; who is at it;
+        whose user was taken up longest ago."""
         patient_ns = turn.asked_ns + PATIENCE_NS if turn.said else 0
         has_begun = bool(turn.said)
         rank = RANKS[turn.question.priority]
-        return rank, has_begun, min(patient_ns, now_ns), turn is not self.current
+        users = self.taken_up[::-1]
+        ago = users.index(turn.question.user) if turn.question.user in users else len(users)
+        after = 0 if has_begun else -ago
+        return rank, has_begun, min(patient_ns, now_ns), turn is not self.current, after
 
     def _late(self, turn: Turn, now_ns: int) -> Done | Failed:
         if turn.said:

@@ -9,7 +9,7 @@ import pytest
 from test_loop import drive, frame, make, modalities, put
 
 from edge.clock import NS_PER_S
-from edge.errors import DeadlineError
+from edge.errors import CapacityError, DeadlineError
 from edge.model.sampling import Sampling
 from edge.session.turn import Done, Failed, Message, Question, TextDelta
 
@@ -210,6 +210,69 @@ def test_what_waits_is_bounded(make):
         until_begun(loop, journal, str(i))  # each gives way to the next
     with pytest.raises(Exception, match="3 others are waiting"):
         journal.ask("one more")
+    drive(loop)
+    assert len(journal.order_of_ends()) == 4
+
+
+def test_users_take_turns_whoever_asks_more(make):
+    loop = make()
+    journal = Journal(loop)
+    for name in ("a0", "a1", "a2"):
+        journal.ask(name, 4, user="a")
+    until_begun(loop, journal, "a0", 1)
+    for name in ("b0", "b1", "c0"):
+        journal.ask(name, 4, user=name[0])
+    drive(loop)
+    begun = list(dict.fromkeys(name for name, _ in journal.events))
+    assert begun == ["a0", "b0", "c0", "a1", "b1", "a2"]
+
+
+def test_a_question_that_is_being_prefilled_is_not_left_for_another_users(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("long", 2, "Hello " * 400, user="a")
+    while loop._answers._current is None:
+        loop.step()
+    journal.ask("short", 2, user="b")
+    while not journal.events:
+        loop.step()
+    assert journal.events[0][0] == "long"
+
+
+def test_who_took_turns_is_forgotten_when_all_are_answered(make):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("before", 2, user="b")
+    drive(loop)
+    journal.ask("of b", 2, user="b")
+    journal.ask("of a", 2, user="a")
+    drive(loop)
+    assert [*dict.fromkeys(name for name, _ in journal.events)] == ["before", "of b", "of a"]
+
+
+def test_one_user_leaves_places_for_others(make):
+    loop = make(socket={"max_waiting": 8})
+    journal = Journal(loop)
+    for i in range(6):
+        journal.ask(f"a{i}", 2, user="a")
+    with pytest.raises(CapacityError, match="6 of a are waiting already"):
+        journal.ask("one more", 2, user="a")
+    for i in range(2):
+        journal.ask(f"b{i}", 2, user="b")
+    with pytest.raises(CapacityError, match="8 others are waiting already"):
+        journal.ask("one more", 2, user="b")
+    drive(loop)
+    assert len(journal.order_of_ends()) == 8
+    for i in range(6):  # none of them counts any more
+        journal.ask(f"c{i}", 2, user="a")
+    drive(loop)
+
+
+def test_what_the_session_asks_itself_is_nobodys_share(make):
+    loop = make(socket={"max_waiting": 4})
+    journal = Journal(loop)
+    for i in range(4):
+        journal.ask(str(i), 2)
     drive(loop)
     assert len(journal.order_of_ends()) == 4
 

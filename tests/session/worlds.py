@@ -278,6 +278,7 @@ def _options(random: Random) -> dict[str, Any]:
         ("media", 0.1, (("picture",), ("wide", "sound"), ("sound",), ("noise",))),
         ("grammar", 0.08, ("choice", "word", "frame", "frame or not", "call")),
         ("channel", 0.3, ("operator",)),
+        ("user", 0.6, ("user 1", "user 2")),
         ("tools", 0.08, (True,)),
     ):
         if random.random() < share:
@@ -809,7 +810,7 @@ class Play:
 
     def _crowd(self, n: int) -> None:
         for i in range(n):
-            self._ask(TEXTS[0], 2 + i % 5, {})
+            self._ask(TEXTS[0], 2 + i % 5, {"user": ("", "user 1", "user 2")[i % 3]})
 
     def _cancel(self, n_back: int) -> None:
         if n_back <= len(self.turns):
