@@ -271,12 +271,14 @@ else
     die "$new did not pass its self-check: see above"
 fi
 is_running || systemctl --root=/ enable --quiet edge.socket edge.service
-for unused in "$versions"/*; do  # the one before stays, to go back to
-    [ "$unused" = "$new" ] || [ "$unused" = "$old" ] || rm -rf "$unused"
+remove() { say "removing $1: $2"; rm -rf "$1"; }
+for unused in "$versions"/*; do  # the one before stays, with its bundle, to go back to
+    [ "$unused" = "$new" ] || [ "$unused" = "$old" ] || remove "$unused" "it is older than the one before"
 done
 for unused in $bundles/*; do
     is_used=
     for user in "$versions"/*/bundle; do [ "$(readlink "$user")" != "$unused" ] || is_used=1; done
-    [ -n "$is_used" ] || rm -rf "$unused"
+    [ -n "$is_used" ] || [ ! -e "$unused" ] || remove "$unused" "no version here uses it"
 done
+[ ! -e "$old" ] || say "kept to go back to: $old"
 say "$ready"

@@ -53,6 +53,8 @@ class _Reply(msgspec.Struct, omit_defaults=True):
     times_s: tuple[float, ...] = ()
     error: tuple[str, str, str] | None = None
     """A MediaError's."""
+    is_last: bool = False
+    """Its memory is used up: what is left may be in pieces. Another process decodes the next."""
 
 
 class Decoder:
@@ -72,20 +74,40 @@ class Decoder:
             CapacityError: the service ends.
         """
         with self._lock:
-            if self._is_closed:
-                raise _stopping()
-            process = self._process = self._process or _Process()
+            process = self._begun()
             try:
                 reply = process.ask(job, data)
             except (OSError, EOFError):
-                self._process = None
-                status = process.end()
+                status = self._end()
                 if self._is_closed:
                     raise _stopping() from None
                 raise _ended(job.kind, status) from None
+            if reply.is_last:
+                self._end()
             if reply.error is not None:
                 raise MediaError(*reply.error)
             return process.take(job, reply)
+
+    def _begun(self) -> _Process:
+        """The process, or another where it has ended since: no file is to blame for that.
+
+        Raises:
+            CapacityError: the service ends.
+        """
+        if self._is_closed:
+            raise _stopping()
+        if self._process is not None and self._process.has_ended():
+            self._end()
+        process = self._process = self._process or _Process()
+        if self._is_closed:  # since then, by somebody who may not have seen it
+            process.kill()
+        return process
+
+    def _end(self) -> int:
+        """What the process ended with; there is none then."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        return process.end()
 
     def close(self) -> None:
         """End the process, whatever it decodes."""
@@ -95,8 +117,7 @@ class Decoder:
             process.kill()
         with self._lock:
             if self._process is not None:
-                self._process.end()
-            self._process = None
+                self._end()
 
 
 class _Process:
@@ -143,6 +164,10 @@ class _Process:
             return Picture(rgb, reply.width, reply.height)
         sound = Sound(samples) if samples else None
         return Film(rgb, reply.width, reply.height, reply.times_s, sound, job.pruning_rate)
+
+    def has_ended(self) -> bool:
+        """Whether it decodes no more."""
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         """It decodes no more."""
@@ -221,11 +246,8 @@ def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
     resource.setrlimit(resource.RLIMIT_CPU, (until_s, hard))
     try:
         medium = decode(job, data)
-    except MediaError as error:
-        return _Reply(error=(error.thing, error.problem, error.remedy))
-    except MemoryError:
-        problem = "takes too much memory to decode"
-        return _Reply(error=(job.kind, problem, "send a smaller one"))
+    except (MediaError, MemoryError) as error:
+        return _refused(job.kind, error)
     if isinstance(medium, Sound):
         return _Reply(n_samples=_write(file_fd, medium.samples, 0))
     n_rgb, n_samples = _write(file_fd, medium.rgb, 0), 0
@@ -235,6 +257,16 @@ def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
         if medium.sound is not None:
             n_samples = _write(file_fd, medium.sound.samples, n_rgb)
     return _Reply(n_rgb, n_samples, medium.width, medium.height, times_s)
+
+
+def _refused(kind: Kind, error: MediaError | MemoryError) -> _Reply:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MemoryError):
+        cause = cause.__context__
+    if isinstance(error, MediaError) and cause is None:
+        return _Reply(error=(error.thing, error.problem, error.remedy))
+    problem = "takes too much memory to decode"
+    return _Reply(error=(kind, problem, "send a smaller one"), is_last=True)
 
 
 def _write(fd: int, data: bytes, at: int) -> int:

@@ -33,7 +33,7 @@ moment, in a process of its own."""
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _BROKEN: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
-    *(ArithmeticError, MemoryError, struct.error, zlib.error),
+    *(ArithmeticError, struct.error, zlib.error),
 )
 """What Pillow raises about damaged files."""
 _ORIENTATION, _LONG = 0x0112, 4
@@ -91,7 +91,7 @@ def decode_picture(data: bytes, max_bytes: int | None = None) -> Picture:
             raise _damaged("picture", ValueError("its header is damaged")) from error
         problem = f"begins with {data[:8]!r}"
         raise MediaError("picture", problem, f"send {', '.join(_PICTURES)}") from None
-    except _BROKEN as error:
+    except (*_BROKEN, MemoryError) as error:
         raise _damaged("picture", error) from None
     return Picture(pixels.tobytes(), pixels.width, pixels.height)
 

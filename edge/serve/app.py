@@ -63,7 +63,7 @@ from edge.serve.replies import (
 from edge.serve.request import check_model
 from edge.serve.response_events import ResponseEvents
 from edge.serve.response_items import Kept, KeptResponses
-from edge.serve.room import Room, Share
+from edge.serve.room import Room, Share, beyond
 from edge.serve.tcp import read_token
 from edge.serve.watching import Watching
 from edge.session.turn import AnswerEvent, Asked, Done, Failed, Question
@@ -105,10 +105,11 @@ def make_app(
     """
     roles, metrics = Roles(config.access), Metrics(session.status)
     room = Room(MAX_READING_BYTES, max_share_bytes=MAX_SHARE_BYTES)
-    decoding, media = Decoding(), Room(MAX_ALL_MEDIA_BYTES, "are held", MAX_ALL_MEDIA_BYTES // 2)
     loop_time = LoopTime(metrics.held_back)
+    decoding = Decoding(loop_time.charge)
+    media = Room(MAX_ALL_MEDIA_BYTES, "are held", MAX_ALL_MEDIA_BYTES // 2)
     parts = (session, config, model_name, thinking_sampling, metrics, decoding, media, loop_time)
-    api, realtime = _Api(*parts, pulse or Pulse()), Realtime(*parts)
+    api, realtime = _Api(*parts, room, pulse or Pulse()), Realtime(*parts)
     session.observe(metrics.hear)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
@@ -199,10 +200,11 @@ class _Api:
         decoding: Decoding,
         media: Room,
         loop_time: LoopTime,
+        room: Room,
         pulse: Pulse,
     ) -> None:
         self._session, self._config, self._model_name = session, config, model_name
-        self._pulse = pulse
+        self._room, self._pulse = room, pulse
         self._thinking_sampling, self._metrics = thinking_sampling, metrics
         self._decoding, self._media, self._loop_time = decoding, media, loop_time
         self._created_s = int(time.time())
@@ -314,21 +316,25 @@ class _Api:
         self, request: web.Request, parse: Callable[[bytes, str, Config, Sampling, Decode], T]
     ) -> T:
         """What a request asks."""
-        body, client = await request.read(), connection_of(request).user
+        body, user = await request.read(), connection_of(request).user
         parts = (body, self._model_name, self._config, self._thinking_sampling)
         is_large = len(body) > LARGE_BODY_BYTES or _KEPT.search(body) is not None
+        n_bytes = beyond(len(body))
+        self._room.take("body", n_bytes, user)  # as it has arrived, a moment ago
         try:
             with contextlib.suppress(HasMediaError):
                 if not is_large:
                     with contextlib.suppress(UncheckedError):
                         return parse(*parts, not_here)
                 # large ones take their time; others are served meanwhile
-                return await self._loop_time.in_thread(client, parse, *parts, not_here)
-            return await self._decoding.read(client, lambda decode: parse(*parts, decode))
+                return await self._loop_time.in_thread(user, parse, *parts, not_here)
+            return await self._decoding.read(user, lambda decode: parse(*parts, decode))
         except EdgeError:
             raise
         except Exception as error:
             raise TurnError.of(error) from error
+        finally:
+            self._room.give(n_bytes, user)
 
     @contextlib.contextmanager
     def _turn(self, request: web.Request, question: Question) -> Iterator[Outbox[AnswerEvent]]:

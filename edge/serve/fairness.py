@@ -8,6 +8,7 @@ its debt is paid off; alone it takes all there is.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
@@ -31,7 +32,7 @@ MAX_DEBT_S = 0.5
 
 
 class LoopTime:
-    """What users have taken of the time. Of the event loop's thread."""
+    """What users have taken of the time. From any thread."""
 
     def __init__(
         self, held_back: Callable[[float], None], now_s: Callable[[], float] = time.monotonic
@@ -47,18 +48,21 @@ class LoopTime:
         self._paid_s = now_s()
         """Until when debts are paid off."""
         self._seen_s: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def charge(self, user: str, seconds: float) -> None:
         """Somebody has computed for this user for so long."""
-        self._pay()
-        self._debts_s[user] = min(self._debts_s.get(user, 0.0) + seconds, MAX_DEBT_S)
+        with self._lock:
+            self._pay()
+            self._debts_s[user] = min(self._debts_s.get(user, 0.0) + seconds, MAX_DEBT_S)
 
     def wait_s(self, user: str) -> float:
         """How long this user's next request waits now; asking makes it present."""
-        self._seen_s[user] = self._now_s()
-        self._pay()
-        over_s = self._debts_s.get(user, 0.0) - FREE_S
-        return over_s / self._part() if over_s > 0 and len(self._seen_s) > 1 else 0.0
+        with self._lock:
+            self._seen_s[user] = self._now_s()
+            self._pay()
+            over_s = self._debts_s.get(user, 0.0) - FREE_S
+            return over_s / self._part() if over_s > 0 and len(self._seen_s) > 1 else 0.0
 
     def _part(self) -> float:
         return PART / max(1, len(self._seen_s))

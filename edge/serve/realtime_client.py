@@ -309,10 +309,7 @@ class Client:
     async def _entry(self, event: ItemCreate, item_id: str) -> Entry:
         """Media take their time to decode; others are served meanwhile."""
         item, form = event.item, self._format
-        is_text = not isinstance(item, MessageItem) or all(
-            not isinstance(part, InputImage | InputAudio) for part in item.content
-        )
-        if is_text:
+        if not _brings_media(item):
             return entry_of(item, item_id, form)
         entry: Entry = await self._read(
             lambda decode: entry_of(item, item_id, form, Budget(decode))
@@ -397,7 +394,10 @@ class Client:
         named = [item.id for item in settings.input if isinstance(item, ItemReference)]
         known = {item_id: self._conversation[item_id] for item_id in named}
         items, form = settings.input, self._format
-        entries = await self._read(lambda decode: input_of(items, form, known, decode))
+        if any(map(_brings_media, items)):
+            entries = await self._read(lambda decode: input_of(items, form, known, decode))
+        else:
+            entries = input_of(items, form, known)
         wanted = _Wanted(settings, entries)
         self._room.take("response.input", wanted.n_bytes)
         try:
@@ -521,6 +521,13 @@ def _object(message: str) -> Json:
     if not isinstance(event, dict):
         raise ProtocolError("event", f"is {type(event).__name__}", "send a JSON object")
     return event
+
+
+def _brings_media(item: Item | ItemReference) -> bool:
+    """Whether anything in it is to be decoded."""
+    return isinstance(item, MessageItem) and any(
+        isinstance(part, InputImage | InputAudio) for part in item.content
+    )
 
 
 def _check_observes(event: Json) -> None:

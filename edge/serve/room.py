@@ -1,7 +1,8 @@
-"""What all clients may hold together, and each of them. Of the event loop's thread."""
+"""What all clients may hold together, and each of them. From any thread."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 
 from edge.errors import CapacityError
@@ -25,6 +26,7 @@ class Room:
         self._max_bytes, self._n_bytes, self._state = max_bytes, 0, state
         self._max_share_bytes = max_bytes if max_share_bytes is None else max_share_bytes
         self._shares: Counter[str] = Counter()
+        self._lock = threading.RLock()
 
     def check(self, thing: str, n_bytes: int, user: str = "") -> None:
         """See whether there is room, and hold nothing.
@@ -52,11 +54,12 @@ class Room:
         Raises:
             CapacityError: as `check`.
         """
-        self.check(thing, n_bytes, user)
-        self._n_bytes += n_bytes
-        self._shares[user] += n_bytes
-        if not self._shares[user]:
-            del self._shares[user]
+        with self._lock:
+            self.check(thing, n_bytes, user)
+            self._n_bytes += n_bytes
+            self._shares[user] += n_bytes
+            if not self._shares[user]:
+                del self._shares[user]
 
     def give(self, n_bytes: int, user: str = "") -> None:
         """Hold so much less."""

@@ -685,6 +685,15 @@ SHOWN = {**TEXT, "content": [{"type": "input_image", "image_url": data_url(png()
 """A picture of 3600 bytes."""
 
 
+def test_text_takes_no_place_of_media(path, monkeypatch):
+    monkeypatch.setattr("edge.serve.decoding.MAX_READING_OF_CLIENT", 0)
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        client.send("response.create", response={"input": [TEXT]})
+        client.until("response.done")
+        client.send("response.create", response={"input": [TEXT, SHOWN]})
+        assert "requests with media are being read" in client.until("error")["error"]["message"]
+
+
 def test_others_are_served_while_the_input_of_a_response_is_decoded(path, monkeypatch):
     decoding, served_meanwhile = threading.Event(), threading.Event()
 

@@ -122,3 +122,21 @@ def test_what_is_no_recording_is_refused(recorded, bundle, tmp_path):
         assert result.returncode == 65, result.stdout
         assert str(path) in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_of_a_folder_all_are_replayed_but_what_cannot_be_read(recorded, bundle, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    names = [f"edge-00000{n}-2026-11-30T12-00-00Z.mcap" for n in range(3)]
+    for name in names:
+        shutil.copyfile(recorded, folder / name)
+    (folder / names[1]).write_bytes(b"no recording")
+    result = edge("replay", bundle("base"), folder, "--json")
+    assert result.returncode == 65, result.stdout
+    files = json.loads(result.stdout)["files"]
+    assert [one["file"] for one in files] == [str(folder / name) for name in names]
+    assert [one.get("same") for one in files] == [True, None, True]
+    assert names[1] in files[1]["error"]
+    told, summary = result.stderr.splitlines()
+    assert names[1] in told
+    assert f"{folder}: holds 1 of 3 files that cannot be replayed" in summary

@@ -657,6 +657,34 @@ def ranges(seen: dict[int, str]) -> str:
     )
 
 
+@row("what an upgrade removes, a signature, and back")
+def removed(world: World) -> str:
+    machine = world.machine
+    bundles = "/var/lib/edge/bundles"
+    machine.run("cd /src && make uninstall")
+    machine.run(KILLED.format(how="", bundle="/bundle"))
+    first = runs(machine)
+    new_bundle(machine, "/next", "signed")
+    machine.run(KILLED.format(how="", bundle="/next"))
+    before = runs(machine)
+    machine.write("/next/manifest.json.minisig", "a signature\n")
+    said = machine.says(KILLED.format(how="", bundle="/next"))
+    after = runs(machine)
+    version, bundle = before.split()
+    assert bundle != after.split()[1], "the signature was left out"
+    assert machine.path(f"{bundles}/{after.split()[1]}/manifest.json.minisig").exists()
+    old_version, old_bundle = first.split()
+    assert f"install: removing /opt/edge/versions/{old_version}: " in said, said
+    assert f"install: removing {bundles}/{old_bundle}: " in said, said
+    kept = machine.says(f"ls {bundles}").split()
+    assert {*kept} == {bundle, after.split()[1]}, kept
+    assert f"kept to go back to: /opt/edge/versions/{version}" in said, said
+    back = f"ln -sfn /opt/edge/versions/{version} /opt/edge/current && systemctl restart edge"
+    machine.run(back)
+    assert runs(machine) == before
+    return f"{old_bundle} went, and it was said; {bundle} is gone back to"
+
+
 @row("an upgrade that is killed at each line")
 def upgrade_killed(world: World) -> str:
     machine = world.machine

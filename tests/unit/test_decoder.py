@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,16 +113,20 @@ def test_what_takes_too_long_ends_the_process_and_the_next_one_is_decoded(
     assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
 
 
-def test_what_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_much_memory_is_refused_and_the_next_one_has_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Tags that share eight megabytes, thirty thousand times."""
     monkeypatch.setattr(decoder, "MAX_BYTES", 1 << 26)
     process = Decoder()
     try:
+        process(Job("picture"), PNG)
         for name in ("TIFF whose tags share 8 MB", "JPEG: EXIF whose tags share 4 MB"):
-            with pytest.raises(MediaError, match=r"cannot be decoded|to decode"):
+            before = pid_of(process)
+            with pytest.raises(MediaError, match="picture: takes too much memory to decode"):
                 process(Job("picture"), bombs.PICTURES[name]())
-            assert most_mb(process) < IDLE_MB + 64 + 3 * 9
-        assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+            assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+            assert pid_of(process) != before
     finally:
         process.close()
 
@@ -129,13 +134,54 @@ def test_what_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_a_process_that_dies_takes_only_its_file_along() -> None:
     process = Decoder()
     process(Job("picture"), PNG)
-    os.kill(pid_of(process), signal.SIGSEGV)
+    os.kill(pid_of(process), signal.SIGSTOP)
+
+    def die() -> None:
+        while not process._lock.locked():
+            pass
+        os.kill(pid_of(process), signal.SIGSEGV)
+        os.kill(pid_of(process), signal.SIGCONT)
+
+    thread = threading.Thread(target=die)
+    thread.start()
     with pytest.raises(MediaError, match=r"picture: ends its decoder \(status -11\)"):
         process(Job("picture"), PNG)
+    thread.join()
     assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
     process.close()
     with pytest.raises(CapacityError, match="is stopping"):
         process(Job("picture"), PNG)
+
+
+def test_a_process_that_died_at_rest_takes_no_file_along() -> None:
+    """The kernel ends it first where memory is short."""
+    process = Decoder()
+    process(Job("picture"), PNG)
+    os.kill(pid_of(process), signal.SIGKILL)
+    os.waitid(os.P_PID, pid_of(process), os.WEXITED | os.WNOWAIT)
+    assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+    process.close()
+
+
+def test_closing_ends_what_is_just_being_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Decoder()
+    closing = threading.Thread(target=process.close)
+    begin = decoder._Process.__init__
+
+    def begin_and_stop(self: decoder._Process) -> None:
+        begin(self)
+        os.kill(self._process.pid, signal.SIGSTOP)  # it will never be done
+        closing.start()
+        while not process._is_closed:
+            pass
+
+    monkeypatch.setattr(decoder._Process, "__init__", begin_and_stop)
+    monkeypatch.setattr(decoder, "MAX_S", 5.0)
+    began_s = time.monotonic()
+    with pytest.raises(CapacityError, match="is stopping"):
+        process(Job("picture"), PNG)
+    closing.join()
+    assert time.monotonic() - began_s < decoder.MAX_S
 
 
 def test_closing_ends_what_is_being_decoded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from edge.cli import main
 from edge.service_checks import examine_service
 
 ACTIVE = {"ActiveState": "active", "Result": "success", "ExecMainStatus": "0"}
 ACTIVE |= {"StatusText": "context 3% full", "NRestarts": "0"}
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -60,6 +63,26 @@ def test_wrong_settings_are_listed(folder):
     assert "fps" in said["settings"][1]
     assert "volume" in said["settings"][1]
     assert [*said] == ["service", "settings"]
+
+
+def test_settings_that_this_user_may_not_read_are_no_failure(folder, capsys):
+    path = folder / "edge.toml"
+    path.touch(mode=0o000)
+    uid = os.geteuid()
+    try:
+        if not uid:  # root may read anything
+            os.seteuid(NOBODY)
+        service, settings = examine_service(ACTIVE, path)
+        assert main(["doctor", "--config", str(path)]) == 78
+    finally:
+        os.seteuid(uid)
+    assert service.verdict == "ok"
+    assert (settings.name, settings.verdict) == ("settings", "warning")
+    assert settings.found == f"{path} is closed to this user"
+    assert settings.remedy == "sudo edge doctor"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(path) in said
+    assert "Permission denied" in said
 
 
 def test_sources(folder):
