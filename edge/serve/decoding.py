@@ -1,20 +1,23 @@
 """Requests that bring pictures, sounds and films: read off the event loop, a few at a time.
 
-Two processes decode, one of them films only: they take the longest. Requests that wait for them are
+Two processes decode, one of them films only: they take the longest. Where memory is short there is
+one for all. Requests that wait for them are
 bounded, for each client too, and so are the bytes that are decoded for them and not yet held.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from edge.child import places
 from edge.errors import CapacityError
-from edge.senses.decoder import Decoder
+from edge.senses.decoder import MAX_BYTES, Decoder
 from edge.senses.sent import MAX_MEDIA_BYTES, Decode, Job
 from edge.types import Medium, n_media_bytes
 
@@ -22,6 +25,8 @@ T = TypeVar("T")
 
 MAX_READING, MAX_READING_OF_CLIENT = 16, 4
 """Requests with media that are read at once: more are refused."""
+MAX_DECODERS = 2
+"""Processes; where memory is short one."""
 
 
 class HasMediaError(Exception):
@@ -39,7 +44,9 @@ class Decoding:
     def __init__(self) -> None:
         """Nobody sends anything yet."""
         self._threads = ThreadPoolExecutor(MAX_READING, "media")
-        self._films, self._others = Decoder(), Decoder()
+        self._films = self._others = Decoder()
+        if places(MAX_BYTES, 1, MAX_DECODERS) > 1:
+            self._films = Decoder()
         self._clients: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._n_bytes = 0
@@ -56,7 +63,9 @@ class Decoding:
         if self._clients.total() >= MAX_READING or self._clients[client] >= MAX_READING_OF_CLIENT:
             problem = f"{self._clients.total()} requests with media are being read"
             raise CapacityError("pictures and sounds", problem, "send it again later")
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._read, read)
+        run = contextvars.copy_context().run  # a format is checked for the same user
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, run, self._read, read)
         self._clients[client] += 1
         work.add_done_callback(lambda done: self._done(client, done))
         # Its thread goes on where the client has gone: it is counted until it ends.

@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from edge.errors import AccessError, EdgeError, ProtocolError
+from edge.model import grammars
 from edge.serve.access import Role, require
 from edge.serve.connection import connection_of, patience_s
 from edge.serve.metrics import Metrics
@@ -108,6 +109,7 @@ def admitted(idle_s: float, token: str | None, room: Room) -> Middleware:
     @web.middleware
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = connection_of(request)
+        grammars.USER.set(connection.user)
         for name, value in request.headers.items():
             if not value.isascii():  # not everything behind this can read others
                 raise ProtocolError(f"header {name}", "is not ASCII", "encode it")
