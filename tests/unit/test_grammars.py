@@ -183,7 +183,7 @@ def test_what_ends_from_outside_is_not_held_against_the_format(known):
         stopped(known) as pid,
         in_threads(lambda: checked(known, "a", "lost")) as ended,
     ):
-        wait_until(lambda: known._cores._taken["a"])
+        wait_until(lambda: known._followers.get(grammars._digest(regex("lost"))))
         os.kill(pid, signal.SIGKILL)
     (error,) = ended
     assert isinstance(error, CapacityError)
