@@ -29,7 +29,7 @@ from edge.engines.engine import AnyEngine
 from edge.engines.self_check import warm_up
 from edge.errors import CapacityError, ConfigurationError, MediaError, ProtocolError
 from edge.features.evs import CausalPruner
-from edge.model.grammars import Vocabulary, vocabulary
+from edge.model.grammars import LIVE_S, Vocabulary, vocabulary
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.notify import Notifier, runtime_folder
@@ -242,6 +242,8 @@ def _session(
     warm_up(engine, bundle)
     startup.stage("session", "reading the system prompt")
     start_ns, tokenizer = clock.now_ns(), prompt.tokenizer
+    grammars = _grammars(engine, tokenizer)
+    grammars.patience_s = LIVE_S  # a recording that is replayed can wait
     name = bundle.manifest.name
     if recorder is not None:
         settings = msgspec.to_builtins(config)
@@ -262,7 +264,7 @@ def _session(
         recorder=recorder,
         health=HealthReader(),
         alive=alive,
-        counts_beside=_grammars(engine, tokenizer).counts.copy,
+        counts_beside=grammars.counts.copy,
     )
     return loop
 

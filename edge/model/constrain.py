@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,14 @@ import llguidance
 import numpy as np
 
 from edge.errors import REPORT, CapacityError, ProtocolError, TurnError
-from edge.model.grammar_process import MASK, REFUSED, SPARE_S, TOKEN_S
-from edge.model.grammars import MAX_GRAMMAR_CHARACTERS, WAIT_S, Vocabulary, problem_of
+from edge.model.grammar_process import COSTLY, MASK, REFUSED, SPARE_S, TOKEN_S, TOO_COMPLEX
+from edge.model.grammars import (
+    LIVE_S,
+    MAX_GRAMMAR_BYTES,
+    Vocabulary,
+    lost,
+    problem_of,
+)
 from edge.types import Bool, Float32
 
 TOO_COSTLY = f"it takes more than {SPARE_S:g} s of a core at once or {TOKEN_S:g} s for each token"
@@ -61,13 +68,13 @@ def _check_size(name: str, schema: Any) -> None:
             elif isinstance(one, list):
                 inner += one
             n_characters += 1 + (len(one) if isinstance(one, str) else 0)
-        if n_characters > MAX_GRAMMAR_CHARACTERS:
+        if n_characters > MAX_GRAMMAR_BYTES:
             raise _too_long(name)
         level = inner
 
 
 def _too_long(name: str) -> ProtocolError:
-    problem = f"makes a grammar of more than {MAX_GRAMMAR_CHARACTERS} characters"
+    problem = f"makes a grammar of more than {MAX_GRAMMAR_BYTES} bytes"
     return ProtocolError(name, problem, SIMPLER)
 
 
@@ -145,10 +152,11 @@ def fill_frames(grammar: str, frames: Sequence[str]) -> str:
     Args:
         frames: may be empty: then an answer that must name one can only be the abstention.
     Raises:
-        CapacityError: an answer must name a frame, there is none, and it may not abstain.
+        CapacityError: an answer must name a frame, there is none, and it may not abstain; or that
+            cannot be found out now.
     """
     filled = grammar.replace(_OPEN, ", ".join(map(json.dumps, frames)))
-    if frames or not problem_of(filled):
+    if frames or not problem_of(filled, answering=True):
         return filled
     _, may_abstain, abstention = grammar.partition(_BEFORE_ABSTENTION)
     if may_abstain:
@@ -201,7 +209,7 @@ def _literal(text: str) -> str:
 
 
 def _checked(name: str, grammar: str, check: bool) -> str:
-    if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+    if len(grammar.encode()) > MAX_GRAMMAR_BYTES:
         raise _too_long(name)
     problem = problem_of(grammar) if check else ""
     if problem:
@@ -216,11 +224,33 @@ class Constraint:
     """
 
     def __init__(self, tokens: Vocabulary, grammar: str) -> None:
-        """Have the grammar compiled; nothing is waited for."""
+        """Have the grammar compiled; nothing is waited for.
+
+        Raises:
+            CapacityError: there can be no process for it now.
+        """
         self._line, self._grammar = tokens.follow(grammar)
+        self._patience_s, self._is_live = tokens.patience_s, tokens.patience_s <= LIVE_S
         self._n_masks = 1
         """That are to come."""
+        self._asked_s = time.monotonic()
+        """For the last of them."""
         self._allowed: Bool = np.empty(0, np.bool_)
+
+    def is_late(self, within_s: float = 0.0) -> bool:
+        """Whether the next mask is to come and others need not wait for it; never in a replay.
+
+        Args:
+            within_s: look for so long.
+        """
+        if not self._is_live or not self._n_masks or self._line.closed:
+            return False
+        return not self._line.poll(within_s)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the mask that is late has been waited for long enough."""
+        return time.monotonic() - self._asked_s > self._patience_s
 
     def allow(self, logits: Float32) -> Float32:
         """The logits with -inf for every token that may not come next.
@@ -229,33 +259,50 @@ class Constraint:
             logits: shape (vocabulary,), float32; left as they are.
         Raises:
             ProtocolError: the grammar cannot be followed, or is too costly to go on with.
+            CapacityError: its process says nothing for too long, or was ended.
             TurnError: a token was taken that was not allowed.
         """
+        until_s = time.monotonic() + self._patience_s
         while self._n_masks:
-            self._allowed = self._next_mask(len(logits))
+            self._allowed = self._next_mask(len(logits), until_s)
             self._n_masks -= 1
         return np.where(self._allowed, logits, np.float32(-np.inf))
 
     def take(self, token: int) -> None:
         """The answer goes on with `token`, which was allowed: else the next `allow` says so."""
-        self._n_masks += 1
+        self._n_masks, self._asked_s = self._n_masks + 1, time.monotonic()
         with contextlib.suppress(OSError):  # it has ended: `allow` says why
             self._line.send_bytes(token.to_bytes(4, "little"))
 
-    def _next_mask(self, n_vocab: int) -> Bool:
+    def _next_mask(self, n_vocab: int, until_s: float) -> Bool:
         try:
-            said = self._line.recv_bytes() if self._line.poll(WAIT_S) else b""
+            if not self._line.poll(max(0.0, until_s - time.monotonic())):
+                self._line.close()
+                raise never_followed()
+            said = self._line.recv_bytes()
         except (EOFError, OSError):
             said = b""
-        if said[:1] == MASK:
+        if (kind := said[:1]) == MASK:
             bits = np.frombuffer(said, np.uint8, offset=1)
             return np.unpackbits(bits, count=n_vocab, bitorder="little").view(np.bool_)
         self._line.close()
-        if said[:1] == REFUSED:
+        if kind == REFUSED:
             problem = f"refuses a token that it allowed ({_one_line(said[1:].decode())})"
             raise TurnError("constraint", problem, REPORT)
-        problem = _one_line(said[1:].decode() or self._grammar.wait() or TOO_COSTLY)
-        raise ProtocolError("grammar", f"cannot be followed further ({problem})", SIMPLER)
+        if kind == TOO_COMPLEX:
+            problem = said[1:].decode()
+        else:
+            problem = TOO_COSTLY if kind == COSTLY else self._grammar.wait() or ""
+        if not problem:
+            raise lost()
+        raise ProtocolError(
+            "grammar", f"cannot be followed further ({_one_line(problem)})", SIMPLER
+        )
+
+
+def never_followed() -> CapacityError:
+    """The next mask does not come."""
+    return CapacityError("format", "was not followed in time", "ask again later, or simplify it")
 
 
 def _one_line(problem: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge.model.grammars import MAX_GRAMMAR_CHARACTERS
+from edge.model.grammars import MAX_GRAMMAR_BYTES
 from edge.model.tokenizer import TOOL_CALL, TOOL_CALL_END
 from edge.model.typed import ANYTHING, NOTHING, NULL, TEXT, Option, options_of, read_as
 
@@ -183,7 +183,7 @@ def tool_call_lark(tools: Sequence[Mapping[str, Any]]) -> str:
         for k, (key, schema) in enumerate(_properties(whole).items()):
             rules.append(f"p{n}_{k}: {_parameter(key, schema, whole)}")
             n_characters += len(rules[-1])
-            if n_characters > MAX_GRAMMAR_CHARACTERS:
+            if n_characters > MAX_GRAMMAR_BYTES:
                 return "\n".join(rules)
             parts.append(f"p{n}_{k}" if key in required else f"p{n}_{k}?")
         parts.append(_quoted("</function>\n"))

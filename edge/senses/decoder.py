@@ -26,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.child import may_be_ended, python
+from edge.child import may_be_ended, may_wait, python
 from edge.errors import CapacityError, MediaError
 from edge.senses.sent import Job, Kind, decode
 from edge.types import Film, Medium, Picture, Sound
@@ -94,14 +94,17 @@ class Decoder:
         Raises:
             CapacityError: the service ends.
         """
-        if self._is_closed:
+        if self._was_closed():
             raise _stopping()
         if self._process is not None and self._process.has_ended():
             self._end()
         process = self._process = self._process or _Process()
-        if self._is_closed:  # since then, by somebody who may not have seen it
+        if self._was_closed():  # since then, by somebody who may not have seen it
             process.kill()
         return process
+
+    def _was_closed(self) -> bool:
+        return self._is_closed
 
     def _end(self) -> int:
         """What the process ended with; there is none then."""
@@ -223,6 +226,7 @@ def main(link_fd: int, file_fd: int, max_bytes: int) -> None:
     warnings.simplefilter("ignore")  # Pillow's, of notes beside a picture
     logging.disable()
     may_be_ended()
+    may_wait()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = _data_bytes() + max_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -91,7 +91,9 @@ def decode_picture(data: bytes, max_bytes: int | None = None) -> Picture:
             raise _damaged("picture", ValueError("its header is damaged")) from error
         problem = f"begins with {data[:8]!r}"
         raise MediaError("picture", problem, f"send {', '.join(_PICTURES)}") from None
-    except (*_BROKEN, MemoryError) as error:
+    except MemoryError as error:
+        raise _damaged("picture", error) from None
+    except _BROKEN as error:
         raise _damaged("picture", error) from None
     return Picture(pixels.tobytes(), pixels.width, pixels.height)
 

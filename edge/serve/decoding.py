@@ -1,15 +1,16 @@
 """Requests that bring pictures, sounds and films: read off the event loop, a few at a time.
 
-Two processes decode, one of them films only: they take the longest. Clients whose files wait for
-the same one take turns. Requests that are read are bounded, for each client too, and those of films
-once more; so are the bytes that are decoded for them and not yet held. So whatever some clients
-send, there is a place for the pictures of another.
+Two processes decode, one of them films only: they take the longest. Where memory is short there is
+one for all. Clients whose files wait for the same one take turns. Requests that are read are
+bounded, for each client too, and those of films once more; so are the bytes that are decoded for
+them and not yet held. So whatever some clients send, there is a place for the pictures of another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 import time
 from collections import Counter
@@ -17,8 +18,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from edge.child import places
 from edge.errors import CapacityError
-from edge.senses.decoder import Decoder
+from edge.senses.decoder import MAX_BYTES, Decoder
 from edge.senses.sent import MAX_MEDIA_BYTES, Decode, Job
 from edge.serve.room import Room
 from edge.types import Medium, n_media_bytes
@@ -29,6 +31,8 @@ MAX_READING, MAX_READING_OF_CLIENT = 16, 4
 """Requests with media that are read at once: more are refused."""
 MAX_FILMING, MAX_FILMING_OF_CLIENT = 8, 2
 """Of these, with films: pictures and sounds find a place beside them."""
+MAX_DECODERS = 2
+"""Processes; where memory is short one."""
 
 
 class HasMediaError(Exception):
@@ -50,7 +54,9 @@ class Decoding:
             charge: is told whose file has had a decoder, and for how many seconds.
         """
         self._threads = ThreadPoolExecutor(MAX_READING, "media")
-        self._films, self._others = _InTurn(charge), _InTurn(charge)
+        self._films = self._others = _InTurn(charge)
+        if places(MAX_BYTES, 1, MAX_DECODERS) > 1:
+            self._films = _InTurn(charge)
         self._reading = _Places("media", MAX_READING, MAX_READING_OF_CLIENT)
         self._filming = _Places("films", MAX_FILMING, MAX_FILMING_OF_CLIENT)
         self._room = Room(2 * MAX_MEDIA_BYTES, "are being decoded", MAX_MEDIA_BYTES)
@@ -65,7 +71,9 @@ class Decoding:
             CapacityError: too many are read already.
         """
         self._reading.take(client)
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._read, client, read)
+        run = contextvars.copy_context().run  # a format is checked for the same user
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, run, self._read, client, read)
         work.add_done_callback(lambda done: self._done(client, done))
         # Its thread goes on where the client has gone: it is counted until it ends.
         return await asyncio.shield(work)

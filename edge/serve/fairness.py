@@ -1,8 +1,9 @@
-"""Each user's part of the event loop: who takes more than its own waits, so that others need not.
+"""Each user's part of the time: who takes more than its own waits, so that others need not.
 
-What a request computes keeps everybody else waiting. So it is measured, step by step, and charged
-to its user. While others are there, a user that has taken more than its part is let in again when
-its debt is paid off; alone it takes all there is.
+What a request computes keeps everybody else waiting: on the event loop, in a thread, in a process
+that decodes its media or compiles its format. So it is measured and charged to its user. While
+others are there, a user that has taken more than its part is let in again when its debt is paid
+off; alone it takes all there is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from edge.model import grammars
 from edge.serve.connection import connection_of
 
 T = TypeVar("T")
@@ -113,6 +115,8 @@ def fair(loop_time: LoopTime) -> Middleware:
         request: web.Request, handler: Callable[[web.Request], Any]
     ) -> web.StreamResponse:
         user = connection_of(request).user
+        grammars.USER.set(user)
+        grammars.CHARGE.set(partial(loop_time.charge, user))
         await loop_time.turn(user)
         return await loop_time.charged(user, handler(request))
 

@@ -111,6 +111,16 @@ class Answering:
         """Whether it has begun, and nothing of it waits to be prefilled."""
         return self.has_begun and not len(self._waiting)
 
+    def is_late(self, within_s: float = 0.0) -> bool:
+        """Whether its next token waits for what its format allows; `within_s` is looked for it."""
+        if self._constraint is None or not self._logits.size or self._check is not None:
+            return False
+        return not self._speech.is_thinking and self._constraint.is_late(within_s)
+
+    def is_overdue(self) -> bool:
+        """Whether it has waited for that for too long."""
+        return self.is_late() and self._constraint is not None and self._constraint.is_overdue
+
     def stands_on(self, context: LiveContext) -> bool:
         """Whether it has that context's fork open."""
         return self._context is context

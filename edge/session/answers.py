@@ -27,6 +27,7 @@ from edge.errors import (
     ProtocolError,
     TurnError,
 )
+from edge.model.constrain import never_followed
 from edge.session.answer import Answering
 from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
@@ -34,6 +35,8 @@ from edge.session.live_prompt import LivePrompt
 from edge.session.turn import Done, Failed, FinishReason, Priority, Turn
 
 PRIORITIES: tuple[str, ...] = get_args(Priority)
+LOOK_S = 0.005
+"""So long the loop looks for what a format allows next before another answer takes its place."""
 PATIENCE_NS = 5 * NS_PER_S
 """Since it was asked: then an answer that has begun goes before younger ones."""
 
@@ -116,6 +119,21 @@ class Answers:
         """Which of the turns their clients have given up."""
         return [i for i, answering in enumerate(self._open) if answering.turn.cancelled.is_set()]
 
+    def late(self) -> list[int]:
+        """Which of the turns wait for what their format allows next, and hinder nobody meanwhile.
+
+        It is made elsewhere, while the engine computes, and mostly there in time.
+        """
+        return [
+            i
+            for i, answering in enumerate(self._open)
+            if answering.is_late(LOOK_S if answering is self._current else 0.0)
+        ]
+
+    def overdue(self) -> list[int]:
+        """Which of those have waited for too long."""
+        return [i for i, answering in enumerate(self._open) if answering.is_overdue()]
+
     def give_way(self) -> None:
         """No answer is going on: its fork is closed, the context as it was."""
         if self._current is not None:
@@ -138,22 +156,30 @@ class Answers:
         for answering in ended:
             answering.turn.deliver(Failed(error))
 
-    def step(self, cancelled: Sequence[int]) -> None:
+    def step(
+        self, cancelled: Sequence[int], late: Sequence[int] = (), overdue: Sequence[int] = ()
+    ) -> None:
         """Bring the most urgent answer on by a token or a chunk of its prefill.
 
         Args:
             cancelled: as `cancelled` says.
+            late: as `late` says.
+            overdue: as `overdue` says.
         Raises:
             EngineError: the engine failed; who asked has been told.
             Exception: likewise, in its own words. Whatever else goes wrong ends that turn only.
         """
+        waiting, given_up = [self._open[i] for i in late], [self._open[i] for i in overdue]
         for answering in [self._open[i] for i in cancelled]:
             self._cut(answering, "cancelled")
+        for answering in [one for one in given_up if one in self._open]:
+            self._end(answering, Failed(never_followed()))
         now_ns = self._clock.now_ns()
         self._end_late(now_ns)
-        if not self._open:
+        ready = [answering for answering in self._open if answering not in waiting]
+        if not ready:
             return
-        chosen = min(self._open, key=partial(self._urgency, now_ns))
+        chosen = min(ready, key=partial(self._urgency, now_ns))
         try:
             if chosen is not self._current:
                 self.give_way()

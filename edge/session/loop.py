@@ -374,7 +374,10 @@ class LiveLoop:
         """Bring an answer on; False if there is none."""
         if not len(self._answers):
             return False
-        self._answers.step(self._outside("cancelled", self._answers.cancelled) or ())
+        cancelled = self._outside("cancelled", self._answers.cancelled) or ()
+        late = self._outside("late", self._answers.late) or ()
+        overdue = self._outside("overdue", self._answers.overdue) or ()
+        self._answers.step(cancelled, late, overdue)
         return True
 
     def _wait_s(self) -> float | None:

@@ -13,11 +13,11 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import httpx2
 import pytest
 from PIL import Image
+from processes import descendants
 from serve.test_end_to_end import Service
 from websockets.sync.client import unix_connect
 
@@ -363,14 +363,3 @@ def test_it_serves_on_when_the_processes_of_grammars_are_killed(running):
         after = client.get("/healthz").json()["counters"]
     name = "grammar_processes_restarted"
     assert after[name] == before[name] + 1
-
-
-def descendants(process):
-    """All processes below one."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process:
-                found += [int(name), *descendants(int(name))]
-    return found

@@ -10,6 +10,7 @@ from test_loop import drive, frame, make, modalities, put
 
 from edge.clock import NS_PER_S
 from edge.errors import CapacityError, DeadlineError
+from edge.model.constrain import Constraint, grammar_of_choice
 from edge.model.sampling import Sampling
 from edge.session.turn import Done, Failed, Message, Question, TextDelta
 
@@ -275,6 +276,58 @@ def test_what_the_session_asks_itself_is_nobodys_share(make):
         journal.ask(str(i), 2)
     drive(loop)
     assert len(journal.order_of_ends()) == 4
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Formats whose next mask is to come, for as long as this holds something."""
+    waiting = ["a mask"]
+    monkeypatch.setattr(Constraint, "is_late", lambda _self, _within_s=0.0: bool(waiting))
+    monkeypatch.setattr(Constraint, "is_overdue", False)
+    return waiting
+
+
+def test_a_format_that_takes_its_time_hinders_nobody(make, late):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("held", 4, grammar=grammar_of_choice(["red"]))
+    for _ in range(20):
+        assert loop.step(), journal.events
+    assert journal.of("held") == []
+    put(loop, [frame(0), frame(1)])
+    journal.ask("free", 4)
+    while not journal.done("free"):
+        loop.step()
+    for _ in range(30):
+        loop.step()
+    assert "video" in modalities(loop)
+    assert journal.of("held") == []
+    late.clear()
+    drive(loop)
+    assert journal.text("held") == "red"
+
+
+def test_a_format_that_is_only_being_thought_about_is_not_waited_for(make, late):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("thinks", 4, thinking=True, grammar=grammar_of_choice(["red"]))
+    until_begun(loop, journal, "thinks", 1)
+    late.clear()
+    drive(loop)
+
+
+def test_a_format_that_never_goes_on_fails_its_turn(make, late, monkeypatch):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("held", 4, grammar=grammar_of_choice(["red"]))
+    for _ in range(20):
+        assert loop.step()
+    monkeypatch.setattr(Constraint, "is_overdue", True)
+    loop.step()
+    (failed,) = journal.of("held")
+    assert isinstance(failed.error, CapacityError)
+    assert "was not followed in time" in str(failed.error)
+    assert not loop.step() or not len(loop._answers)
 
 
 def test_the_end_of_the_service_is_told_to_all(make):
