@@ -158,13 +158,15 @@ class Answers:
 
     def step(
         self, cancelled: Sequence[int], late: Sequence[int] = (), overdue: Sequence[int] = ()
-    ) -> None:
+    ) -> bool:
         """Bring the most urgent answer on by a token or a chunk of its prefill.
 
         Args:
             cancelled: as `cancelled` says.
             late: as `late` says.
             overdue: as `overdue` says.
+        Returns:
+            Whether there was something to do: else all of them are late.
         Raises:
             EngineError: the engine failed; who asked has been told.
             Exception: likewise, in its own words. Whatever else goes wrong ends that turn only.
@@ -178,7 +180,7 @@ class Answers:
         self._end_late(now_ns)
         ready = [answering for answering in self._open if answering not in waiting]
         if not ready:
-            return
+            return not self._open
         chosen = min(ready, key=partial(self._urgency, now_ns))
         try:
             if chosen is not self._current:
@@ -200,6 +202,7 @@ class Answers:
                 self.worked_ns += self._clock.now_ns() - now_ns
             if done is not None:
                 self._end(chosen, done)
+        return True
 
     def _urgency(self, now_ns: int, answering: Answering) -> tuple[int, bool, int, bool, int]:
         question, has_begun = answering.turn.question, answering.has_begun

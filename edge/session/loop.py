@@ -362,23 +362,28 @@ class LiveLoop:
             return True
         self._triggers.take(self._outside("triggers", self._book.changes) or ())
         if self._answers.is_tentative:  # only its own turn comes on
-            return self._conversation.give_up_if_overdue() or self._answer()
+            is_busy = self._conversation.give_up_if_overdue() or self._answer()
+            return is_busy or len(self._answers) > 0
         self._notes.write_if_wanted()
         self._triggers.judge_if_due()
         if not len(self._answers):
             is_busy = self._perception.step() or self._context.rebase()
             return is_busy or self._triggers.end_unseen()
-        return self._perception.step_if_kept_waiting() or self._answer()
+        return (
+            self._perception.step_if_kept_waiting()
+            or self._answer()
+            or self._perception.step()
+            or len(self._answers) > 0
+        )
 
     def _answer(self) -> bool:
-        """Bring an answer on; False if there is none."""
+        """Bring an answer on; False if there is none, or none can go on."""
         if not len(self._answers):
             return False
         cancelled = self._outside("cancelled", self._answers.cancelled) or ()
         late = self._outside("late", self._answers.late) or ()
         overdue = self._outside("overdue", self._answers.overdue) or ()
-        self._answers.step(cancelled, late, overdue)
-        return True
+        return self._answers.step(cancelled, late, overdue)
 
     def _wait_s(self) -> float | None:
         """How long the loop may sleep after an idle step if nothing wakes it; None: for ever."""
