@@ -223,7 +223,7 @@ def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
         medium = decode(job, data)
     except MediaError as error:
         return _Reply(error=(error.thing, error.problem, error.remedy))
-    except MemoryError:
+    except (MemoryError, BlockingIOError):  # the latter is of a thread that cannot begin
         problem = "takes too much memory to decode"
         return _Reply(error=(job.kind, problem, "send a smaller one"))
     if isinstance(medium, Sound):
