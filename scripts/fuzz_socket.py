@@ -321,8 +321,8 @@ def perceiving(
     """
     path, file = folder / "edge.sock", folder / "edge.toml"
     file.write_text(settings)
-    command = [sys.executable, "-m", "edge.cli", "run", words.bundle, "--video", words.film]
-    command += ["--repeat", "--quiet", "--socket", path, "--config", file]
+    command: list[str | Path] = [sys.executable, "-m", "edge.cli", "run", words.bundle]
+    command += ["--video", words.film, "--repeat", "--quiet", "--socket", path, "--config", file]
     with (folder / "log").open("wb") as log:
         service = subprocess.Popen(command, stderr=log, env=os.environ | (environment or {}))
     try:
