@@ -39,6 +39,14 @@ class Decoding:
     def __init__(self) -> None:
         """Nobody sends anything yet."""
         self._threads = ThreadPoolExecutor(MAX_READING, "media")
+        # All begin now: where memory is short one may fail, or keep who begins it waiting for ever.
+        begun = threading.Barrier(MAX_READING)
+        try:
+            for _ in range(MAX_READING):
+                self._threads.submit(begun.wait)
+        except RuntimeError:
+            begun.abort()  # else those that have begun would wait for the rest
+            raise
         self._films, self._others = Decoder(), Decoder()
         self._clients: Counter[str] = Counter()
         self._lock = threading.Lock()
