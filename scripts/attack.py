@@ -37,6 +37,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import hostile_messages as hostile
 from fuzz_messages import HANDSHAKE, frame
-from fuzz_socket import last_lines, resident_mb, slope_of, wait_until_ready
+from fuzz_socket import SETTINGS, last_lines, perceiving, resident_mb, slope_of, stop
 
-from edge.client import Client
 from edge.serve.openapi import describe
 
 ROLES = ("observer", "operator", "admin", "tcp")
@@ -74,12 +74,7 @@ MAX_GROWTH_MB = 64.0
 """Of resident memory, over the second half of the run."""
 MAX_FAILURES = 50
 """So many are kept."""
-SETTINGS = """
-[answer]
-max_tokens = 4
-[context]
-max_tokens = 1024
-keep_tokens = 400
+ROLES_OF = """
 [socket]
 tcp = "127.0.0.1:{port}"
 token_file = "{token}"
@@ -125,12 +120,18 @@ class Replies:
         del self._data[:n_bytes]
         return taken
 
-    def reply(self) -> tuple[int, bytes, bytes]:
-        """Status, head in lower case, and body of an HTTP reply."""
+    def reply(self, to: hostile.Hostile | None = None) -> tuple[int, bytes, bytes]:
+        """Status, head in lower case, and body of an HTTP reply; of an endless one its head.
+
+        Args:
+            to: what is answered, if it is no usual request.
+        """
         head = self._take(self._until(b"\r\n\r\n")).lower()
         status = int(head[9:12])
         if status < 200:
-            return (status, head, b"") if status == 101 else self.reply()
+            return (status, head, b"") if status == 101 else self.reply(to)
+        if to is not None and (to.method == "HEAD" or is_endless(to, head)):
+            return status, head, b""
         length = re.search(rb"content-length: (\d+)", head)
         if length is not None:
             return status, head, self._take(int(length[1]))
@@ -150,6 +151,12 @@ class Replies:
         return first & 15, self._take(n_bytes)
 
 
+def is_endless(message: hostile.Hostile, head: bytes) -> bool:
+    """Whether what answers a message is a stream that only the client ends."""
+    return message.path == "/v1/edge/events" and b"text/event-stream" in head
+
+
+@cache
 def documented() -> dict[tuple[str, str], set[int]]:
     """Method and route -> the statuses that it may answer with."""
     paths = describe()["paths"]
@@ -184,13 +191,14 @@ class _MarkedError(msgspec.Struct):
     error: _Marked
 
 
-def wrong_with(status: int, head: bytes, body: bytes, known: set[int]) -> str:
-    """What is wrong with a reply; empty: nothing."""
+def wrong_with(message: hostile.Hostile, status: int, head: bytes, body: bytes) -> str:
+    """What is wrong with a message's reply; empty: nothing."""
     if status == 500:
         return "500"
-    if status not in known:
+    method = "GET" if message.method == "HEAD" else message.method
+    if status not in documented().get((method, message.path), set()) | {404, 405}:
         return f"status {status} is not documented"
-    if status < 400 or b"text/event-stream" in head:
+    if status < 400 or message.method == "HEAD" or b"text/event-stream" in head:
         return ""
     if b"application/json" not in head:
         return f"status {status} without JSON"
@@ -223,7 +231,7 @@ class Attacker:
     def __init__(self, role: str, addresses: dict[str, Any], seed: int) -> None:
         self._role, self._addresses = role, addresses
         self._rng = random.Random(f"{seed} {role}")
-        self._known, self._pace = documented(), Pace()
+        self._pace = Pace()
         self._lock = threading.Lock()
         self._n_sent = 0
         self.sent, self.outcomes = Counter[str](), Counter[str]()
@@ -342,14 +350,14 @@ class Attacker:
             try:
                 while waiting:
                     message, data = waiting[0]
-                    status, head, body = replies.reply()
-                    known = self._known.get((message.method, message.path), set()) | {404, 405}
-                    why = wrong_with(status, head, body, known)
+                    status, head, body = replies.reply(message)
+                    why = wrong_with(message, status, head, body)
                     self._note(message.kind, str(status))
                     if why:
                         self._fail(message, data, why)
                     waiting.popleft()
-                    if status == 101 or b"connection: close" in head:
+                    ends = status == 101 or b"connection: close" in head
+                    if ends or is_endless(message, head):
                         # What follows it was not read.
                         self._note(message.kind, "closed after it", len(waiting))
                         waiting.clear()
@@ -624,21 +632,9 @@ def service(
     port, token = free_port(), folder / "token"
     token.write_text("0123456789abcdef0123456789abcdef")
     token.chmod(0o600)
-    (folder / "edge.toml").write_text(SETTINGS.format(port=port, token=token, **USERS))
+    settings = SETTINGS + ROLES_OF.format(port=port, token=token, **USERS)
     watchdog = Watchdog(folder / "notify")
-    command = [sys.executable, "-m", "edge.cli", "run", str(arguments.bundle), "--repeat"]
-    command += ["--video", str(arguments.film), "--socket", str(path), "--quiet"]
-    command += ["--config", str(folder / "edge.toml")]
-    with (folder / "log").open("wb") as log:
-        running = subprocess.Popen(
-            command,
-            stderr=log,
-            env={
-                **os.environ,
-                "NOTIFY_SOCKET": str(folder / "notify"),
-                "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
-            },
-        )
+    fed = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
     listeners = [socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)]
     listeners[0].bind(str(sink_path))
     listeners[1].bind(("127.0.0.1", 0))
@@ -650,22 +646,19 @@ def service(
         [sys.executable, __file__, "--sink", json.dumps(numbers)], pass_fds=numbers
     )
     try:
-        wait_until_ready(running, Client(path))
-        for socket_path in (path, sink_path):
-            socket_path.chmod(0o666)
-        addresses = {
-            "attack unix": str(path),
-            "attack tcp": ["127.0.0.1", port],
-            "control unix": str(sink_path),
-            "control tcp": [*listeners[1].getsockname()],
-        }
-        yield running, watchdog, addresses
+        with perceiving(arguments, folder, settings, fed) as running:
+            for socket_path in (path, sink_path):
+                socket_path.chmod(0o666)
+            addresses = {
+                "attack unix": str(path),
+                "attack tcp": ["127.0.0.1", port],
+                "control unix": str(sink_path),
+                "control tcp": [*listeners[1].getsockname()],
+            }
+            yield running, watchdog, addresses
     finally:
         sinking.kill()
         sinking.wait()
-        if running.poll() is None:
-            running.kill()
-            running.wait()
 
 
 def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
@@ -679,10 +672,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[
                 seen = _blocks(running, watchdog, crowd, arguments)
             finally:
                 crowd.stop()
-            ended = running.poll()
-            if ended is None:
-                running.send_signal(signal.SIGTERM)
-                ended = running.wait(timeout=60)
+            ended = stop(running)
             log = (folder / "log").read_text(errors="replace")
             if "Traceback" in log:
                 arguments.failures.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,8 @@ import sys
 import tempfile
 import threading
 import time
+from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -36,6 +38,7 @@ from typing import Any
 import av
 import numpy as np
 from av.video.stream import VideoStream
+from media_bombs import png
 
 from edge.client import Client, Finished
 from edge.errors import EdgeError
@@ -47,6 +50,8 @@ LOOK_S = 0.05
 """From one look at a service to the next."""
 SLOW_BYTES_PER_S = 1 << 20
 STOPPED_S = 30.0
+SPARE_MIB = (0, 16)
+"""A running process is given so much more memory than it has."""
 REBASE_SHARE = 4
 SETTINGS = """
 [context]
@@ -478,43 +483,48 @@ def memory_while_running(place: Place) -> tuple[str, dict[str, Any]]:
     """A turn may fail, the service lives, and answers again when there is memory."""
     service = place.run().perceiving()
     service.ask()
-    pid = service.process.pid
-    n_bytes = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.prlimit(pid, resource.RLIMIT_AS, (n_bytes, resource.RLIM_INFINITY))
-    outcomes = []
-    for n_side in (64, 2000):
-        try:
-            _ask_with_picture(service, n_side)
-            outcomes.append("answered")
-        except EdgeError as error:
-            outcomes.append(str(error))
-        if service.process.poll() is not None:
-            raise LostError(f"it ended with {service.process.returncode}: {service.log[-400:]}")
-    infinity = resource.RLIM_INFINITY
-    resource.prlimit(pid, resource.RLIMIT_AS, (infinity, infinity))
+    pid, infinity = service.process.pid, resource.RLIM_INFINITY
+    outcomes: Counter[str] = Counter()
+    for spare_mib in SPARE_MIB:
+        n_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        n_bytes = n_pages * resource.getpagesize() + (spare_mib << 20)
+        resource.prlimit(pid, resource.RLIMIT_AS, (n_bytes, infinity))
+        for name, body in dear_questions():
+            try:
+                with service.client._answer("POST", "/v1/chat/completions", body) as got:
+                    got.read()
+                outcomes[f"{name}: answered"] += 1
+            except EdgeError as error:
+                outcomes[f"{name}: {error}"] += 1
+            if service.process.poll() is not None:
+                code, log = service.process.returncode, service.log[-400:]
+                raise LostError(f"{name}, {spare_mib} MiB to spare: it ended with {code}: {log}")
+        resource.prlimit(pid, resource.RLIMIT_AS, (infinity, infinity))
     after_s = service.ask()
     service.stop()
     reports = place.replayed(place.recorded)
     found = (
-        f"no byte more than it had: a small picture {outcomes[0]!r}, a large one {outcomes[1]!r}; "
+        f"{' and '.join(map(str, SPARE_MIB))} MiB more than it had: {dict(outcomes)}; "
         f"then answers again in {after_s:.1f} s; {sum(r['steps'] for r in reports)} steps replay"
     )
     return found, {"outcomes": outcomes}
 
 
-def _ask_with_picture(service: Service, n_side: int) -> None:
-    from base64 import b64encode
-    from io import BytesIO
+def dear_questions() -> Iterator[tuple[str, bytes]]:
+    """Bodies with what takes memory: a small and a large picture, a large grammar, a long text."""
+    for name, n_side in (("small picture", 64), ("large picture", 4000)):
+        url = f"data:image/png;base64,{b64encode(png(n_side, n_side)).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        yield name, _body(content)
+    names = {"type": "string", "enum": [f"name {n}" for n in range(3000)]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": names}}
+    yield "grammar", _body("Who?", response_format=wanted)
+    yield "long text", _body("a b c " * 100_000)
 
-    from PIL import Image
 
-    data = BytesIO()
-    Image.new("RGB", (n_side, n_side)).save(data, "PNG")
-    url = f"data:image/png;base64,{b64encode(data.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
-    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
-    with service.client._answer("POST", "/v1/chat/completions", json.dumps(body).encode()) as got:
-        got.read()
+def _body(content: object, **fields: object) -> bytes:
+    message = {"role": "user", "content": content}
+    return json.dumps({"messages": [message], "max_tokens": 2, **fields}).encode()
 
 
 def killed(place: Place, *, in_rebase: bool = False) -> tuple[str, dict[str, Any]]:

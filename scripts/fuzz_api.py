@@ -22,19 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from attack import free_port
-from fuzz_socket import last_lines, wait_until_ready
+from fuzz_socket import SETTINGS, last_lines, perceiving, stop
 
 from edge.client import Client
 from edge.serve.openapi import describe
 
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = "examples,coverage,fuzzing"
-SETTINGS = """
-[answer]
-max_tokens = 4
-[context]
-max_tokens = 1024
-keep_tokens = 400
+TCP = """
 [socket]
 tcp = "127.0.0.1:{port}"
 """
@@ -64,30 +59,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=600, help="it takes about so long")
     parser.add_argument("--seed", type=int, default=1)
     words = parser.parse_args()
+    tools = words.tools.resolve()
     with tempfile.TemporaryDirectory(prefix="edge-fuzz-api-") as name:
         folder, port = Path(name), free_port()
-        path, whole, file = (folder / one for one in ("edge.sock", "whole.json", "tried.json"))
-        (folder / "edge.toml").write_text(SETTINGS.format(port=port))
+        whole, file = folder / "whole.json", folder / "tried.json"
         whole.write_text(json.dumps(describe()))
-        subprocess.run([words.tools / "openapi-spec-validator", whole], check=True)
-        command = [sys.executable, "-m", "edge.cli", "run", str(words.bundle), "--repeat"]
-        command += ["--video", str(words.film), "--socket", str(path), "--quiet"]
-        command += ["--config", str(folder / "edge.toml")]
-        with (folder / "log").open("wb") as log:
-            service = subprocess.Popen(command, stderr=log)
-        try:
-            wait_until_ready(service, Client(path))
-            file.write_text(json.dumps(tried(Client(path).models()[0])))
-            fuzz = [words.tools / "schemathesis", "--config-file"]
+        subprocess.run([tools / "openapi-spec-validator", whole], check=True)
+        with perceiving(words, folder, SETTINGS + TCP.format(port=port)) as service:
+            file.write_text(json.dumps(tried(Client(folder / "edge.sock").models()[0])))
+            fuzz = [tools / "schemathesis", "--config-file"]
             fuzz += [ROOT / "tests/openapi/schemathesis.toml", "run", file]
             fuzz += ["--url", f"http://127.0.0.1:{port}", "--phases", PHASES, "--warnings", "off"]
             fuzz += ["--max-examples", str(words.n), "--seed", str(words.seed), "--no-color"]
             fuzz += ["--max-time", str(words.seconds)]
             fuzz += ["--continue-on-failure", "--request-timeout", "20"]
             code = subprocess.run(fuzz, check=False, cwd=folder).returncode
-        finally:
-            service.terminate()
-            ended = service.wait(60)
+            ended = stop(service)
         told = last_lines((folder / "log").read_text(errors="replace"))
     if code or ended or told:
         sys.exit(f"fuzz-api: schemathesis {code}, the service {ended}, tracebacks {told}")

@@ -9,18 +9,17 @@ them, which is watched. The last line printed is JSON; ends with 1 if anything f
 Usage:
     python scripts/fuzz_files.py --n 2000 --seed 1
     python scripts/fuzz_files.py --n 0              # only what is wrong by construction
+    python scripts/fuzz_files.py --only FOLDER      # one again
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import re
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from fuzz_media import Worker
+from fuzz_media import Worker, main
 from make_tiny_checkpoint import make_checkpoint
 from tqdm import tqdm
 
@@ -761,21 +760,5 @@ def fuzz(n: int, seed: int, folder: Path) -> dict[str, object]:
     }
 
 
-def main() -> int:
-    """What the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else "")
-    parser.add_argument("--n", type=int, default=2000, help="folders with random changes")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="open only this one, in this process")
-    arguments = parser.parse_args()
-    if arguments.folder is not None:
-        print(json.dumps(opened(arguments.folder)))
-        return 0
-    KEPT.mkdir(parents=True, exist_ok=True)
-    report = fuzz(arguments.n, arguments.seed, Path(tempfile.mkdtemp(dir=KEPT)))
-    print(json.dumps(report))
-    return 1 if report["failures"] else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__ or "", opened, fuzz, KEPT, 2000))

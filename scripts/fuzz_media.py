@@ -8,7 +8,7 @@ files that did.
 
 Usage:
     python scripts/fuzz_media.py --n 1000 --seed 1
-    python scripts/fuzz_media.py --file failed.mp4  # one again
+    python scripts/fuzz_media.py --only failed.mp4  # one again
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -188,6 +189,7 @@ def _swap_head(data: bytes, other: bytes, chance: random.Random) -> bytes:
 
 
 Use = Callable[[Path], dict[str, object]]
+Run = Callable[[int, int, Path], dict[str, object]]
 Way = Callable[[bytes, bytes, random.Random], bytes]
 WAYS: tuple[Way, ...] = (_flip, _flip, _flip_head, _cut, _lose, _overwrite, _twice, _swap_head)
 
@@ -386,21 +388,29 @@ def bombed(kind: Kind, data: bytes) -> str:
     return ""
 
 
-def main() -> int:
-    """What the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else "")
-    parser.add_argument("--n", type=int, default=1000, help="damaged files")
+def main(about: str, use: Use, run: Run, kept: Path, n: int) -> int:
+    """What the command line asks for.
+
+    Args:
+        about: the script's own description.
+        use: opens one file, or folder.
+        run: opens many, of a number and a seed, in a folder.
+        kept: where that folder is made.
+        n: how many, if it is not said.
+    """
+    parser = argparse.ArgumentParser(description=about.split("\n\n")[0])
+    parser.add_argument("--n", type=int, default=n, help="how many are damaged at random")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--file", type=Path, help="open only this one, in this process")
+    parser.add_argument("--only", type=Path, help="open this one alone, in this process")
     arguments = parser.parse_args()
-    if arguments.file is not None:
-        print(json.dumps(opened(arguments.file)))
+    if arguments.only is not None:
+        print(json.dumps(use(arguments.only)))
         return 0
-    KEPT.mkdir(parents=True, exist_ok=True)
-    report = fuzz(arguments.n, arguments.seed, Path(tempfile.mkdtemp(dir=KEPT)), bombs_too=True)
+    kept.mkdir(parents=True, exist_ok=True)
+    report = run(arguments.n, arguments.seed, Path(tempfile.mkdtemp(dir=kept)))
     print(json.dumps(report))
     return 1 if report["failures"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__ or "", opened, partial(fuzz, bombs_too=True), KEPT, 1000))

@@ -19,13 +19,13 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ WARM_S, WARM_MESSAGES = 180, 1_000_000
 SAMPLE_S, USED_S = 1.0, 1.0
 SETTINGS = """
 [answer]
-max_tokens = 2
+max_tokens = 4
 [context]
 max_tokens = 1024
 keep_tokens = 400
@@ -181,16 +181,10 @@ class Neighbour:
 
 def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """One service, all messages; what was seen, and what is wrong with it."""
-    with tempfile.TemporaryDirectory(prefix="edge-fuzz-") as folder:
-        path, log = Path(folder) / "edge.sock", Path(folder) / "log"
-        command = [sys.executable, "-m", "edge.cli", "run", str(arguments.bundle), "--repeat"]
-        command += ["--video", str(arguments.film), "--socket", str(path), "--quiet"]
-        settings = Path(folder) / "edge.toml"
-        settings.write_text(SETTINGS)
-        command += ["--config", str(settings)]
-        with log.open("wb") as stderr:
-            service = subprocess.Popen(command, stderr=stderr)
-        wait_until_ready(service, Client(path))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-fuzz-"))
+        path = Path(folder) / "edge.sock"
+        service = stack.enter_context(perceiving(arguments, Path(folder)))
         neighbour = Neighbour(path)
         time.sleep(5.0)
         quiet_ms, quiet_late_ms = list(neighbour.ready_ms), list(neighbour.late_ms)
@@ -223,10 +217,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         health: dict[str, Any] = {} if ended is not None else Client(path).health()
         metrics = "" if ended is not None else Client(path).metrics()
         n_after = 0 if ended is not None else n_descriptors(service.pid)
-        if ended is None:
-            service.send_signal(signal.SIGTERM)
-            ended = service.wait(timeout=30)
-        said = log.read_text(errors="replace")
+        ended = stop(service)
+        said = (Path(folder) / "log").read_text(errors="replace")
     counters = health.get("counters", {})
     late = neighbour.late_ms or [0.0]
     (resident_mb_min, resident_error), (used_mb_min, used_error) = map(slope_of, (resident, used))
@@ -311,6 +303,40 @@ def last_lines(log: str) -> dict[str, int]:
 def _metric(text: str, name: str) -> float:
     found = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
     return float(found[0]) if found else 0.0
+
+
+@contextlib.contextmanager
+def perceiving(
+    words: argparse.Namespace,
+    folder: Path,
+    settings: str = SETTINGS,
+    environment: dict[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A service that answers, and perceives a film without end.
+
+    Args:
+        words: with its bundle and the film.
+        folder: for its socket, `edge.sock`, its settings, and its `log`.
+        environment: beside this process's own.
+    """
+    path, file = folder / "edge.sock", folder / "edge.toml"
+    file.write_text(settings)
+    command: list[str | Path] = [sys.executable, "-m", "edge.cli", "run", words.bundle]
+    command += ["--video", words.film, "--repeat", "--quiet", "--socket", path, "--config", file]
+    with (folder / "log").open("wb") as log:
+        service = subprocess.Popen(command, stderr=log, env=os.environ | (environment or {}))
+    try:
+        wait_until_ready(service, Client(path))
+        yield service
+    finally:
+        service.kill()
+        service.wait()
+
+
+def stop(service: subprocess.Popen[bytes]) -> int:
+    """Have it end in order, if it has not ended; what it ended with."""
+    service.terminate()
+    return service.wait(timeout=60)
 
 
 def wait_until_ready(service: subprocess.Popen[bytes], client: Client) -> None:

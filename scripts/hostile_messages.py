@@ -483,7 +483,21 @@ AIMED_EVENTS: dict[str, tuple[float, Leaf, tuple[Any, ...]]] = {
 }
 LOOKS = (
     *("/v1/models/{name}", "/v1/responses/{id}", "/v1/realtime", "/v1/models", "/healthz"),
-    *("/readyz", "/v1/edge/triggers", "/openapi.json"),
+    *("/readyz", "/v1/edge/triggers", "/openapi.json", "/metrics", "/v1/edge/events"),
+)
+QUERIES = (
+    *("", "?types={name}", "?model={name}", "?{name}", "?a=1&a=2&a=3", "?types=,,edge.,&types="),
+    *("?types=" + "edge.trigger," * 300, "?types[]=edge&types=%00", "??&&==#", "?types=a;types=b"),
+)
+METHODS = ("HEAD", "POST", "PUT", "PATCH", "OPTIONS", "TRACE", "DELETE", "PROPFIND")
+HEADERS = (
+    *("Accept: text/nothing", "Accept: */*;q=nan", "Accept-Encoding: br;q=0, gzip;q=9, *;q="),
+    *("Range: bytes=5-1,-0", "If-None-Match: *", "If-Modified-Since: Thu, 99 Foo", "TE: trailers"),
+    *("Cookie: " + "a=b; " * 500, 'Cookie: =;;"', f"Authorization: Bearer {_N}"),
+    *("Expect: 100-continue", "Authorization: Basic ===", "Origin: null", "Origin: {name}"),
+    *("X-Forwarded-For: 127.0.0.1", "X-HTTP-Method-Override: DELETE"),
+    *("Content-Type: {name}", "Content-Encoding: br", "Content-Length: 0", "Upgrade: h2c"),
+    *("Connection: close, upgrade", "Last-Event-ID: {name}", "User-Agent:", "X: {name}; {name}"),
 )
 
 
@@ -531,13 +545,8 @@ def event(rng: random.Random) -> Hostile:
     return Hostile(kind, "WS", value["type"], frame(1, text))
 
 
-def requests(rng: random.Random, n: int) -> Iterator[Hostile]:
-    """So many requests."""
-    return (request(rng) for _ in range(n))
-
-
 def _look(rng: random.Random) -> Hostile:
-    """Something that is read, by a hostile name."""
+    """Something that is read, by a hostile name, or in another way than it is meant."""
     path = rng.choice(LOOKS)
     name = rng.choice(
         (
@@ -555,10 +564,15 @@ def _look(rng: random.Random) -> Hostile:
         )
     )
     target = path.replace("{name}", name).replace("{id}", name.replace("/", ""))
-    query = rng.choice(("", f"?types={name}", f"?model={name}", f"?{name}", "?a=1&a=2&a=3"))
+    query = rng.choice(QUERIES).replace("{name}", name)
     method = rng.choice(("GET", "GET", "DELETE")) if "{id}" in path else "GET"
-    head = f"{method} {target}{query} HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    return Hostile("name", method, path, head.encode("ascii"))
+    kind, header = "name", ""
+    if rng.random() < 0.3:
+        kind, method = "method", rng.choice(METHODS)
+    elif rng.random() < 0.5:
+        kind, header = "header", rng.choice(HEADERS).replace("{name}", name) + "\r\n"
+    head = f"{method} {target}{query} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n"
+    return Hostile(kind, method, path, head.encode("ascii"))
 
 
 def _post(rng: random.Random, kind: str, path: str, body: bytes) -> Hostile:

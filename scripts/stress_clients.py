@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import json
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fuzz_socket import last_lines, n_descriptors, resident_mb, wait_until_ready
+from fuzz_socket import SETTINGS, last_lines, n_descriptors, perceiving, resident_mb, stop
 
 from edge.async_client import AsyncClient
 from edge.client import Client
@@ -46,12 +45,7 @@ ANSWER_S = 60.0
 """An answer that takes longer is lost."""
 WARM_UP_SHARE = 0.4
 MAX_SLOPE_MB_MIN = 2.0
-SETTINGS = """
-[answer]
-max_tokens = 8
-[context]
-max_tokens = 1024
-keep_tokens = 400
+MAX_WAITING = """
 [socket]
 max_waiting = 64
 """
@@ -146,17 +140,10 @@ class Crowd:
 
 def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """One service and its clients; what was seen, and what is wrong with it."""
-    with tempfile.TemporaryDirectory(prefix="edge-stress-") as name:
-        folder = Path(name)
-        path, log = folder / "edge.sock", folder / "log"
-        (folder / "edge.toml").write_text(SETTINGS)
-        command = [sys.executable, "-m", "edge.cli", "run", str(arguments.bundle), "--repeat"]
-        command += ["--video", str(arguments.film), "--socket", str(path), "--quiet"]
-        with log.open("wb") as stderr:
-            service = subprocess.Popen(
-                [*command, "--config", str(folder / "edge.toml")], stderr=stderr
-            )
-        wait_until_ready(service, Client(path))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-stress-")))
+        path = folder / "edge.sock"
+        service = stack.enter_context(perceiving(arguments, folder, SETTINGS + MAX_WAITING))
         n_before = n_descriptors(service.pid)
         crowd = Crowd(path, folder, arguments.seed)
         samples: list[tuple[float, float, float]] = []
@@ -178,9 +165,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         if service.poll() is None:
             time.sleep(2.0)
             report = after(Client(path), service.pid, n_before, wrong)
-            service.send_signal(signal.SIGTERM)
-        code = service.wait(timeout=30)
-        tracebacks = last_lines(log.read_text(errors="replace"))
+        code = stop(service)
+        tracebacks = last_lines((folder / "log").read_text(errors="replace"))
     later = np.array([s for s in samples if s[0] >= WARM_UP_SHARE * samples[-1][0]])
     slope = float(np.polyfit(later[:, 0] / 60, later[:, 1], 1)[0])
     lost = {what: n for what, n in told.items() if what.startswith("lost")}

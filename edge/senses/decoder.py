@@ -252,6 +252,8 @@ def _done(job: Job, data: bytes, file_fd: int, max_cpu_s: int) -> _Reply:
         medium = decode(job, data)
     except (MediaError, MemoryError) as error:
         return _refused(job.kind, error)
+    except BlockingIOError:  # of a thread that cannot begin
+        return _refused(job.kind, MemoryError())
     if isinstance(medium, Sound):
         return _Reply(n_samples=_write(file_fd, medium.samples, 0))
     n_rgb, n_samples = _write(file_fd, medium.rgb, 0), 0

@@ -75,6 +75,7 @@ _MAX_FRAME_SAMPLES = 1 << 20  # of all channels; Monkey's Audio has half of that
 _MAX_UNPACKED = 2  # Matroska may pack each packet: so many times the file's own bytes...
 _FREE_UNPACKED_BYTES = 1 << 20  # ...and some
 _MAX_DECODER_THREADS = 4  # each holds a frame
+_SPARE_BYTES = 128 << 20  # with less, a decoder of large pictures fails for want of memory
 _PCM_SCALES = {"uint8": (128, 1 << 7), "int16": (0, 1 << 15), "int32": (0, 1 << 31)}
 _COPY_AGAIN = "copy it again from where it was recorded"
 
@@ -115,6 +116,7 @@ def check(file: Source, need: Collection[Track] = (), max_s: float = math.inf) -
         MediaError: the file cannot be read, is no media file, is cut short, lasts too long, lacks
             a needed track or has nothing of it that can be decoded, or has pictures of an
             unusable size.
+        MemoryError: nothing is known of the file, as there is no memory to decode it.
     """
     with _opened(file) as container:
         streams = _streams(container)
@@ -143,6 +145,7 @@ def check(file: Source, need: Collection[Track] = (), max_s: float = math.inf) -
                 size = _shown_size(file, frame[1])
     for track in streams:
         if track not in first_s:
+            _require_memory()
             problem = f"has {track} of which nothing can be decoded"
             if not survey.n_packets[track]:
                 problem = f"has 0 {'frames' if track == 'video' else 'samples'}"
@@ -276,6 +279,15 @@ def _wrong(file: Source, problem: str, remedy: str) -> MediaError:
     return MediaError("media" if isinstance(file, bytes) else file, problem, remedy)
 
 
+def _require_memory() -> None:
+    """Look before a file is called wrong: a decoder without memory says that the file is invalid.
+
+    Raises:
+        MemoryError: there is too little.
+    """
+    bytearray(_SPARE_BYTES)  # zeros that the kernel has not made yet
+
+
 def _opened(file: Source) -> InputContainer:
     head = _head(file)
     if not head:
@@ -294,6 +306,7 @@ def _opened(file: Source) -> InputContainer:
             },
         )
     except (av.FFmpegError, ValueError) as error:
+        _require_memory()
         if head[4:8] == b"ftyp":
             problem = "is cut short: its index (moov) is missing"
             raise _wrong(file, problem, _COPY_AGAIN) from None
@@ -532,6 +545,7 @@ def _shown_size(file: Source, frame: av.VideoFrame) -> tuple[int, int]:
     try:
         pixels = upright_rgb(frame)
     except (av.FFmpegError, ValueError) as error:
+        _require_memory()
         problem = f"has pictures that cannot be shown ({frame.format.name}: {error})"
         raise _wrong(file, problem, "convert it with ffmpeg to yuv420p") from None
     return pixels.shape[1], pixels.shape[0]

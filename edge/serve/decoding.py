@@ -54,6 +54,14 @@ class Decoding:
             charge: is told whose file has had a decoder, and for how many seconds.
         """
         self._threads = ThreadPoolExecutor(MAX_READING, "media")
+        # All begin now: where memory is short one may fail, or keep who begins it waiting for ever.
+        begun = threading.Barrier(MAX_READING)
+        try:
+            for _ in range(MAX_READING):
+                self._threads.submit(begun.wait)
+        except RuntimeError:
+            begun.abort()  # else those that have begun would wait for the rest
+            raise
         self._films = self._others = _InTurn(charge)
         if places(MAX_BYTES, 1, MAX_DECODERS) > 1:
             self._films = _InTurn(charge)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -228,3 +230,20 @@ def test_pictures_of_an_impossible_size(
         check_size(width, height)
     path = write_video(tmp_path / "a.mkv", [pixels] * 2, [0, 500])
     assert f"{path}: {expected}" in refusal(path)
+
+
+WITHOUT_MEMORY = """
+import resource, sys
+from pathlib import Path
+import edge.senses.recording
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (4 << 20),) * 2)  # less than a thread's stack
+edge.senses.recording.Recording.open(Path(sys.argv[1]))
+"""
+
+
+def test_a_film_is_not_called_wrong_where_there_is_no_memory_to_decode_it(clips: Path) -> None:
+    """Nor are its pictures left out: its sound alone could be decoded."""
+    command = [sys.executable, "-c", WITHOUT_MEMORY, clips / "bigbuckbunny.mp4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr.rstrip().endswith("MemoryError"), done.stderr

@@ -244,6 +244,27 @@ def test_the_last_places_are_for_clients_who_have_none(held):
     in_a_loop(send)
 
 
+def test_a_picture_needs_no_new_thread(tmp_path, monkeypatch):
+    """Where memory is short none can begin, and who waits for one that does not waits for ever."""
+
+    start = threading.Thread.start
+
+    def fail(thread):
+        if thread.name.startswith("media"):  # the session here has threads of its own
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    path = tmp_path / "edge.sock"
+    transport = httpx2.HTTPTransport(uds=str(path))
+    with (
+        served(path, ScriptedSession(answer("x"))),
+        httpx2.Client(transport=transport, base_url="http://edge", timeout=TIMEOUT_S) as client,
+        monkeypatch.context() as without_room,
+    ):
+        without_room.setattr(threading.Thread, "start", fail)
+        assert client.post("/v1/chat/completions", json=asking(PNG)).status_code == 200
+
+
 def test_more_pictures_than_a_request_may_have_are_refused(tmp_path):
     """Of more parts than a message may have nothing is looked at."""
     path = tmp_path / "edge.sock"
