@@ -22,6 +22,7 @@ from edge.clock import NS_PER_S, MonotonicClock
 from edge.features.resample import resample
 from edge.senses.microphone import Microphone
 
+pytestmark = pytest.mark.alone
 pytest_plugins = ["media"]
 SOURCE = "module-remap-source"
 RATE_HZ = 16_000
