@@ -107,10 +107,14 @@ check-lock: $(VENV)/.dev
 demo: $(VENV)/.demo
 	$(BIN)/edge demo
 
+# A process a core, as memory allows, and each file in one of them: it makes its fixtures once.
+TESTED := $(BIN)/python -m pytest --ignore tests/oracle
+test: export EDGE_NODE_MODULES = $(abspath $(VENV)/js/node_modules)
 test: $(VENV)/.dev
 	sh scripts/install_test_media.sh
 	sh scripts/install_js_clients.sh $(VENV)/js
-	EDGE_NODE_MODULES="$(abspath $(VENV)/js/node_modules)" $(BIN)/python -m pytest --ignore tests/oracle
+	$(TESTED) -n auto --maxprocesses 8 --dist loadfile -m 'not alone'
+	$(TESTED) -m alone
 
 test-bytes: $(VENV)/.dev
 	EDGE_TEST_BYTES=all $(BIN)/python -m pytest -o timeout=3600 tests/device/test_bytes.py

@@ -111,10 +111,13 @@ class Module:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                compile(text, "fault", "exec", dont_inherit=True)
+                tree = ast.parse(text)
+                if ast.dump(tree) == self._meaning:
+                    return False
+                compile(tree, "fault", "exec", dont_inherit=True)
             except (SyntaxError, SyntaxWarning):
                 return False
-        return ast.dump(ast.parse(text)) != self._meaning
+        return True
 
     def _start(self, node: ast.expr | ast.stmt | ast.keyword) -> int:
         return self._starts[node.lineno - 1] + node.col_offset

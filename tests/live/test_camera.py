@@ -21,6 +21,7 @@ from edge.errors import ConfigurationError
 from edge.senses.camera import Camera
 from edge.senses.ingest import CREDENTIAL, given_address
 
+pytestmark = pytest.mark.alone
 HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"
 DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"

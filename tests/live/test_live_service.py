@@ -11,6 +11,7 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import pytest
 from supervisor import TIMEOUT_S, Supervisor
 from test_microphone import RATE_HZ, pulse  # noqa: F401  a fixture
 from test_supervised import statuses, supervised  # noqa: F401  a fixture
@@ -20,6 +21,7 @@ from build_engine.bundle import build_bundle
 from edge.client import Client
 from edge.senses.media import check, mono_blocks
 
+pytestmark = pytest.mark.alone
 pytest_plugins = ["media"]
 STREAM = Path(__file__).with_name("barcode_stream.py")
 ASSETS = Path(__file__).parents[1] / "assets"

@@ -55,6 +55,7 @@ def health_s(path: Path, done: threading.Event) -> list[float]:
     return times_s
 
 
+@pytest.mark.alone
 def test_others_are_served_while_a_bomb_is_decoded_and_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(decoder, "MAX_CPU_S", {"picture": 1, "sound": 1, "film": 1})
     path = tmp_path / "edge.sock"

@@ -18,6 +18,7 @@ from supervisor import TIMEOUT_S, Supervisor
 from edge.client import Client, Finished
 from edge.errors import CapacityError, SocketError
 
+pytestmark = pytest.mark.alone
 pytest_plugins = ["media"]
 WEDGED = Path(__file__).with_name("wedged_edge.py")
 MAX_DRAIN_S = 5.0

@@ -534,6 +534,7 @@ def test_a_question_after_the_end_is_refused_at_once(make):
     assert loop.n_turns == 0
 
 
+@pytest.mark.alone
 def test_sources_that_take_their_time_to_close_do_not_add_up(make, monkeypatch):
     monkeypatch.setattr("edge.session.loop.FEED_JOIN_S", 0.4)
     loop, released = make(), threading.Event()

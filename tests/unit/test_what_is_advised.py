@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import ast
-import io
 import itertools
 import json
 import re
 import shlex
-import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -70,9 +68,8 @@ def texts(path: Path) -> Iterator[str]:
             yield "".join(str(part) for part in parts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield re.sub(r"\\\n\s*", " ", node.value)
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.string
+    # Of a string with the sign in it, too: the tokenizer would know, and takes ten times as long.
+    yield from (line.partition("#")[2] for line in text.splitlines() if "#" in line)
 
 
 @cache
