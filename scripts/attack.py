@@ -60,7 +60,9 @@ N_HTTP, N_WEBSOCKETS, PIPELINED = 2, 1, 16
 """Connections of an attacker, and how many messages are under way on each."""
 CORPUS = 1500
 """Messages that an attacker makes before each block; each is sent with a new nonce every time."""
-BLOCK_S = 5.0
+ATTACKERS_NICE = 10
+BLOCK_S, CONTROL_PART = 6.0, 3
+"""Of the attack; the control's are a third of it."""
 WATCHDOG_S = 20.0
 """As in jetson/edge.service."""
 REPLY_S = 60.0
@@ -434,6 +436,7 @@ def _send(sock: socket.socket, parts: list[bytes]) -> None:
 
 def attack(words: dict[str, Any]) -> None:
     """Be an attacker."""
+    os.nice(ATTACKERS_NICE)  # in both phases: what is measured is the service, not their own work
     become(words["role"])
     Attacker(words["role"], words["addresses"], words["seed"]).run()
 
@@ -702,7 +705,8 @@ def _blocks(
                 wanted = rates["attack"][-1] if measured else per_s
                 crowd.tell(phase, wanted)
                 block_s = time.monotonic()
-                while (now_s := time.monotonic()) < block_s + arguments.block_s:
+                part = 1 if phase == "attack" else CONTROL_PART
+                while (now_s := time.monotonic()) < block_s + arguments.block_s / part:
                     time.sleep(0.5)
                     if running.poll() is None:
                         resident.append((now_s - began_s, resident_mb(running.pid)))

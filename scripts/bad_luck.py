@@ -50,7 +50,7 @@ LOOK_S = 0.05
 """From one look at a service to the next."""
 SLOW_BYTES_PER_S = 1 << 20
 STOPPED_S = 30.0
-SPARE_MIB = (0, 16)
+SPARE_MIB = (16, 0)
 """A running process is given so much more memory than it has."""
 REBASE_SHARE = 4
 SETTINGS = """
@@ -480,9 +480,12 @@ def memory_at_start(place: Place) -> tuple[str, dict[str, Any]]:
 
 
 def memory_while_running(place: Place) -> tuple[str, dict[str, Any]]:
-    """A turn may fail, the service lives, and answers again when there is memory."""
+    """A turn may fail; the service lives, and answers again when there is memory. What a library
+    of others does without memory may end it: then as with kill -9."""
     service = place.run().perceiving()
     service.ask()
+    answered_s = [time.monotonic()]
+    service.perceiving(int(3 * FLUSH_S) + 1)
     pid, infinity = service.process.pid, resource.RLIM_INFINITY
     outcomes: Counter[str] = Counter()
     for spare_mib in SPARE_MIB:
@@ -497,8 +500,10 @@ def memory_while_running(place: Place) -> tuple[str, dict[str, Any]]:
             except EdgeError as error:
                 outcomes[f"{name}: {error}"] += 1
             if service.process.poll() is not None:
-                code, log = service.process.returncode, service.log[-400:]
-                raise LostError(f"{name}, {spare_mib} MiB to spare: it ended with {code}: {log}")
+                found, figures = _kept_until(place, answered_s, time.monotonic(), place.run)
+                code = service.process.returncode
+                ended = f"{name}, {spare_mib} MiB more than it had: it ended with {code}"
+                return f"{dict(outcomes)}; {ended}; {found}", {"outcomes": outcomes, **figures}
         resource.prlimit(pid, resource.RLIMIT_AS, (infinity, infinity))
     after_s = service.ask()
     service.stop()
@@ -544,6 +549,13 @@ def killed(place: Place, *, in_rebase: bool = False) -> tuple[str, dict[str, Any
         service.perceiving(int(3 * FLUSH_S) + 1)
     killed_s = time.monotonic()
     service.kill()
+    return _kept_until(place, answered_s, killed_s, run)
+
+
+def _kept_until(
+    place: Place, answered_s: list[float], killed_s: float, run: Callable[..., Any]
+) -> tuple[str, dict[str, Any]]:
+    """Of a service that was ended: what is recorded, and whether the next goes on beside it."""
     paths = files_of(place.recorded)
     (report,) = place.replayed(*paths)
     n_told = sum(killed_s - at_s > 2 * FLUSH_S for at_s in answered_s)

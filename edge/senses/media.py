@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import mmap
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -285,7 +286,10 @@ def _require_memory() -> None:
     Raises:
         MemoryError: there is too little.
     """
-    bytearray(_SPARE_BYTES)  # zeros that the kernel has not made yet
+    try:
+        mmap.mmap(-1, _SPARE_BYTES).close()  # none of its pages is made
+    except OSError as error:
+        raise MemoryError from error
 
 
 def _opened(file: Source) -> InputContainer:

@@ -313,7 +313,8 @@ def asked(question: Question, usual: Question | None) -> dict[str, str]:
         return node if isinstance(node, dict | str | int | float | None) else repr(node)
 
     def of(one: Question) -> dict[str, str]:
-        said = {field.name: json.dumps(shown(getattr(one, field.name))) for field in fields(one)}
+        names = [field.name for field in fields(one) if field.name != "user"]  # who runs this
+        said = {name: json.dumps(shown(getattr(one, name))) for name in names}
         return {name: brief(text) for name, text in said.items()}
 
     before = {} if usual is None else of(usual)

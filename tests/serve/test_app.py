@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -84,6 +85,7 @@ def test_the_stock_sdk_gets_an_answer(path):
     assert completion.edge["first_token_ms"] == 40.0
     assert again.id != completion.id
     first, second = session.questions
+    assert first.user == second.user == f"user {os.getuid()}"
     assert first.messages[0].content == "Was steht da? 🤖"
     assert (first.max_tokens, first.sampling.top_k, first.thinking) == (9, 4, True)
     assert [message.role for message in second.messages] == ["user", "assistant", "user"]

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import threading
 import time
 import wave
@@ -163,6 +164,7 @@ def test_the_stock_async_sdk_talks_text(path):
     session = ScriptedSession(answer("Left", "."))
     with served(path, session):
         assert asyncio.run(talk()) == (["Left", "."], "completed")
+    assert session.questions[0].user == f"user {os.getuid()}"
     assert session.questions[0].messages[0].content == "One word."
 
 
