@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -313,3 +314,41 @@ def test_a_repeated_recording_goes_on(clips):
     first_of_second = frames[len(once)]
     assert first_of_second.capture_ns == once[0].capture_ns + recording.duration_ns
     assert (first_of_second.pixels == once[0].pixels).all()
+
+
+def test_repeated_sound_goes_on_without_a_gap(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", tone(4000, 16_000))
+    clock, once = VirtualClock(), whole(played_chunks(path))
+    again = Repeated(Recording.open(path), clock, START_NS)
+    chunks = []
+    for chunk in again.chunks():
+        assert clock.now_ns() == chunk.capture_ns + len(chunk.samples) * 62_500
+        chunks.append(chunk)
+        if len(chunks) == 7:
+            again.close()
+    starts = [0, 1600, 3200, 4000, 5600, 7200, 8000]
+    assert [chunk.capture_ns for chunk in chunks] == [START_NS + n * 62_500 for n in starts]
+    np.testing.assert_array_equal(whole(chunks), np.concatenate([once, once, once[:1600]]))
+    assert list(again.chunks()) == []
+
+
+def test_what_is_lost_is_counted_over_all_repetitions(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", shades(5), range(0, 500, 100), "yuvj420p", "mjpeg")
+    data = bytearray(path.read_bytes())
+    third = list(re.finditer(rb"00dc(?!\0{4})(....)", data, re.DOTALL))[2]
+    n_bytes = int.from_bytes(third[1], "little")
+    data[third.end() : third.end() + n_bytes] = bytes(n_bytes)
+    path.write_bytes(data)
+    recording = Recording.open(path)
+    once = recording.video(VirtualClock(), START_NS, 1000)
+    assert once is not None
+    assert [frame.frame_id for frame in once.frames()] == [0, 1, 2, 3]  # whole ones are counted
+    assert once.n_lost == 1
+    again = Repeated(recording, VirtualClock(), START_NS, 1000)
+    ids = []
+    for frame in again.frames():
+        ids.append(frame.frame_id)
+        if len(ids) == 8:
+            again.close()
+    assert ids == list(range(8))
+    assert again.n_lost == 2
