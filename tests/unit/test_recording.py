@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from make_media import (
     QUARTER_TURNS,
     copy_streams,
+    damage_avi,
     turn_mp4,
+    write_film,
     write_float_wav,
     write_sound,
     write_video,
@@ -249,20 +249,9 @@ def test_holes_are_filled_with_silence(tmp_path: Path) -> None:
     np.testing.assert_allclose(sound, expected, rtol=0, atol=1e-6)
 
 
-def test_sound_that_starts_late_is_stamped_late(clips: Path, tmp_path: Path) -> None:
-    path = tmp_path / "late.mkv"
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("ffv1", rate=10)
-        video.width, video.height, video.pix_fmt = 48, 32, "bgr0"
-        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
-        for i, pixels in enumerate(shades(5)):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, 10)
-            container.mux(video.encode(frame))
-        heard = av.AudioFrame.from_ndarray(tone(1600, 16_000)[None], format="s16", layout="mono")
-        heard.sample_rate, heard.pts, heard.time_base = 16_000, 4000, Fraction(1, 16_000)
-        container.mux(sound.encode(heard))
-        container.mux([*video.encode(None), *sound.encode(None)])
+def test_sound_that_starts_late_is_stamped_late(tmp_path: Path) -> None:
+    sound = tone(1600, 16_000)
+    path = write_film(tmp_path / "late.mkv", shades(5), sound, Fraction(1, 4))
     assert [chunk.capture_ns for chunk in played_chunks(path)] == [START_NS + 250_000_000]
     assert times_ms(played_frames(path)) == [0, 100, 200, 300, 400]
 
@@ -334,11 +323,7 @@ def test_repeated_sound_goes_on_without_a_gap(tmp_path: Path) -> None:
 
 def test_what_is_lost_is_counted_over_all_repetitions(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", shades(5), range(0, 500, 100), "yuvj420p", "mjpeg")
-    data = bytearray(path.read_bytes())
-    third = list(re.finditer(rb"00dc(?!\0{4})(....)", data, re.DOTALL))[2]
-    n_bytes = int.from_bytes(third[1], "little")
-    data[third.end() : third.end() + n_bytes] = bytes(n_bytes)
-    path.write_bytes(data)
+    damage_avi(path, 2)
     recording = Recording.open(path)
     once = recording.video(VirtualClock(), START_NS, 1000)
     assert once is not None
