@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from make_media import write_video, write_wav
+from make_media import write_sound, write_video, write_wav
 
 from edge.errors import ConfigurationError
 from edge.senses import ingest
@@ -128,6 +128,27 @@ def test_a_reader_is_given_the_camera_s_packets_as_they_are(camera, stream):
     given = packets(str(stream))
     assert len(given) == N_PICTURES
     assert taken(camera.readers[0]) == given
+
+
+def test_its_sound_is_left_out(camera, stream, tmp_path):
+    """Whichever of the two comes first in the camera's own stream."""
+    write_sound(tmp_path / "a.mp2", [(0, np.ones(8 * 1152, np.int16))], 16_000, "mp2")
+    camera.path = tmp_path / "both.ts"
+    with (
+        av.open(str(tmp_path / "a.mp2")) as sound,
+        av.open(str(stream)) as video,
+        av.open(str(camera.path), "w") as both,
+    ):
+        for old in (sound, video):
+            both.add_stream_from_template(old.streams[0])
+        for old, new in zip((sound, video), both.streams, strict=True):
+            for packet in old.demux(0):
+                if packet.dts is not None:
+                    packet.stream = new
+                    both.mux(packet)
+    camera.connect()
+    camera.hand_on()
+    assert taken(camera.readers[0]) == packets(str(stream))
 
 
 def test_a_packet_leaves_before_the_next_one_comes(camera):
