@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import wave
 from collections.abc import Sequence
@@ -73,6 +74,37 @@ def write_sound(
             for converted in to_format.resample(frame):
                 container.mux(stream.encode(converted))
         container.mux(stream.encode(None))
+    return path
+
+
+def write_film(
+    path: Path, frames: Sequence[NDArray[np.uint8]], samples: NDArray[np.int16], late_s: Fraction
+) -> Path:
+    """Ten RGB frames [H, W, 3] a second, and 16 kHz sound that begins later than they do."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("ffv1", rate=10)
+        video.height, video.width, _ = frames[0].shape
+        video.pix_fmt = "bgr0"
+        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for i, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            container.mux(video.encode(frame))
+        heard = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        heard.sample_rate, heard.time_base = 16_000, Fraction(1, 16_000)
+        heard.pts = round(16_000 * late_s)
+        container.mux(sound.encode(heard))
+        container.mux([*video.encode(None), *sound.encode(None)])
+    return path
+
+
+def damage_avi(path: Path, number: int) -> Path:
+    """A file of `write_video` whose frame of this number is zeros, in JPEG and AVI."""
+    data = bytearray(path.read_bytes())
+    frame = list(re.finditer(rb"00dc(?!\0{4})(....)", data, re.DOTALL))[number]
+    n_bytes = int.from_bytes(frame[1], "little")
+    data[frame.end() : frame.end() + n_bytes] = bytes(n_bytes)
+    path.write_bytes(data)
     return path
 
 

@@ -15,7 +15,6 @@ from build_engine.graphs.onnx_ops import Graph
 from build_engine.graphs.vision import pixel_shuffle, vision_model
 from edge.engines.engine import MAX_AUDIO_FRAMES
 from edge.engines.onnx_runtime import onnxruntime
-from edge.features.positions import interpolation_weights
 from edge.types import Float32
 
 
@@ -83,40 +82,3 @@ def test_pixel_shuffle_joins_2_x_2_blocks() -> None:
     grid = np.arange(8, dtype=np.float32).reshape(1, 8, 1)
     out = run(graph, graph.reshape(shuffled, 1, 1, -1, 4), x=grid, row=np.zeros(4, np.float32))
     assert out[0, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
-
-
-TABLE = 10.0 * np.arange(4)[:, None] + np.arange(4)
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "expected"),
-    [
-        (2, 3, [[1.8333, 3.1667, 4.5], [15.1667, 16.5, 17.8333]]),
-        (
-            6,
-            2,
-            [[0, 0.5], [5, 5.5], [11.6667, 12.1667], [18.3333, 18.8333], [25, 25.5], [30, 30.5]],
-        ),
-        (4, 4, TABLE.tolist()),
-        (4, 2, TABLE[:, :2].tolist()),
-    ],
-)
-def test_interpolation_weights(rows: int, columns: int, expected: list[list[float]]) -> None:
-    side = max(rows, columns)
-    by_row, by_column = (interpolation_weights(n, side, 4) for n in (rows, columns))
-    np.testing.assert_allclose(by_row @ TABLE @ by_column.T, expected, atol=5e-5)
-
-
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 7), (128, 128), (8, 136), (136, 136)])
-def test_interpolation_weights_average(n: int, m: int) -> None:
-    weights = interpolation_weights(n, m, 128)
-    assert weights.shape == (n, 128)
-    assert weights.dtype == np.float32
-    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
-    assert (weights >= 0).all()
-    assert ((weights > 0).sum(axis=1) <= 2).all()
-
-
-def test_interpolation_weights_refuse_a_crop_larger_than_the_square() -> None:
-    with pytest.raises(ValueError, match="an axis of 5 patches"):
-        interpolation_weights(5, 4, 16)

