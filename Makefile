@@ -15,7 +15,7 @@ test test-oracle test-sanitize test-latest fuzz fuzz-api attack coverage: export
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb test-systemd fuzz lint \
         lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
         test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-files fuzz-api \
-        fuzz-recordings attack attacked bad-luck
+        fuzz-recordings attack attacked bad-luck bench-start
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo "make attack [N=1000000] [RATE=3000] [SEED=1]  hostile messages by four roles, beside a neighbour"
 	@echo "make fuzz-recordings [N=1000] [SEED=1]  recordings that are changed in many ways"
 	@echo "make bad-luck     full, read-only and slow disks, kill -9 and others: what is kept"
+	@echo "make bench-start [GB=18] [ROUNDS=3]  from the process's start to READY, nothing of the bundle cached"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make lock [UPGRADE=1]  renew locks/: the versions and hashes that all of these install"
 	@echo "make check-lock   whether all of locks/ is there for each Python, on the boards and on a PC"
@@ -218,6 +219,10 @@ fuzz-recordings: build/demo/bundle/manifest.json
 
 bad-luck: build/demo/bundle/manifest.json
 	$(BIN)/python scripts/bad_luck.py build/demo/bundle tests/assets/session/session.mp4 --json
+
+# Needs as much disk as the bundle has, and removes it.
+bench-start: $(VENV)/.dev
+	$(BIN)/python scripts/bench_start.py --gb "$(or $(GB),18)" --rounds "$(or $(ROUNDS),3)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -18,8 +18,9 @@ from build_engine.encoder_graphs import write_encoders
 from build_engine.signing import SecretKey, signature_of
 from build_engine.survey import require_sound
 from build_engine.verify import check_prompts, verify, write_self_check
-from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest, file_entry
+from edge.engines.bundle import DECODER_WEIGHTS, FORMAT, MANIFEST, Bundle, Manifest
 from edge.engines.cpu import CpuEngine
+from edge.engines.hashing import file_entry
 from edge.model.tokenizer import TEMPLATE, read_template
 
 Progress: TypeAlias = Callable[[str, int, int], None]

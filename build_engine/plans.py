@@ -23,9 +23,10 @@ from build_engine.graphs.weight_formats import BFLOAT16
 from build_engine.isolated import compile_isolated, require
 from build_engine.profiles import profiles_of
 from edge import advice
-from edge.engines.bundle import PLAN_SUFFIX, Bundle, Manifest, Plans, file_entry
+from edge.engines.bundle import PLAN_SUFFIX, Bundle, Manifest, Plans
 from edge.engines.choose import open_cuda
 from edge.engines.encoders import AUDIO, VISION
+from edge.engines.hashing import file_entry
 from edge.engines.optional import load
 from edge.engines.plan import check_tensorrt
 from edge.engines.safetensors import Layout

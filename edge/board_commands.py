@@ -44,7 +44,8 @@ def doctor(arguments: argparse.Namespace) -> None:
             raise
     looked = [examine(arguments.bundle, try_it=arguments.try_it, trusted_keys=keys)]
     if arguments.bundle in (None, service_checks.INSTALLED):
-        looked.append(service_checks.examine_service(service_checks.unit_state()))
+        state, start = service_checks.unit_state(), service_checks.last_start()
+        looked.append(service_checks.examine_service(state, start=start))
     checks = []
     for check in chain.from_iterable(looked):
         checks.append(check)

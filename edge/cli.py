@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import edge
 from edge import advice, board_commands
@@ -19,6 +19,9 @@ from edge.commands import add_commands
 from edge.config import load_config
 from edge.errors import ConfigurationError, DeviceError, EdgeError, MediaError, ReplayError
 from edge.wire import DEFAULT_SOCKET
+
+if TYPE_CHECKING:
+    from edge.engines.checked import Checking
 
 EXIT_USAGE, EXIT_IO_ERROR = 2, 74
 
@@ -32,6 +35,17 @@ def demo(_: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Perceive and answer until stopped (SIGTERM or Ctrl-C)."""
+    from edge.engines.checked import Checking
+    from edge.notify import runtime_folder
+    from edge.startup import SWITCH_INTERVAL_S
+
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # First of all, so that its bytes are hashed while everything else is imported.
+    with Checking(arguments.bundle, runtime_folder(os.environ)) as checking:
+        _run(arguments, checking)
+
+
+def _run(arguments: argparse.Namespace, checking: Checking) -> None:
     # Only this command needs the runtime's packages; a client works without them.
     from edge import service
     from edge.engines.choose import Choice
@@ -58,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         senses = service.open_senses(
             *given_senses, sound=not arguments.no_sound, repeat=arguments.repeat
         )
-        service.run(arguments.bundle, config, senses, choice, arguments.record, reload, listener)
+        service.run(checking, config, senses, choice, arguments.record, reload, listener)
     except EdgeError as error:
         if listener is not None and error.exit_code == ConfigurationError.exit_code:
             n_told = tell_waiting(listener, error)

@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from aiohttp import web
 from edge.clock import Clock, MonotonicClock
 from edge.config import Config, Perception, Record, for_model, without_restart
 from edge.engines.bundle import Bundle, prompts, refusing
-from edge.engines.checked import open_bundle
+from edge.engines.checked import Checking
 from edge.engines.choose import Choice, opened
 from edge.engines.engine import AnyEngine
 from edge.engines.self_check import warm_up
@@ -32,7 +31,7 @@ from edge.features.evs import CausalPruner
 from edge.model.grammars import LIVE_S, Vocabulary, vocabulary
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
-from edge.notify import Notifier, runtime_folder
+from edge.notify import Notifier
 from edge.pulse import Pulse
 from edge.senses.address import without_secrets
 from edge.senses.camera import Camera, is_live
@@ -60,9 +59,6 @@ log = logging.getLogger(__name__)
 
 DRAIN_S, DRAIN_LOOK_S = 2.5, 0.02
 """At the end the answers under way may take so long; how often to look whether they are done."""
-SWITCH_INTERVAL_S = 0.0002
-"""A thread that computes in Python lets another in after so long: the socket's sends a token while
-the loop's goes on. Python's own 5 ms would be most of the time between two tokens."""
 VIDEO, AUDIO = "video", "audio"
 """What the command line's recordings are called; their evidence names the file."""
 
@@ -138,7 +134,7 @@ def _recording(source: str, need: Track) -> Recording:
 
 
 def run(
-    bundle_path: Path,
+    checking: Checking,
     config: Config,
     senses: Senses,
     choice: Choice,
@@ -149,6 +145,7 @@ def run(
     """Serve until SIGTERM or SIGINT.
 
     Args:
+        checking: of the bundle.
         choice: of the engine.
         record: file to write the session to, in place of the settings' folder.
         reload: reads the settings again, at SIGHUP.
@@ -156,7 +153,6 @@ def run(
     Raises:
         EdgeError: the service cannot start, or its engine failed.
     """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     notifier = Notifier.of(os.environ)
     startup = Startup(notifier)
     path = Path(config.socket.path)
@@ -172,10 +168,8 @@ def run(
 
                 clock = RecordedClock(clock)
                 recorder = stack.enter_context(_recorder(record, config.record, clock))
-            startup.stage("bundle", f"checking every byte of {bundle_path}")
-            bundle = open_bundle(
-                bundle_path, runtime_folder(os.environ), trusted_keys=config.bundle.trusted_keys
-            )
+            startup.stage("bundle", f"checking every byte of {checking.path}")
+            bundle = checking.open(config.bundle.trusted_keys)
             if bundle.signed:
                 log.info("event=signed_bundle key=%s", bundle.signed.key_id)
             startup.stage("engine", f"loading {bundle.manifest.name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -42,16 +43,32 @@ def unit_state() -> dict[str, str]:
     return state if state.get("LoadState") == "loaded" else {}
 
 
-def examine_service(state: Mapping[str, str], settings: Path = SETTINGS) -> Iterator[Check]:
+def last_start() -> str:
+    """What the journal has of the unit's last start since the machine's; empty: nothing for us."""
+    if not shutil.which("journalctl"):
+        return ""
+    words = f"journalctl --unit={UNIT} --boot --grep=event=ready --lines=1 --output=cat --quiet"
+    return subprocess.run(words.split(), capture_output=True, text=True, check=False).stdout
+
+
+def examine_service(
+    state: Mapping[str, str], settings: Path = SETTINGS, start: str = ""
+) -> Iterator[Check]:
     """Look at everything.
 
     Args:
         state: of its unit; empty yields nothing.
         settings: its file.
+        start: what it logged when it was ready.
     """
     if not state:
         return
     yield _unit(state)
+    stages = re.findall(r"(\w+)_s=(\d+\.\d+)", start)
+    if stages:
+        (_, total), *parts = stages
+        found = ", ".join(f"{name} {float(seconds):.1f}" for name, seconds in parts)
+        yield Check("last start", "ok", f"{float(total):.1f} s: {found}")
     try:
         config = load_config(settings)
     except ConfigurationError as error:

@@ -15,6 +15,12 @@ _START_FIELD = 19
 """Of /proc/self/stat behind the command's name: the start, in ticks since boot."""
 
 
+SWITCH_INTERVAL_S = 0.0002
+"""A thread that computes in Python lets another in after so long: the socket's sends a token while
+the loop's goes on, and those that hash take the next block while others import. Python's own 5 ms
+would be most of the time between two tokens, and as long as a block takes."""
+
+
 class Startup:
     """The stages of one start. The first, `imports`, began with the process."""
 

@@ -46,10 +46,10 @@ from edge.model.spec import model_spec
 from edge.model.tokenizer import Tokenizer
 from edge.serve import unix_socket
 from edge.serve.app import make_app, serving
-from edge.service import SWITCH_INTERVAL_S
 from edge.session.live_prompt import LivePrompt
 from edge.session.loop import LiveLoop
 from edge.session.turn import AnswerEvent, Done, Question, Turn
+from edge.startup import SWITCH_INTERVAL_S
 from edge.types import Float32
 
 MODEL = "zero-cost"

@@ -9,7 +9,6 @@ else lies in the folder is told and left alone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -21,6 +20,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from edge.engines import signature
+from edge.engines.hashing import MANIFEST as MANIFEST
+from edge.engines.hashing import FileEntry, Hashing
 from edge.engines.layout import difference
 from edge.engines.onnx_files import check_external_data
 from edge.engines.safetensors import SafetensorsFile
@@ -34,7 +35,6 @@ from edge.model.tokenizer import TEMPLATE, Tokenizer
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-MANIFEST = "manifest.json"
 DECODER_WEIGHTS = "decoder.safetensors"
 SELF_CHECK = "selfcheck.npz"
 TOKENIZER = "tokenizer.json"
@@ -45,14 +45,6 @@ FILES = frozenset(
 """Each bundle has these."""
 PLAN_SUFFIX = ".plan"
 REBUILD = "build it again with `build-engine bundle`"
-HASH_BLOCK_BYTES = 1 << 22
-
-
-class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file of the bundle must be."""
-
-    n_bytes: int
-    sha256: str
 
 
 class Plans(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,24 +94,6 @@ class _FormatOnly(msgspec.Struct):
     format: int
 
 
-def file_entry(path: Path, *, give_back: bool = False) -> FileEntry:
-    """Measure a file, which is no symbolic link.
-
-    Args:
-        give_back: leave nothing of it in the page cache.
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open_regular(path, follow=False) as file:
-        n_bytes = os.fstat(file.fileno()).st_size
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-            if give_back:
-                os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
-    return FileEntry(n_bytes, digest.hexdigest())
-
-
 class OneBlock(Mapping[str, NDArray[Any]]):
     """A mapped file's tensors, of which one block's stay in memory at a time."""
 
@@ -152,6 +126,7 @@ class Bundle:
         release_cache: bool = False,
         trusted_keys: Collection[str] = (),
         has_self_check: bool = True,
+        hashing: Hashing | None = None,
     ) -> None:
         """Open the folder `path` and check every byte of it against the manifest, and every tensor
         against the sizes of the model.
@@ -163,11 +138,12 @@ class Bundle:
             trusted_keys: minisign's public keys, of which one must have signed the manifest; none
                 takes any bundle.
             has_self_check: False for one whose builder has not come to it yet.
+            hashing: of its files, where that was begun before; it is closed at the end.
         Raises:
             BundleError: it is absent, incomplete, changed, of a newer format, or signed by nobody
                 who is trusted.
         """
-        self.path, self._check_hashes = path, check_hashes
+        self.path = path
         content = _manifest_bytes(path)
         self.signed: signature.Signed | None = None
         """By whom, where there are keys to trust."""
@@ -177,9 +153,13 @@ class Bundle:
         # a GPU's engine copies: what the cache holds besides is memory that its copy lacks
         self._release_cache = release_cache or self.manifest.plans is not None
         names = list(self.manifest.files)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashing = hashing or Hashing(give_back=self._release_cache)
+        with hashing as hashes, ThreadPoolExecutor(1) as pool:
+            if check_hashes:
+                hashes.begin(path, self.manifest.files)
             tensors = pool.submit(self._check_tensors, has_self_check)  # while others hash
-            for problem in pool.map(self._problem, names):
+            for name in names:
+                problem = self._problem(name, hashes if check_hashes else None)
                 if problem:
                     raise BundleError(*problem)
             self._decoder = tensors.result()
@@ -189,16 +169,16 @@ class Bundle:
         if self.unknown:
             log.warning("event=unknown_files bundle=%s files=%s", path, ",".join(self.unknown))
 
-    def _problem(self, name: str) -> tuple[Path, str, str] | None:
+    def _problem(self, name: str, hashes: Hashing | None) -> tuple[Path, str, str] | None:
         path, expected = self.path / name, self.manifest.files[name]
         try:
             with open_regular(path, follow=False) as file:
                 n_bytes = os.fstat(file.fileno()).st_size
             if n_bytes != expected.n_bytes:
                 return path, f"has {n_bytes} bytes, the manifest says {expected.n_bytes}", REBUILD
-            if not self._check_hashes:
+            if hashes is None:
                 return None
-            sha256 = file_entry(path, give_back=self._release_cache).sha256
+            sha256 = hashes.sha256(path, expected)
         except FileNotFoundError:
             return path, "is missing", REBUILD
         except OSError as error:

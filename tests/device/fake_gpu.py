@@ -12,8 +12,9 @@ from fake_cuda import FakeDriver
 from fake_tensorrt import VERSION, FakeTensorRT
 
 from build_engine.bundle import save_manifest
-from edge.engines.bundle import MANIFEST, Bundle, Manifest, Plans, file_entry
+from edge.engines.bundle import MANIFEST, Bundle, Manifest, Plans
 from edge.engines.cuda import Cuda
+from edge.engines.hashing import file_entry
 from edge.engines.tensorrt import PLANS, DeviceState, TensorrtEngine
 
 COMPILED = Plans(tensorrt=VERSION, compute_capability="8.7", max_past_rows=640)

@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
 from fake_tensorrt import FakeTensorRT
+from page_cache import drop, n_cached
 
 from build_engine import plans
-from edge.engines.bundle import Bundle, file_entry
+from edge.engines.bundle import Bundle
 from edge.engines.cuda import Cuda
+from edge.engines.hashing import PART_BYTES, file_entry
 from edge.engines.plan import Plan
 from edge.engines.plan_memory import Memory, load_weights
 from edge.engines.safetensors import SafetensorsFile, write_safetensors
 from edge.errors import ConfigurationError
 
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def n_cached(path: Path) -> int:
-    """Pages of a file that the kernel holds in memory."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
-        first = ctypes.c_ubyte.from_buffer(mapped)
-        address = ctypes.c_void_p(ctypes.addressof(first))
-        assert libc.mincore(address, ctypes.c_size_t(len(mapped)), pages) == 0
-        del first
-    return sum(page & 1 for page in pages)
-
 
 def on_disk(path: Path) -> None:
     """Write a file out, and see that this filesystem can do without its pages."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if n_cached(path):
+    if drop(path):
         pytest.skip("this filesystem is in memory")
 
 
-def test_a_hashed_file_leaves_if_it_is_told_to(tmp_path):
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 1 << 20])
+def test_a_hashed_file_leaves_if_it_is_told_to(tmp_path, monkeypatch, part_bytes):
+    """Neither of one part nor of several, though the kernel reads ahead behind the end of each."""
+    monkeypatch.setattr("edge.engines.hashing.PART_BYTES", part_bytes)
     path = tmp_path / "file"
     path.write_bytes(bytes(9_000_000))
     on_disk(path)

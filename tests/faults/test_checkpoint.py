@@ -12,7 +12,8 @@ import pytest
 
 from build_engine import cli as build_cli
 from build_engine.bundle import save_manifest
-from edge.engines.bundle import FORMAT, Bundle, file_entry
+from edge.engines.bundle import FORMAT, Bundle
+from edge.engines.hashing import file_entry
 from edge.engines.safetensors import SafetensorsFile, SafetensorsWriter
 from edge.errors import BundleError
 

@@ -32,8 +32,9 @@ from build_engine.graphs.onnx_ops import Graph
 from build_engine.isolated import ElsewhereError, compile_isolated
 from build_engine.profiles import Profile, decoder_profiles, vision_profiles
 from build_engine.recipe import load_recipe
-from edge.engines.bundle import Bundle, Plans, file_entry
+from edge.engines.bundle import Bundle, Plans
 from edge.engines.cpu import CpuEngine
+from edge.engines.hashing import file_entry
 from edge.engines.tensorrt import PLANS
 from edge.errors import BundleError, ConfigurationError
 from edge.features.pixels import video_grid

@@ -67,9 +67,9 @@ class Supervisor:
         self.heard.append((time.monotonic(), lines))
         return lines
 
-    def wait_for(self, line: str) -> float:
+    def wait_for(self, line: str, timeout_s: float = TIMEOUT_S) -> float:
         """Listen until a message has a line that begins so; when that was."""
-        until_s = time.monotonic() + TIMEOUT_S
+        until_s = time.monotonic() + timeout_s
         while time.monotonic() < until_s:
             lines = self.hear(1.0)
             if lines and any(said.startswith(line) for said in lines):

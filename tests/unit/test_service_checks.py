@@ -57,6 +57,14 @@ def test_its_unit(folder, state, verdict, found):
     assert bool(said[2]) == (verdict != "ok")
 
 
+def test_its_last_start_by_stages(folder):
+    line = "event=ready socket=/run/edge/edge.sock model=a_b startup_s=21.336 imports_s=1.250"
+    settings = folder / "none"
+    found = {c.name: c.found for c in examine_service(ACTIVE, settings, f"{line} bundle_s=20.086")}
+    assert found["last start"] == "21.3 s: imports 1.2, bundle 20.1"
+    assert "last start" not in {c.name for c in examine_service(ACTIVE, settings)}
+
+
 def test_wrong_settings_are_listed(folder):
     said = checks(folder, "[perception]\nfps = -1\nvolume = 3\n")
     assert said["settings"][0] == "failure"
