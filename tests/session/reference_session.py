@@ -102,6 +102,8 @@ LADDER = (
 CALL_TOKENS, WORTHWHILE_TOKENS = 256, 128
 """The longest prefill; what makes one worth its floor."""
 CLIPS_WAITING, SOUND_WAITING = 8, 30 * 16_000
+MANY_PROCESSES = 1 << 10
+"""That follow formats: the session's, and as many for what is compared with it."""
 PATIENCE_NS, TENTATIVE_NS, UNSEEN_NS = 5 * NS_PER_S, NS_PER_S, NS_PER_S
 LONG_GAP_NS, JITTER_NS = 2 * NS_PER_S, 50_000_000
 HELD_NS, GONE_NS = 60 * NS_PER_S, 30 * NS_PER_S
@@ -1411,7 +1413,9 @@ class Reference:
         if not turn.grammar:
             return None
         size, stops = self.spec.decoder.vocab_size, (self.tokenizer.special.turn_end,)
-        return Constraint(vocabulary(self.tokenizer, size, stops), turn.grammar)
+        tokens = vocabulary(self.tokenizer, size, stops)
+        tokens._max_lines = MANY_PROCESSES
+        return Constraint(tokens, turn.grammar)
 
     def _freshness(self, sense: Sense, line: Line) -> Freshness:
         modality: Any = "audio" if sense.hears else "video"

@@ -278,7 +278,6 @@ def _options(random: Random) -> dict[str, Any]:
         ("media", 0.1, (("picture",), ("wide", "sound"), ("sound",), ("noise",))),
         ("grammar", 0.08, ("choice", "word", "frame", "frame or not", "call")),
         ("channel", 0.3, ("operator",)),
-        ("user", 0.6, ("user 1", "user 2")),
         ("tools", 0.08, (True,)),
     ):
         if random.random() < share:
@@ -291,6 +290,7 @@ def _options(random: Random) -> dict[str, Any]:
         options.pop("thinking", None)
     if options.get("consistency"):
         options.pop("thinking", None)
+    options["user"] = ("", "user 1", "user 2")[len(options) % 3]
     return options
 
 
