@@ -256,7 +256,8 @@ test-install: $(VENV)/.demo
 test-deb: $(VENV)/.demo
 	sh tests/install/in_debian.sh $(BIN)/build-engine
 
-# ROWS='boot|reload' runs those whose names match, behind the two that install.
+# ROWS='boot|reload' runs those whose names match, behind the two that install; with JOURNAL_S=1800
+# half an hour of the journal is measured, not two minutes.
 test-systemd: $(VENV)/.demo
 	@sh scripts/install_test_media.sh
 	nice $(BIN)/python tests/systemd/on_systemd.py --rows '$(ROWS)'

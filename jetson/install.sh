@@ -202,9 +202,11 @@ take() {  # for good
     replace "$here/70-edge.rules" "$root/usr/lib/udev/rules.d/70-edge.rules"
     sync -f "$root$new"
     keep=1
+    # What leads through `current` leads nowhere at first: with that link all of it is there at once.
+    link_to /opt/edge/current/bin/edge "$root/usr/bin/edge"
+    [ -e "$root$bundle" ] || link_to /opt/edge/current/bundle "$root$bundle"
     link_to "$new" "$link"
     link_to /opt/edge/current/bundle "$root$bundle"
-    link_to /opt/edge/current/bin/edge "$root/usr/bin/edge"
 }
 if [ -n "$root" ]; then
     take

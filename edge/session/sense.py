@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
@@ -103,8 +104,8 @@ class Sense(Generic[T]):
         """Start the thread that moves items into the ring, at the source's pace."""
         if self._items is None:
             return None
-        thread = threading.Thread(target=self._move, args=(self._items(),), name=self.name)
-        thread.daemon = True
+        parts = (weakref.ref(self), self._items())
+        thread = threading.Thread(target=_move, args=parts, name=self.name, daemon=True)
         thread.start()
         return thread
 
@@ -208,17 +209,35 @@ class Sense(Generic[T]):
             return self._perceiver.flush()
         return None
 
-    def _move(self, items: Iterator[T]) -> None:
-        try:
-            for item in items:
-                self.put(item)
+    def end_with(self, error: Exception | None) -> None:
+        """Say that its source has ended, by an error or not."""
+        if error is None:
             log.info("sense=%s event=ended", self.name)
-        except (EdgeError, MemoryError, OSError) as error:  # the machine lacks something: no defect
+        elif isinstance(error, EdgeError | MemoryError | OSError):  # the machine lacks something
             self.n_failed += 1
             log.error("sense=%s event=failed error=%s", self.name, error)
-        except Exception as defect:  # noqa: BLE001  a thread's top: the loop raises it
-            self.defect = defect
+        else:
+            self.defect = error
         self.end()
+
+
+def _move(found: Callable[[], Sense[T] | None], items: Iterator[T]) -> None:
+    """Put a source's items into its sense, as long as there is one.
+
+    While it waits for the source it holds nothing else: a camera that is silent when the service
+    ends keeps neither session nor engine.
+    """
+    ended_by: Exception | None = None
+    try:
+        for item in items:
+            if (sense := found()) is None:
+                return
+            sense.put(item)
+            del sense
+    except Exception as error:  # noqa: BLE001  a thread's top: the loop raises it
+        ended_by = error
+    if (sense := found()) is not None:
+        sense.end_with(ended_by)
 
 
 def video_sense(

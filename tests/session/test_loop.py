@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -550,6 +552,22 @@ def test_sources_that_take_their_time_to_close_do_not_add_up(make, monkeypatch):
     took_s = time.monotonic() - began_s
     released.set()
     assert 0.4 <= took_s < 1.2
+
+
+def test_a_source_that_is_silent_at_the_end_keeps_nothing_of_the_session(make, monkeypatch):
+    """Its thread cannot be ended, and whatever it held would never be freed."""
+    monkeypatch.setattr("edge.session.loop.FEED_JOIN_S", 0.0)
+    released, silent = threading.Event(), Scripted([])
+    silent.frames = lambda: iter(lambda: released.wait(TIMEOUT_S) and None, None)
+    loop = make(silent)
+    loop.stop()
+    loop.run()
+    watcher = weakref.ref(loop._senses[1]._perceiver)
+    del loop
+    gc.collect()
+    kept = watcher()
+    released.set()
+    assert kept is None
 
 
 def test_what_a_source_gives_before_it_ends_is_taken(make, monkeypatch):

@@ -1,13 +1,10 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -ES
 """What stands for python3 in an install that shall take seconds: `-m venv` and pip copy what a real
 one has made (/src/venv) and put this tree's wheel over it. All else is the real python3's.
 """
 
 import os
-import re
-import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 REAL, MADE = "/usr/bin/python3", Path(os.environ.get("EDGE_MADE", "/src/venv"))
@@ -15,6 +12,9 @@ PIP = "import runpy; runpy.run_path('/src/fast-python', run_name='pip')\n"
 
 
 def make_environment(folder: Path) -> None:
+    import re
+    import shutil  # not where the real one takes over at once
+
     shutil.copytree(MADE, folder, symlinks=True, copy_function=os.link)
     for script in (folder / "bin").iterdir():
         if not script.is_symlink() and b"#!/opt/edge" in script.read_bytes()[:20]:
@@ -27,6 +27,8 @@ def make_environment(folder: Path) -> None:
 def install(wheels: Path) -> None:
     if "EDGE_MADE" in os.environ:
         return
+    import zipfile
+
     (site,) = Path(sys.prefix, "lib").glob("python3*/site-packages")
     (wheel,) = wheels.glob("omni_edge-*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -6,14 +6,17 @@ unpacks, with its wheels), /bundle, /second (another name) and /damaged.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shlex
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import prepare
 from machine import Machine, until
@@ -22,17 +25,30 @@ ASK = 'edge ask "What do you see?" --max-tokens 3 --json'
 FROM_WHEELS = "cd /src && make install PYTHON=/usr/bin/python3 WHEELS=/src/wheels EXTRAS=runtime"
 INSTALL = FROM_WHEELS.replace("/usr/bin/python3", "/src/fast-python")
 """In seconds: the packages are those of the first install, see fast_python.py."""
+FAILED = "systemctl --failed --plain --no-legend"
+UNINSTALL = "sh /src/jetson/uninstall.sh"
+IN_USE = "readlink -f /var/lib/edge/bundle; readlink /opt/edge/current; ls /opt/edge/versions"
+"""What an upgrade changes, and one that is refused does not."""
 SOCKET = "/run/edge/edge.sock"
 USERS = {"olga": "edge", "oskar": "video", "anna": "", "stan": ""}
 """Their groups: an operator, an observer, an admin by name, a stranger."""
 PASSWORD = "open-sesame-7341"
 SETTINGS = "/etc/edge/edge.toml"
+CAMERA = '[[camera]]\nname = "door"\nsource = "unix:/run/edge-ingest/door.sock"\n'
+RECORDED = """
+from pathlib import Path
+from mcap.stream_reader import StreamReader
+for path in Path("/var/lib/edge/recorded").glob("*.mcap"):
+    for record in StreamReader(path.open("rb")).records:
+        print(record)
+"""
+"""Prints all that is in recordings, whose chunks are packed."""
+RECORD = '[record]\nfolder = "/var/lib/edge/recorded"\n'
 JOURNAL_S = float(os.environ.get("JOURNAL_S", "130"))
+"""How much of a day is looked at; JOURNAL_S=1800 for half an hour."""
 MAX_MB_A_DAY = 2.0
 MAX_STOP_S = 10.0
 """The unit's TimeoutStopSec."""
-KILL_FROM = int(os.environ.get("KILL_FROM", "0"))
-"""The installer's lines before it are passed over."""
 
 Row = Callable[["World"], str]
 ROWS: dict[str, Row] = {}
@@ -60,11 +76,16 @@ def row(name: str) -> Callable[[Row], Row]:
     return put
 
 
+def answer(world: World, ask: str = ASK, **how: Any) -> Any:
+    """What it says to a question, with its report."""
+    return json.loads(world.machine.says(ask, **how).splitlines()[-1])
+
+
 def asked(world: World, *, user: str = "root", timeout_s: float = 60) -> float:
     """Ask; how long until the answer is there, s."""
     began_s = time.monotonic()
-    answer = json.loads(world.machine.says(ASK, user=user, timeout_s=timeout_s).splitlines()[-1])
-    assert answer["usage"]["completion_tokens"] > 0, answer
+    said = answer(world, user=user, timeout_s=timeout_s)
+    assert said["usage"]["completion_tokens"] > 0, said
     return time.monotonic() - began_s
 
 
@@ -78,9 +99,28 @@ def set_up(world: World, text: str = "") -> None:
 
 
 def is_active(world: World) -> None:
+    """Its units are, and it answers."""
     for unit in ("edge.service", "edge.socket"):
         state = world.machine.property(unit, "ActiveState")
         assert state == "active", f"{unit} is {state}"
+    asked(world)
+
+
+def nothing(found: str) -> None:
+    """Nothing was found."""
+    assert not found, found
+
+
+def log(world: World, n: int) -> str:
+    """The last lines of the service."""
+    return world.machine.says(f"journalctl -u edge -o cat -n {n}")
+
+
+def refused(world: World, arguments: str = "", timeout_s: float = 300) -> str:
+    """The installer's last word: it goes as far as a refusal."""
+    tried = world.machine.run(f"{INSTALL} {arguments}", check=False, timeout_s=timeout_s)
+    assert tried.returncode, tried.stdout
+    return [line for line in tried.stderr.splitlines() if line.startswith("install:")][-1]
 
 
 def starts(world: World) -> int:
@@ -92,8 +132,7 @@ def starts(world: World) -> int:
 @row("boots")
 def boots(world: World) -> str:
     version = world.machine.says("systemctl --version | head -1")
-    failed = world.machine.says("systemctl --failed --plain --no-legend")
-    assert not failed, failed
+    nothing(world.machine.says(FAILED))
     assert world.machine.says("cat /proc/1/comm") == "systemd"
     return f"{version.split('(')[0].strip()} as process 1, no failed units"
 
@@ -122,9 +161,9 @@ def ready(world: World) -> str:
     wait_s = asked(world)
     status = machine.property("edge.service", "StatusText")
     assert re.search("ready after|context", status), status
-    log = machine.says("journalctl -u edge -o cat | grep event=ready | tail -1")
-    startup = re.search(r"startup_s=\S+", log)
-    assert startup, log
+    said = machine.says("journalctl -u edge -o cat | grep event=ready | tail -1")
+    startup = re.search(r"startup_s=\S+", said)
+    assert startup, said
     return f"{startup[0]}, answered in {wait_s:.1f} s; status {status!r}"
 
 
@@ -155,8 +194,8 @@ def kill_9(world: World) -> str:
 def watchdog(world: World) -> str:
     world.machine.run("systemctl kill -s STOP edge.service")
     wait_s = asked(world, timeout_s=90)
-    log = world.machine.says("journalctl -u edge -o cat -n 60")
-    assert "Watchdog timeout" in log, log
+    said = log(world, 60)
+    assert "Watchdog timeout" in said, said
     return f"watchdog; who waited has its answer after {wait_s:.1f} s"
 
 
@@ -165,7 +204,6 @@ def reload(world: World) -> str:
     machine = world.machine
     set_up(world)
     machine.run("systemctl restart edge")
-    ask = 'edge ask "What do you see?" --json'
     set_up(world, "[perception]\nfps = 1.0\n")
     machine.run(f"sed -i 's/^max_tokens = .*/max_tokens = 2/' {SETTINGS}")
     machine.run("systemctl reload edge")
@@ -176,13 +214,14 @@ def reload(world: World) -> str:
         ),
         6,
     )
-    n_tokens = json.loads(machine.says(ask).splitlines()[-1])["usage"]["completion_tokens"]
+    said = answer(world, 'edge ask "What do you see?" --json')
+    n_tokens = said["usage"]["completion_tokens"]
     assert n_tokens <= 2, n_tokens
     machine.write(SETTINGS, "[answer\n")
     machine.run("systemctl reload edge", check=False)
     until(
         "bad settings are refused",
-        lambda: "event=not_reloaded" in machine.says("journalctl -u edge -o cat -n 20"),
+        lambda: "event=not_reloaded" in log(world, 20),
     )
     set_up(world)
     machine.run("systemctl reload edge")
@@ -298,19 +337,18 @@ def upgrade(world: World) -> str:
 @row("upgrade to a version that is broken")
 def broken_version(world: World) -> str:
     machine = world.machine
-    before = machine.says("readlink /opt/edge/current; ls /opt/edge/versions")
+    before = machine.says(IN_USE)
     folder = machine.path("/src/wheels")
     prepare.own_wheel(folder, prepare.UNPROVEN)
     try:
-        tried = machine.run(INSTALL, check=False, timeout_s=300)
+        said = refused(world)
     finally:
         prepare.own_wheel(folder)
-    assert tried.returncode, tried.stdout
-    after = machine.says("readlink /opt/edge/current; ls /opt/edge/versions")
+    assert "did not become ready" in said, said
+    after = machine.says(IN_USE)
     assert after == before, f"what is broken is kept: {after}"
     is_active(world)
-    asked(world)
-    return repr(next(line for line in tried.stderr.splitlines() if "did not become" in line))
+    return repr(said)
 
 
 @row("another bundle, and back")
@@ -338,18 +376,14 @@ def other_bundle(world: World) -> str:
 @row("upgrade with a damaged bundle")
 def bad_bundle(world: World) -> str:
     machine = world.machine
-    before = machine.says("readlink -f /var/lib/edge/bundle; readlink /opt/edge/current")
+    before = machine.says(IN_USE)
     pid = machine.property("edge.service", "MainPID")
-    tried = machine.run(f"{INSTALL} BUNDLE=/damaged", check=False, timeout_s=300)
-    assert tried.returncode, tried.stdout
-    after = machine.says("readlink -f /var/lib/edge/bundle; readlink /opt/edge/current")
+    said = refused(world, "BUNDLE=/damaged")
+    after = machine.says(IN_USE)
     assert after == before, after
     assert machine.property("edge.service", "MainPID") == pid, "the service was restarted for it"
-    assert "damaged" not in machine.says("ls /var/lib/edge/bundles")
-    left = machine.says("find /var/lib/edge -name '*.new*'")
-    assert not left, left
+    nothing(machine.says("find /var/lib/edge -name '*.new*' -o -name '*damaged*'"))
     asked(world)
-    said = [line for line in tried.stderr.splitlines() if line.startswith("install:")][-1]
     assert "goes on" in said or "stays" in said, said
     return f"refused before the switch: {said!r}; the service was not touched"
 
@@ -360,13 +394,11 @@ def full_disk(world: World) -> str:
     bundles = "/var/lib/edge/bundles"
     machine.run(f"mount -t tmpfs -o size=16m none {bundles}")
     try:
-        tried = machine.run(f"{INSTALL} BUNDLE=/damaged", check=False, timeout_s=60)
-        assert not machine.says(f"ls {bundles}")
+        said = refused(world, "BUNDLE=/damaged", 60)
+        nothing(machine.says(f"ls {bundles}"))
     finally:
         machine.run(f"umount {bundles}")
-    assert tried.returncode, tried.stdout
-    said = [line for line in tried.stderr.splitlines() if line.startswith("install:")][-1]
-    assert re.search("needed", said), said
+    assert "needed" in said, said
     return repr(said)
 
 
@@ -404,7 +436,6 @@ def bad_settings(world: World) -> str:
     set_up(world)
     world.machine.run("systemctl start edge")
     is_active(world)
-    asked(world)
     return f"one start, exit 78, socket closed; each hears {said!r}; then start is enough"
 
 
@@ -422,21 +453,8 @@ def rotten(world: World) -> str:
 
 @row("a network camera")
 def network_camera(world: World) -> str:
-    machine = world.machine
-    world.rtsp(True)
-    machine.run("install -d -m700 /etc/edge/ingest")
-    machine.write("/etc/edge/ingest/door", f"{world.rtsp_url}\n")
-    machine.run("chmod 600 /etc/edge/ingest/door && systemctl enable --now edge-ingest@door")
-    set_up(
-        world,
-        '[[camera]]\nname = "door"\nsource = "unix:/run/edge-ingest/door.sock"\n',
-    )
-    began_s = time.monotonic()
-    machine.run("systemctl restart edge")
-    until("it sees", lambda: age_s(world) < 3, 40)
-    took_s = time.monotonic() - began_s
-    asked(world)
-    report = json.loads(machine.says(ASK).splitlines()[-1])
+    took_s = begin_camera(world)
+    report = answer(world)
     assert report["edge"]["evidence"], report
     return f"seen {took_s:.1f} s after the start; it is the answer's evidence"
 
@@ -450,17 +468,52 @@ def age_s(world: World) -> float:
     return 1e9 if age_ms is None else float(age_ms) / 1000
 
 
+def sees(world: World) -> None:
+    """It does, within a minute."""
+    until("it sees", lambda: age_s(world) < 3, 60)
+
+
+def begin_camera(world: World) -> float:
+    """Give its address, enable its unit, name it in the settings; how long until it sees, s.
+
+    All is recorded from then on.
+    """
+    world.rtsp(True)
+    world.machine.run("install -d -m700 /etc/edge/ingest")
+    world.machine.write("/etc/edge/ingest/door", f"{world.rtsp_url}\n")
+    world.machine.run("chmod 600 /etc/edge/ingest/door && systemctl enable --now edge-ingest@door")
+    set_up(world, CAMERA + RECORD)
+    began_s = time.monotonic()
+    world.machine.run("systemctl restart edge")
+    sees(world)
+    return time.monotonic() - began_s
+
+
+def with_camera(check: Row) -> Row:
+    """A row that begins with a network camera that is seen."""
+
+    @functools.wraps(check)
+    def begun(world: World) -> str:
+        if not world.machine.path("/etc/edge/ingest/door").exists():
+            begin_camera(world)
+        sees(world)
+        return check(world)
+
+    return begun
+
+
 def unplugged(world: World, gone: Callable[[], object], back: Callable[[], object]) -> float:
     """How long until the camera sees again, s."""
     gone()
     until("it is missed", lambda: age_s(world) > 4, 60)
     back()
     began_s = time.monotonic()
-    until("it sees again", lambda: age_s(world) < 3, 60)
+    sees(world)
     return time.monotonic() - began_s
 
 
 @row("its unit is killed")
+@with_camera
 def ingest_killed(world: World) -> str:
     machine = world.machine
     before = machine.property("edge-ingest@door", "MainPID")
@@ -470,15 +523,13 @@ def ingest_killed(world: World) -> str:
         "it runs again",
         lambda: machine.property("edge-ingest@door", "MainPID") not in (before, "0"),
     )
-    until(
-        "it sees again",
-        lambda: "event=back" in machine.says("journalctl -u edge -o cat -n 5") and age_s(world) < 3,
-        60,
-    )
+    until("it is back", lambda: "event=back" in log(world, 5))
+    sees(world)
     return f"sees again after {time.monotonic() - began_s:.1f} s"
 
 
 @row("its unit is restarted")
+@with_camera
 def ingest_restarted(world: World) -> str:
     def stop() -> None:
         world.machine.run("systemctl stop edge-ingest@door")
@@ -490,6 +541,7 @@ def ingest_restarted(world: World) -> str:
 
 
 @row("it is unplugged")
+@with_camera
 def camera_unplugged(world: World) -> str:
     took_s = unplugged(world, lambda: world.rtsp(False), lambda: world.rtsp(True))
     state = world.machine.property("edge-ingest@door", "ActiveState")
@@ -497,6 +549,7 @@ def camera_unplugged(world: World) -> str:
 
 
 @row("its password")
+@with_camera
 def password(world: World) -> str:
     machine = world.machine
     shown = machine.says("cat /proc/[0-9]*/cmdline | tr '\\0' ' '", user="stan")
@@ -508,8 +561,12 @@ def password(world: World) -> str:
         "systemctl status edge-ingest@door edge.service --no-pager -l; cat /run/log/* 2>/dev/null"
     )
     pattern = f"[{PASSWORD[0]}]{PASSWORD[1:]}"  # which does not find the command that looks for it
-    found = machine.says(f"({everything}) | grep -a '{pattern}' || true")
-    assert not found, found
+    nothing(machine.says(f"({everything}) | grep -a '{pattern}' || true"))
+    machine.run("systemctl stop edge.service")  # a recording is whole when it ends
+    recorded = machine.says(f"/opt/edge/current/bin/python -c {shlex.quote(RECORDED)}")
+    machine.run("systemctl start edge.service")
+    assert "/run/edge-ingest/door.sock" in recorded, "it is not recorded"
+    assert PASSWORD not in recorded, "it is recorded"
     files = machine.says(
         f"grep -rla '{pattern}' /etc /run /var /tmp /opt/edge/current/ 2>/dev/null | "
         "grep -v -e '^/run/credentials' || true"
@@ -517,13 +574,16 @@ def password(world: World) -> str:
     assert files.split() == ["/etc/edge/ingest/door"], files
     tried = machine.run("cat /etc/edge/ingest/door", user="stan", check=False)
     assert tried.returncode
-    return "in /etc/edge/ingest/door alone: not in /proc, journal, units' properties, /var, /run"
+    return (
+        "in /etc/edge/ingest/door alone: not in /proc, journal, units' properties, recordings "
+        f"({len(recorded)} characters unpacked), /var, /run"
+    )
 
 
 @row("a day's journal")
+@with_camera
 def journal(world: World) -> str:
     machine = world.machine
-    until("it sees", lambda: age_s(world) < 3, 60)
     since = machine.says("date +%s")
     time.sleep(JOURNAL_S)  # this is what is measured
     lines = machine.says(f"journalctl -u edge -u 'edge-ingest@*' -o short --since @{since}")
@@ -542,6 +602,7 @@ def journal(world: World) -> str:
 
 
 @row("boot")
+@with_camera
 def boot(world: World) -> str:
     machine = world.machine
     machine.off()
@@ -557,24 +618,25 @@ def boot(world: World) -> str:
             == {"active"}
         ),
     )
-    until("it sees", lambda: age_s(world) < 3, 60)
-    failed = machine.says("systemctl --failed --plain --no-legend")
-    assert not failed, failed
+    sees(world)
+    nothing(machine.says(FAILED))
     return (
         f"up in {took_s:.1f} s, answered from the camera {time.monotonic() - began_s:.1f} s later"
     )
 
 
 @row("the plug is pulled")
+@with_camera
 def plug(world: World) -> str:
     world.machine.pull_the_plug()
     world.machine.boot()
     is_active(world)
-    until("it sees", lambda: age_s(world) < 3, 60)
+    sees(world)
     return "boots, sees and answers"
 
 
 @row("edge doctor")
+@with_camera
 def doctor(world: World) -> str:
     machine = world.machine
     said = machine.run("edge doctor /var/lib/edge/bundle", check=False).stdout
@@ -586,7 +648,7 @@ def doctor(world: World) -> str:
     machine.write(SETTINGS, "[perception]\nfps = -1\n")
     machine.run("systemctl start edge", check=False)
     wrong = machine.run("edge doctor", check=False).stdout
-    set_up(world, '[[camera]]\nname = "door"\nsource = "unix:/run/edge-ingest/door.sock"\n')
+    set_up(world, CAMERA)
     machine.run("systemctl start edge")
     assert re.search(r"^failure +service .*78", wrong, re.MULTILINE), wrong
     assert re.search(r"^failure +settings .*fps", wrong, re.MULTILINE), wrong
@@ -597,18 +659,16 @@ def doctor(world: World) -> str:
 def uninstall(world: World) -> str:
     machine = world.machine
     said = machine.says("cd /src && make uninstall")
-    units = machine.says("systemctl list-units --all --plain --no-legend 'edge*'")
-    assert not units, units
-    left = machine.says(
+    nothing(machine.says("systemctl list-units --all --plain --no-legend 'edge*'"))
+    left = (
         "find / -xdev '(' -name '*edge*' -o -user edge -o -user edge-ingest ')' "
         "! -path '/src/*' ! -path '/bundle/*' ! -path '/proc/*' ! -path '/sys/*' "
         "! -path '*/site-packages/*' ! -path '/usr/share/*' "
         "! -path '/var/log/*' ! -path '/usr/lib/*' "
         "2>/dev/null; ls -d /run/edge* /usr/lib/systemd/system/edge* 2>/dev/null || true"
     )
-    assert not left, left
-    processes = machine.says("ps -e -o user=,args= | grep -E 'edge|ffmpeg' | grep -v grep || true")
-    assert not processes, processes
+    nothing(machine.says(left))
+    nothing(machine.says("ps -e -o user=,args= | grep -E 'edge|ffmpeg' | grep -v grep || true"))
     for name in ("edge", "edge-ingest"):
         assert machine.run(f"id {name}", check=False).returncode, f"user {name} is left"
     return said.splitlines()[-1] if said else ""
@@ -625,13 +685,13 @@ LIKE_A_BOOT = (
 )
 
 
-def lines_of(machine: Machine, bundle: str) -> list[int]:
-    """The lines that an installer passes, in their order."""
+def steps_of(machine: Machine, bundle: str) -> list[tuple[int, int]]:
+    """An installer's steps before which something has changed, with their lines."""
     new_bundle(machine, bundle, "traced")
-    machine.run("rm -f /src/lines")
-    machine.run(KILLED.format(how="LINES_TO=/src/lines", bundle=bundle))
-    passed = [*dict.fromkeys(int(line) for line in machine.says("cat /src/lines").split())]
-    return [line for line in passed if line >= KILL_FROM]
+    machine.run("rm -f /src/steps")
+    machine.run(KILLED.format(how="STEPS_TO=/src/steps", bundle=bundle), timeout_s=600)
+    steps = [line.split() for line in machine.says("cat /src/steps").splitlines()]
+    return [(int(step), int(line)) for step, line in steps]
 
 
 def new_bundle(machine: Machine, path: str, name: str) -> None:
@@ -644,16 +704,23 @@ def new_bundle(machine: Machine, path: str, name: str) -> None:
 
 def runs(machine: Machine) -> str:
     """Version and bundle of who is at the socket."""
-    return machine.says("/src/toy-edge said", timeout_s=30)
+    return machine.says("/src/toy-edge said")
 
 
-def ranges(seen: dict[int, str]) -> str:
+def kill(machine: Machine, step: int) -> None:
+    """Begin to install /next, as far as a step."""
+    command = KILLED.format(how=f"KILL_AT={step}", bundle="/next")
+    killed = machine.run(f"{command}; exit $?", check=False)
+    assert killed.returncode == 128 + signal.SIGKILL, (step, killed)
+
+
+def ranges(seen: list[tuple[int, str]]) -> str:
     """Which lines led to what."""
     lines: dict[str, list[int]] = {}
-    for line, what in seen.items():
+    for line, what in seen:
         lines.setdefault(what, []).append(line)
-    return "; ".join(
-        f"{what}: {len(ns)} lines ({min(ns)}..{max(ns)})" for what, ns in lines.items()
+    return f"{len(seen)} steps that change something; " + "; ".join(
+        f"{what}: {len(ns)} (lines {min(ns)} to {max(ns)})" for what, ns in lines.items()
     )
 
 
@@ -661,7 +728,7 @@ def ranges(seen: dict[int, str]) -> str:
 def removed(world: World) -> str:
     machine = world.machine
     bundles = "/var/lib/edge/bundles"
-    machine.run("cd /src && make uninstall")
+    machine.run(UNINSTALL)
     machine.run(KILLED.format(how="", bundle="/bundle"))
     first = runs(machine)
     new_bundle(machine, "/next", "signed")
@@ -685,51 +752,46 @@ def removed(world: World) -> str:
     return f"{old_bundle} went, and it was said; {bundle} is gone back to"
 
 
-@row("an upgrade that is killed at each line")
+@row("an upgrade that is killed at each step")
 def upgrade_killed(world: World) -> str:
     machine = world.machine
-    machine.run("cd /src && make uninstall")
+    machine.run(UNINSTALL)
     machine.run(KILLED.format(how="", bundle="/bundle"))
-    seen: dict[int, str] = {}
-    for line in lines_of(machine, "/next"):
+    seen = []
+    for step, line in steps_of(machine, "/next"):
         before = runs(machine)
-        new_bundle(machine, "/next", f"line{line}")
-        killed = machine.run(KILLED.format(how=f"KILL_AT={line}", bundle="/next"), check=False)
-        assert killed.returncode, f"line {line} was not reached"
+        new_bundle(machine, "/next", f"step{step}")
+        kill(machine, step)
         told = runs(machine)
         machine.run(LIKE_A_BOOT)
         after = runs(machine)
-        version = after.split()[0]
+        version, bundle = after.split()
         assert machine.says("basename $(readlink /opt/edge/current)") == version, (line, after)
-        assert machine.path(f"/var/lib/edge/bundles/{after.split()[1]}/manifest.json").exists()
-        seen[line] = (
-            f"{'the one before' if told == before else 'the new one'} runs, "
-            f"{'the one before' if after == before else 'the new one'} after a boot"
-        )
+        assert machine.path(f"/var/lib/edge/bundles/{bundle}/manifest.json").exists()
+        now, then = ("before" if who == before else "new" for who in (told, after))
+        seen.append((line, f"the {now} one runs, the {then} one after a boot"))
     machine.run(KILLED.format(how="", bundle="/bundle"))
     assert machine.says("ls /opt/edge/versions | wc -l") == "2", "halves of versions are left"
-    left = machine.says("find /var/lib/edge/bundles /opt/edge -maxdepth 1 -name '*.new*'")
-    assert not left, left
+    nothing(machine.says("find /var/lib/edge/bundles /opt/edge -maxdepth 1 -name '*.new*'"))
     return ranges(seen)
 
 
-@row("a first install that is killed at each line")
+@row("a first install that is killed at each step")
 def install_killed(world: World) -> str:
     machine = world.machine
-    machine.run("cd /src && make uninstall")
-    seen: dict[int, str] = {}
-    for line in lines_of(machine, "/next"):
-        machine.run("cd /src && make uninstall")
-        killed = machine.run(KILLED.format(how=f"KILL_AT={line}", bundle="/next"), check=False)
-        assert killed.returncode, f"line {line} was not reached"
-        there = machine.path("/opt/edge/current").is_symlink()
+    machine.run(UNINSTALL)
+    seen = []
+    for step, line in steps_of(machine, "/next"):
+        machine.run(UNINSTALL)
+        kill(machine, step)
+        is_there = machine.path("/opt/edge/current").is_symlink()
         machine.run(LIKE_A_BOOT, check=False)
-        if there:
+        if is_there:
             assert runs(machine)
-        seen[line] = "it runs" if there else "none, as before"
+        seen.append((line, "it runs" if is_there else "none, as before"))
     machine.run(KILLED.format(how="", bundle="/bundle"))
     assert runs(machine)
-    machine.run("cd /src && make uninstall")
+    machine.run(UNINSTALL)
     return ranges(seen)
 
 
@@ -747,23 +809,14 @@ def package(world: World) -> str:
     machine.run("dpkg -i /src/one.deb", timeout_s=300)
     installed_s = time.monotonic() - began_s
     is_active(world)
-    asked(world)
     machine.run("dpkg -i /src/one.deb", timeout_s=300)
     is_active(world)
-    asked(world)
-    set_up(world, '[[camera]]\nname = "door"\nsource = "unix:/run/edge-ingest/door.sock"\n')
-    machine.run("install -d -m700 /etc/edge/ingest")
-    machine.write("/etc/edge/ingest/door", f"{world.rtsp_url}\n")
-    machine.run("systemctl enable --now edge-ingest@door && systemctl restart edge")
-    until("it sees", lambda: age_s(world) < 3, 60)
+    begin_camera(world)
     machine.run("dpkg -r omni-edge")
-    units = machine.says("systemctl list-units --plain --no-legend 'edge*'")
-    assert not units, units  # what is enabled until it is purged is known, and not there
+    # What is enabled until it is purged is known, and not there.
+    nothing(machine.says("systemctl list-units --plain --no-legend 'edge*'"))
     assert machine.path(SETTINGS).exists()
     machine.run("dpkg -P omni-edge")
-    left = machine.says(
-        "ls -d /run/edge* /etc/edge /var/lib/edge /opt/edge /etc/systemd/system/*/edge* "
-        "2>/dev/null || true"
-    )
-    assert not left, left
+    left = "/run/edge* /etc/edge /var/lib/edge /opt/edge /etc/systemd/system/*/edge*"
+    nothing(machine.says(f"ls -d {left} 2>/dev/null || true"))
     return f"made in {made_s:.0f} s, installed in {installed_s:.0f} s; purged without a trace"

@@ -29,6 +29,6 @@ if __name__ == "__main__":
         sys.exit(78 * (not Path(sys.argv[2], "manifest.json").exists()))
     if sys.argv[1] == "said":  # by who is at the socket
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.connect("/run/edge/edge.sock")
             sys.stdout.write(client.makefile().read())
