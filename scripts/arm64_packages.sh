@@ -2,7 +2,7 @@
 # arm64_packages.sh SUITE FOLDER PACKAGES...: FOLDER/root gets the files of packages of an arm64 Debian
 # or Ubuntu ("bookworm", "jammy") and of what they need. Nothing is installed on this system.
 set -eu
-suite=$1 folder=$2
+suite=$1 folder=$(realpath -m "$2")
 shift 2
 case $suite in
     jammy | noble)

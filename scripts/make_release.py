@@ -91,13 +91,13 @@ def fetch(python: str, folder: Path) -> None:
     pip("download", "--no-deps", "--require-hashes", *words, "--dest", folder, "-r", lock)
 
 
-def packages(python: str, *names: str) -> Path | None:
-    """The files of arm64 packages of the system that has this Python; None: they cannot be had."""
+def headers(python: str) -> Path | None:
+    """The files of the arm64 system that has a Python, to compile for it; None: not to be had."""
     folder = WORK / SUITES[python]
     if not (folder / "ready").exists():
         script = ROOT / "scripts/arm64_packages.sh"
-        found = subprocess.run(["sh", script, SUITES[python], folder, *names], check=False)
-        if found.returncode:
+        names = (f"libpython{python}-dev", "portaudio19-dev", "libasound2-dev")
+        if subprocess.run(["sh", script, SUITES[python], folder, *names], check=False).returncode:
             return None
         (folder / "ready").touch()
     return folder / "root"
@@ -126,7 +126,7 @@ def cross(root: Path, python: str) -> dict[str, str]:
 def own_wheel(folder: Path) -> None:
     """This project's, once for all Pythons."""
     python = "{}.{}".format(*sys.version_info)
-    root = packages(python, f"libpython{python}-dev")
+    root = headers(python)
     if root is None:
         raise SystemExit(f"make wheels: needs Python {python}'s headers for the boards: see above")
     pip(
@@ -137,8 +137,7 @@ def own_wheel(folder: Path) -> None:
 
 def pyaudio_wheel(python: str, folder: Path) -> bool:
     """PyAudio's for a Python; whether that Python's headers were to be had."""
-    names = (f"libpython{python}-dev", "portaudio19-dev", "libasound2-dev")
-    root = packages(python, *names)
+    root = headers(python)
     if root is None:
         return False
     work = WORK / f"pyaudio-{python}"
@@ -148,10 +147,10 @@ def pyaudio_wheel(python: str, folder: Path) -> bool:
     run(f"{TOOLCHAIN}gcc", "-fPIC", "-O2", "-c", work / "no_jack.c", "-o", work / "no_jack.o")
     libraries = root / "usr/lib/aarch64-linux-gnu"
     # what the linker finds first as -lportaudio: it goes into the wheel, as a board has none
-    static = f"INPUT({work}/no_jack.o {libraries}/libportaudio.a -lasound -lpthread -lm)\n"
+    static = f"INPUT({work}/no_jack.o {libraries}/libportaudio.a {libraries}/libasound.so -lm)\n"
     (work / "libportaudio.so").write_text(static)
     settings = cross(root, python)
-    settings["LDSHARED"] += f" -L{work} -L{libraries} -Wl,--exclude-libs,ALL"
+    settings["LDSHARED"] += f" -L{work} -Wl,--exclude-libs,ALL"
     pip(
         *("wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--require-hashes"),
         *("--no-binary", PYAUDIO, "--wheel-dir", work, "-r", work / "lock.txt"),

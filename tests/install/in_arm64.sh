@@ -37,7 +37,6 @@ file_system() {  # SUITE
     [ -e "$root/usr/bin/sh" ] || ln -s dash "$root/usr/bin/sh"
     ln -sf mawk "$root/usr/bin/awk"
     for file in passwd group; do cp "$root/usr/share/base-passwd/$file.master" "$root/etc/$file"; done
-    rm -rf "$work/$1/apt/archives"
     touch "$work/$1/ready"
 }
 
