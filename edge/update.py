@@ -39,7 +39,7 @@ MAX_SUMS_BYTES = 1 << 20
 INSTALL = "jetson/install.sh"
 HOME = Path("opt/edge")
 SETTINGS = Path("etc/edge/edge.toml")
-_LINE = re.compile(r"([0-9a-f]{64})  ([\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*)", re.ASCII)
+_LINE = re.compile(r"([0-9a-f]{64})  ([\w+-][\w.+@-]*(?:/[\w+-][\w.+@-]*)*)", re.ASCII)
 _OURS = re.compile(r"wheels/omni_edge-([^-]+)-[^-]+-[^-]+-(.+)\.whl")
 EXIT_IO_ERROR = 74
 COPY = "copy the release again"
@@ -350,7 +350,3 @@ def main(argv: Sequence[str]) -> int:
         print(f"install: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_IO_ERROR
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

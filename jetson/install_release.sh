@@ -8,7 +8,10 @@ if /opt/edge/current/bin/edge --version >/dev/null 2>&1; then
 else  # Python's own modules are enough for it: from a checkout, or out of the release's wheel
     code=$(dirname "$here")
     for wheel in "$here"/wheels/omni_edge-*.whl; do [ ! -e "$wheel" ] || code=$wheel; done
-    edge_update() { exec env PYTHONPATH="$code" "${PYTHON:-/usr/bin/python3}" -m edge.update "$@"; }
+    edge_update() { exec "${PYTHON:-/usr/bin/python3}" -I -c 'import sys
+sys.path.insert(0, sys.argv[1])
+from edge.update import main
+sys.exit(main(sys.argv[2:]))' "$code" "$@"; }
 fi
 if [ -n "${RELEASE:-}" ]; then
     release=$RELEASE

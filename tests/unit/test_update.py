@@ -34,6 +34,7 @@ def contents(machine="aarch64", python="cp311", version="0.2.0"):
     return {
         "install.sh": b"",
         "jetson/install.sh": INSTALL.encode(),
+        "jetson/edge-ingest@.service": b"[Unit]\n",
         "locks/runtime.txt": b"numpy==2.2.6\n",
         f"wheels/omni_edge-{version}-cp310-abi3-linux_{machine}.whl": b"ours",
         f"wheels/numpy-2.2.6-{python}-{python}-manylinux_2_28_{machine}.whl": b"numpy",
