@@ -28,7 +28,8 @@ file_system() {  # SUITE
     root=$work/$1/root
     [ ! -e "$work/$1/ready" ] || return 0
     sh "$repository/scripts/arm64_packages.sh" "$1" "$work/$1" bash dash coreutils sed grep mawk \
-        findutils tar util-linux base-passwd base-files libc-bin procps python3 systemd passwd || return 1
+        findutils tar util-linux base-passwd base-files libc-bin libstdc++6 procps python3 \
+        systemd passwd || return 1
     for folder in bin sbin lib; do
         [ -L "$root/$folder" ] || [ ! -d "$root/$folder" ] ||
             { cp -a "$root/$folder/." "$root/usr/$folder" && rm -r "${root:?}/$folder"; }
@@ -118,6 +119,8 @@ check() {
     here=/media/$(basename "$release" .tar)
     expect "no compiler, no pip, no network" '! inside sh -c "command -v gcc cc pip3" &&
         ! inside python3 -m ensurepip --version && [ "$(inside cat /proc/net/dev | grep -c :)" = 1 ]'
+    inside sh "$here/jetson/uninstall.sh" >/dev/null  # of a run that was cut off
+    mkdir -p "$root/opt"
     listing >"$work/before"
     expect "sh install.sh" 'inside BUNDLE=/media/bundle sh $here/install.sh'
     first=$(current)
