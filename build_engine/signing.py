@@ -1,4 +1,4 @@
-"""Signs a bundle's manifest, or a release's checksums, with a key of minisign's (`minisign -G` makes one).
+"""Signs a bundle's manifest, or a release's checksums, with a key of minisign's (`minisign -G`).
 
 Source: https://jedisct1.github.io/minisign/, "Secret key format"; `src/minisign.c` of 0.11.
 """
