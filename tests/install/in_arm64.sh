@@ -108,8 +108,9 @@ END
 current() { readlink "$root/opt/edge/current"; }
 
 check() {
-    for fs in proc dev; do mountpoint -q "$root/$fs" || mount --bind /$fs "$root/$fs"; done
-    trap 'umount "$root/proc" "$root/dev" 2>/dev/null || true' EXIT
+    # ONNX Runtime aborts without /sys.
+    for fs in proc dev sys; do mountpoint -q "$root/$fs" || mount --bind /$fs "$root/$fs"; done
+    trap 'umount "$root/proc" "$root/dev" "$root/sys" 2>/dev/null || true' EXIT
     trap 'exit 1' INT TERM HUP
     rm -rf "$root/media" "$root/opt" && mkdir -p "$root/media" "$root/opt"
     cp "$release" "$root/media/release.tar"
