@@ -12,8 +12,8 @@ LOCKED := $(PIP) --require-hashes --no-build-isolation
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize test-latest fuzz fuzz-api attack coverage: export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-install test-deb test-systemd fuzz lint \
-        lock check-lock bundle goldens clean install uninstall deb test-latest test-debian \
+.PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-release test-deb test-systemd fuzz lint \
+        lock check-lock bundle goldens clean wheels install uninstall deb test-latest test-debian \
         test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-files fuzz-api \
         fuzz-recordings attack attacked bad-luck bench-start
 .DEFAULT_GOAL := help
@@ -47,9 +47,11 @@ help:
 	@echo "make bundle CHECKPOINT=... OUT=...   build a bundle for the cpu engine"
 	@echo "sudo make install [BUNDLE=...]       install or upgrade the service on this machine"
 	@echo "make install HOST=user@jetson        the same, over ssh; BUNDLE is a path there"
+	@echo "make wheels [KEY=...]                a release for aarch64: dist/omni-edge-VERSION-aarch64.tar"
+	@echo "sudo make install RELEASE=that.tar   without network and compiler; also with HOST"
 	@echo "make install DESTDIR=... | make deb  for who builds images or packages"
 	@echo "sudo make uninstall [KEEP_DATA=1]    remove it"
-	@echo "sudo make test-install               all of that in an arm64 Debian under qemu"
+	@echo "sudo make test-release [SUITES=...]  a release in arm64 file systems under qemu, without a network"
 	@echo "sudo make test-deb [BUNDLE=...]      the package, from source, in a clean Debian of this machine's"
 	@echo "sudo make test-systemd [ROWS=boot]   the service in a Debian with systemd as process 1"
 
@@ -158,9 +160,8 @@ test-aarch64: $(VENV)/.dev
 test-latest: $(VENV)/.dev
 	$(BIN)/python scripts/test_latest.py --environment $(VENV)-latest $(TESTS)
 
-RELEASE ?= trixie
 test-debian:
-	sh scripts/test_debian.sh $(RELEASE) $(TESTS)
+	sh scripts/test_debian.sh $(or $(RELEASE),trixie) $(TESTS)
 
 # The kernels, a CUDA graph and the tensorrt engine on this machine's GPU; elsewhere it says what lacks.
 test-gpu: $(VENV)/.dev
@@ -234,12 +235,24 @@ lint: $(VENV)/.dev
 bundle: $(VENV)/.demo
 	$(BIN)/build-engine bundle "$(CHECKPOINT)" "$(OUT)" --target cpu
 
-export BUNDLE EXTRAS WHEELS DESTDIR KEEP_DATA
+# What nobody publishes is compiled, for all Pythons of the boards.
+wheels: $(VENV)/.dev
+	@for program in aarch64-linux-gnu-g++ apt-get dpkg; do command -v $$program >/dev/null || \
+	    { echo "no $$program: apt-get install g++-aarch64-linux-gnu" >&2; exit 1; }; done
+	$(BIN)/python scripts/make_release.py $(if $(KEY),--key "$(KEY)") $(if $(PYTHONS),--pythons $(PYTHONS))
+
+export BUNDLE EXTRAS WHEELS RELEASE DESTDIR KEEP_DATA
 install:
 ifdef HOST
-	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude=./.cache . | ssh "$(HOST)" \
+ifdef RELEASE
+	ssh "$(HOST)" 'rm -rf .cache/omni-edge && mkdir -p .cache/omni-edge && \
+	    tar x -C .cache/omni-edge --strip-components=1' <"$(RELEASE)"
+	ssh -t "$(HOST)" 'sudo BUNDLE="$(BUNDLE)" EXTRAS="$(EXTRAS)" sh .cache/omni-edge/install.sh'
+else
+	tar cz --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude=./dist --exclude=./.cache . | ssh "$(HOST)" \
 	    'mkdir -p .cache/omni-edge && tar xz -C .cache/omni-edge'
 	ssh -t "$(HOST)" 'sudo BUNDLE="$(BUNDLE)" EXTRAS="$(EXTRAS)" sh .cache/omni-edge/jetson/install.sh'
+endif
 else
 	sh jetson/install.sh
 endif
@@ -250,8 +263,8 @@ uninstall:
 deb:
 	sh jetson/make_deb.sh
 
-test-install: $(VENV)/.demo
-	PYTHON="$(abspath $(BIN)/python)" sh tests/install/in_arm64.sh
+test-release: wheels
+	PYTHON="$(abspath $(BIN)/python)" sh tests/install/in_arm64.sh $(SUITES)
 
 test-deb: $(VENV)/.demo
 	sh tests/install/in_debian.sh $(BIN)/build-engine
@@ -266,4 +279,4 @@ goldens: $(VENV)/.oracle
 	$(BIN)/python scripts/make_goldens.py
 
 clean:
-	rm -rf --one-file-system $(VENV) $(VENV)-latest build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf --one-file-system $(VENV) $(VENV)-latest build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis

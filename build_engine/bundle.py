@@ -70,7 +70,7 @@ def build_bundle(
         verify(folder).require(folder)
         progress("verify", 1, 1)
         if key is not None:
-            key.sign(folder)
+            key.sign(folder / MANIFEST)
         folder.rename(out)
     return manifest
 

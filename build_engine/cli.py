@@ -28,7 +28,7 @@ from build_engine.recipe import known_recipes, load_recipe
 from build_engine.samples import read_samples, samples_of_checkpoint
 from build_engine.signing import read_secret_key, signature_of
 from build_engine.verify import marked, verify
-from edge.engines.bundle import Bundle
+from edge.engines.bundle import MANIFEST, Bundle
 from edge.engines.choose import ENGINES
 from edge.engines.cpu import CpuEngine
 from edge.errors import CheckpointError, ConfigurationError, DeviceError, EdgeError
@@ -75,7 +75,7 @@ def sign(arguments: argparse.Namespace) -> None:
     key = read_secret_key(arguments.key, getpass.getpass)
     with kept(arguments.bundle):
         Bundle(arguments.bundle)  # nobody vouches for what is damaged
-        signed = key.sign(arguments.bundle)
+        signed = key.sign(arguments.bundle / MANIFEST)
     if arguments.json:
         print(json.dumps({"bundle": str(arguments.bundle), "key": signed.key_id}))
     else:

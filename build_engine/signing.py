@@ -1,4 +1,4 @@
-"""Signs a bundle's manifest with a key of minisign's (`minisign -G` makes one).
+"""Signs a bundle's manifest, or a release's checksums, with a key of minisign's (`minisign -G`).
 
 Source: https://jedisct1.github.io/minisign/, "Secret key format"; `src/minisign.c` of 0.11.
 """
@@ -31,23 +31,22 @@ class SecretKey:
     key_id: bytes
     seed: bytes
 
-    def sign(self, folder: Path) -> Signed:
-        """Sign the manifest of the bundle in `folder`; its signature lies beside it then."""
+    def sign(self, path: Path) -> Signed:
+        """Sign a file; its signature lies beside it then."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        path = folder / MANIFEST
         key = Ed25519PrivateKey.from_private_bytes(self.seed)
         signature = key.sign(hashlib.blake2b(path.read_bytes()).digest())
-        comment = f"timestamp:{int(time.time())}\tfile:{MANIFEST}\thashed".encode()
+        comment = f"timestamp:{int(time.time())}\tfile:{path.name}\thashed".encode()
         lines = (
             UNTRUSTED + b"signature by build-engine",
             base64.b64encode(PREHASHED + self.key_id + signature),
             TRUSTED + comment,
             base64.b64encode(key.sign(signature + comment)),
         )
-        partial = folder / f".{MANIFEST}{SUFFIX}.partial"
+        partial = path.with_name(f".{path.name}{SUFFIX}.partial")
         partial.write_bytes(b"".join(line + b"\n" for line in lines))
-        partial.rename(signature_of(folder))
+        partial.rename(path.with_name(path.name + SUFFIX))
         return Signed(shown_id(self.key_id), comment.decode())
 
 

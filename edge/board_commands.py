@@ -1,4 +1,4 @@
-"""The commands about the machine: `edge doctor`, `edge devices`, `edge top`."""
+"""The commands about the machine: `edge doctor`, `edge devices`, `edge top`, `edge update`."""
 
 from __future__ import annotations
 
@@ -92,6 +92,16 @@ def top(arguments: argparse.Namespace) -> None:
     top.watch(arguments.socket or DEFAULT_SOCKET, once=arguments.once)
 
 
+def update(arguments: argparse.Namespace) -> None:
+    """Install a release from a file: the service runs it then, or what it ran before."""
+    from edge.update import go_back, install
+
+    if arguments.back == (arguments.release is not None):
+        raise ConfigurationError("edge update", "takes a release, or --back", "edge update FILE")
+    version = go_back() if arguments.back else install(arguments.release, older=arguments.older)
+    print(json.dumps({"installed": version}) if arguments.json else f"{version} is installed")
+
+
 def add(commands: Any) -> None:
     """Add them to the command line."""
     command = commands.add_parser(
@@ -129,3 +139,15 @@ def add(commands: Any) -> None:
     command = commands.add_parser("top", help="watch a service", description=top.__doc__)
     command.add_argument("--once", action="store_true", help="one look, then end")
     command.set_defaults(call=top)
+
+    command = commands.add_parser(
+        "update", help="install a release from a file", description=update.__doc__
+    )
+    command.add_argument(
+        "release", nargs="?", help="the tar of `make wheels`, its file:// URL, or - for stdin"
+    )
+    command.add_argument("--older", action="store_true", help="also one that is older")
+    command.add_argument(
+        "--back", action="store_true", help="to the version that was there before instead"
+    )
+    command.set_defaults(call=update)

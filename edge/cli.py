@@ -242,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(call=bench)
     board_commands.add(commands)
     for name, command in commands.choices.items():
-        if name not in ("demo", "bench", "replay", "doctor", "devices"):
+        if name not in ("demo", "bench", "replay", "doctor", "devices", "update"):
             command.add_argument("--socket", help=f"Unix socket (default {DEFAULT_SOCKET})")
         if name not in ("demo", "run", "ingest", "mcp", "top"):
             command.add_argument("--json", action="store_true", help="one JSON line for machines")

@@ -13,6 +13,7 @@
     │   └── DeadlineError    no time for it                      likewise
     ├── TurnError            what answers a question failed      HTTP 500, that turn only
     ├── ReplayError          a replay went another way           stop the replay, exit 65
+    ├── ReleaseError         a release cannot be installed       what ran goes on, exit 65
     └── EngineError          the engine broke its contract       stop the service, exit 1
 
 An error names the thing, what is wrong with its value, and the remedy, in one line.
@@ -130,6 +131,12 @@ class TurnError(EdgeError):
 
 class ReplayError(EdgeError):
     """A recorded session, run again, led to other events."""
+
+    exit_code = 65
+
+
+class ReleaseError(EdgeError):
+    """A release is damaged, older, or made for another machine, or did not become ready."""
 
     exit_code = 65
 

@@ -3,12 +3,14 @@
 #
 #   BUNDLE=dir    copied into /var/lib/edge/bundles; else the one that is used already stays
 #   EXTRAS=a,b    of pyproject.toml (default: what this machine can use)
-#   WHEELS=dir    take all Python packages from there, as they are: no network
+#   RELEASE=tar   of make wheels: check it, and install it with what is in it
+#   WHEELS=dir    take all Python packages from there, as they are: no network, no compiler
+#   BACK=dir      of an earlier version that is still there: take that one
 #   DESTDIR=dir   stage into a file system that is not running: no users, no services
 #   PYTHON=...    the interpreter of the service (default: the system's)
 #
 # Python packages have the versions in locks/ and, fetched, its hashes. Those of WHEELS are taken on
-# trust: what is compiled there has no hash that could be known here.
+# trust: what is compiled there has no hash that could be known here. Those of a release were checked.
 #
 # Each version has a folder of its own under /opt/edge/versions, with a link to its bundle; `current`
 # points to one. It is moved when the new version is ready with its bundle: until then all that would
@@ -18,6 +20,7 @@ set -eu
 umask 022  # the service's user reads what root installs
 here=$(cd "$(dirname "$0")" && pwd)
 source=${SOURCE:-$(dirname "$here")}
+[ -z "${RELEASE:-}" ] || exec sh "$here/install_release.sh"
 root=${DESTDIR:-}
 unset DESTDIR  # cmake, which compiles the kernels, would install them there
 [ -z "$root" ] || { mkdir -p "$root"; root=$(realpath "$root"); root=${root%/}; }
@@ -54,6 +57,7 @@ room_for() {  # FOLDER KB
     [ "$free_kb" -ge "$2" ] || die "$1 has $((free_kb / 1024)) MB free, $(($2 / 1024)) are needed: make room"
 }
 version_kb=2000000  # what is fetched and compiled, too
+[ -z "${WHEELS:-}${BACK:-}" ] || version_kb=1000000
 if [ "$(stat -c %d "$root$versions")" = "$(stat -c %d "$root$bundles")" ]; then
     room_for "$root$versions" $((version_kb + needed_kb))
 else
@@ -80,14 +84,15 @@ fi
 if [ -n "${EXTRAS:-}" ]; then extras=$EXTRAS; else
     extras=runtime,top
     [ ! -e /dev/nvmap ] || extras=$extras,device
-    [ ! -e /usr/include/portaudio.h ] || extras=$extras,microphone
+    sound=/usr/include/portaudio.h
+    [ -z "${WHEELS:-}" ] || sound=$(echo "$WHEELS"/[Pp]y[Aa]udio-*-"$("$python" -c 'import sys
+print("cp%d%d" % sys.version_info[:2])')"-*)
+    [ ! -e "$sound" ] || extras=$extras,microphone
 fi
-version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/edge/__init__.py")
-new=$versions/$version-$(date +%Y%m%d%H%M%S)
 link=$root/opt/edge/current
 old=$(readlink "$link" 2>/dev/null || true)
 work=$(mktemp -d)
-keep=
+keep=${BACK:-}
 is_candidate=
 clean_up() {
     if [ -n "$is_candidate" ]; then  # ended while it was tried
@@ -99,47 +104,60 @@ clean_up() {
 }
 trap clean_up EXIT
 trap 'exit 1' INT TERM HUP
-say "building $new with $extras"
-# What compiles has an environment of its own, which goes again. Its pip installs for the service's,
-# too, which needs none.
-"$python" -m venv "$work/tools" ||
-    die "cannot make a virtual environment: sudo apt install python3-venv"
-pip_with() {  # PYTHON ARGUMENTS
-    with=$1
-    shift
-    "$with" "$work"/tools/lib/python3*/site-packages/pip --quiet --disable-pip-version-check "$@"
+build() {
+    say "building $new with $extras"
+    # What compiles has an environment of its own, which goes again. Its pip installs for the service's,
+    # too, which needs none. A release brings its own pip.
+    pip=$(echo "${WHEELS:-}"/pip-*.whl)
+    if [ ! -e "$pip" ]; then
+        "$python" -m venv "$work/tools" ||
+            die "cannot make a virtual environment: sudo apt install python3-venv"
+        pip=$(echo "$work"/tools/lib/python3*/site-packages)
+    fi
+    pip_with() {  # PYTHON ARGUMENTS
+        with=$1
+        shift
+        "$with" "$pip/pip" --quiet --disable-pip-version-check "$@"
+    }
+    for extra in $(echo "$extras" | tr , ' '); do
+        [ -e "$source/locks/$extra.txt" ] || die "there is no $source/locks/$extra.txt"
+        cat "$source/locks/$extra.txt" >>"$work/lock.txt"
+    done
+    sed -n 's/^\([a-z].*\) \\$/\1/p' "$work/lock.txt" >"$work/versions.txt"
+    if [ -n "${WHEELS:-}" ]; then wheels=$WHEELS; else
+        tools=$work/tools/bin/python
+        wheels=$work/wheels
+        say "1/4 fetching what compiles"
+        pip_with "$tools" install --no-deps --require-hashes -r "$source/locks/tools.txt"
+        PATH=$work/tools/bin:$PATH
+        say "2/4 fetching packages (100 MB)"
+        pip_with "$tools" download --dest "$work/fetched" --no-deps --no-build-isolation --require-hashes \
+            -r "$work/lock.txt"
+        say "3/4 compiling the kernels (1 to 5 minutes)"
+        # No cache: it may hold what another Python of this machine has compiled.
+        pip_with "$tools" wheel --wheel-dir "$wheels" --no-cache-dir --no-deps --no-build-isolation \
+            "$work"/fetched/*
+        pip_with "$tools" wheel --wheel-dir "$wheels" --no-deps --no-build-isolation "$source"
+    fi
+    say "4/4 installing packages into $root$new"
+    mkdir -p "$root$versions"
+    # JetPack's TensorRT and Debian's PyGObject are the system's; whatever else it has may change.
+    "$python" -m venv --without-pip --system-site-packages "$root$new"
+    pip_with "$root$new/bin/python" install --ignore-installed --no-compile --no-deps --no-index \
+        --find-links "$wheels" -r "$work/versions.txt" "omni-edge==$version"
+    # Compiled now: the service may not write, and would compile at each start. Files that do not compile
+    # are for other versions of Python.
+    "$root$new/bin/python" -m compileall -qq -j 0 ${root:+-s "$root" -p /} "$root$new/lib" || true
+    if [ -n "$root" ]; then
+        grep -rlI --null "$root" "$root$new/bin" "$root$new/pyvenv.cfg" | xargs -0r sed -i "s#$root##g"
+    fi
 }
-for extra in $(echo "$extras" | tr , ' '); do
-    [ -e "$source/locks/$extra.txt" ] || die "there is no $source/locks/$extra.txt"
-    cat "$source/locks/$extra.txt" >>"$work/lock.txt"
-done
-sed -n 's/^\([a-z].*\) \\$/\1/p' "$work/lock.txt" >"$work/versions.txt"
-if [ -n "${WHEELS:-}" ]; then wheels=$WHEELS; else
-    tools=$work/tools/bin/python
-    wheels=$work/wheels
-    say "1/4 fetching what compiles"
-    pip_with "$tools" install --no-deps --require-hashes -r "$source/locks/tools.txt"
-    PATH=$work/tools/bin:$PATH
-    say "2/4 fetching packages (100 MB)"
-    pip_with "$tools" download --dest "$work/fetched" --no-deps --no-build-isolation --require-hashes \
-        -r "$work/lock.txt"
-    say "3/4 compiling the kernels (1 to 5 minutes)"
-    # No cache: it may hold what another Python of this machine has compiled.
-    pip_with "$tools" wheel --wheel-dir "$wheels" --no-cache-dir --no-deps --no-build-isolation \
-        "$work"/fetched/*
-    pip_with "$tools" wheel --wheel-dir "$wheels" --no-deps --no-build-isolation "$source"
-fi
-say "4/4 installing packages into $root$new"
-mkdir -p "$root$versions"
-# JetPack's TensorRT and Debian's PyGObject are the system's; whatever else it has may change.
-"$python" -m venv --without-pip --system-site-packages "$root$new"
-pip_with "$root$new/bin/python" install --ignore-installed --no-compile --no-deps --no-index \
-    --find-links "$wheels" -r "$work/versions.txt" "omni-edge==$version"
-# Compiled now: the service may not write, and would compile at each start. Files that do not compile
-# are for other versions of Python.
-"$root$new/bin/python" -m compileall -qq -j 0 ${root:+-s "$root" -p /} "$root$new/lib" || true
-if [ -n "$root" ]; then
-    grep -rlI --null "$root" "$root$new/bin" "$root$new/pyvenv.cfg" | xargs -0r sed -i "s#$root##g"
+if [ -n "${BACK:-}" ]; then
+    new=$BACK
+else
+    version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$source/edge/__init__.py")
+    new=$versions/$version-$(date +%Y%m%d%H%M%S)
+    build
 fi
 
 # 3. Its bundle, beside the others. Nobody uses it before it was read from end to end.
@@ -183,7 +201,9 @@ if [ -n "$name" ]; then
         mv -T "$root$chosen.new" "$root$chosen"
     fi
 else
-    chosen=$(readlink -f "$root$bundle" || true)
+    used=$root$bundle
+    [ -z "${BACK:-}" ] || used=$new/bundle
+    chosen=$(readlink -f "$used" || true)
     [ -e "$chosen/manifest.json" ] || chosen=
 fi
 [ -z "$chosen" ] || ln -sfn "$chosen" "$root$new/bundle"

