@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from edge.clock import NS_PER_MS
@@ -37,15 +39,19 @@ def _a_law(code: int) -> int:
     return size if code & 0x80 else -size
 
 
-_TABLES = {
-    kind: np.array([decode(code) for code in range(256)], np.float32) / np.float32(1 << 15)
-    for kind, decode in (("audio/pcmu", _mu_law), ("audio/pcma", _a_law))
-}
+_G711 = {"audio/pcmu": _mu_law, "audio/pcma": _a_law}
+
+
+@cache
+def _table(kind: str) -> Float32:
+    """The sample of each code of G.711, -1..1."""
+    samples = [_G711[kind](code) for code in range(256)]
+    return np.array(samples, np.float32) / np.float32(1 << 15)
 
 
 def rate_of(form: SoundFormat) -> int:
     """In Hz."""
-    return TELEPHONE_HZ if form.type in _TABLES else form.rate or RATE_HZ
+    return TELEPHONE_HZ if form.type in _G711 else form.rate or RATE_HZ
 
 
 def samples_of(data: bytes, form: SoundFormat) -> Float32:
@@ -54,8 +60,8 @@ def samples_of(data: bytes, form: SoundFormat) -> Float32:
     Raises:
         ProtocolError: half a sample is left.
     """
-    if form.type in _TABLES:
-        samples: Float32 = _TABLES[form.type][np.frombuffer(data, np.uint8)]
+    if form.type in _G711:
+        samples: Float32 = _table(form.type)[np.frombuffer(data, np.uint8)]
         return samples[:, None]
     return pcm_samples(data)
 

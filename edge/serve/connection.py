@@ -177,9 +177,10 @@ class Connection(asyncio.Protocol):
         if request is not None and not request.content.is_eof():
             self.is_cut = True
             request.content.feed_eof()
-        if connection.family != socket.AF_UNIX and loop.time() - ended_s >= probe_s:
+        is_tcp = connection.family != socket.AF_UNIX
+        if is_tcp and request is not None and loop.time() - ended_s >= probe_s:
             probe_s *= 2
-            transport.write(b"" if request is None else _probe(request))
+            transport.write(_probe(request))
         loop.call_later(LOOK_S, self._look, loop, ended_s, probe_s)
         return True
 

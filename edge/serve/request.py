@@ -266,7 +266,7 @@ def question_of(
     wanted: ResponseFormat | None,
     effort: str | None,
     max_tokens: int | None,
-    logprobs: bool = False,
+    logprobs: bool,
     n_choices: int = 1,
 ) -> Question:
     """The question of a request, with every setting filled in.

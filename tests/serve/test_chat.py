@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import replace
 
 import msgspec
@@ -176,6 +177,7 @@ def test_a_completion():
     response = Response(MODEL)
     completion = response.completion(deltas, DONE)
     assert completion["id"] == response.id
+    assert re.fullmatch("chatcmpl-[0-9a-f]{32}", response.id)  # as OpenAI's begin
     assert completion["object"] == "chat.completion"
     assert completion["choices"] == [
         {

@@ -494,6 +494,11 @@ def test_vllms_forms_of_a_format(fields, same):
     assert refused(**fields, response_format={"type": "json_object"} | same)
 
 
+def test_a_schema_in_a_text_is_an_object():
+    found = refused(guided_json="[1]")
+    assert str(found) == "structured_outputs.json: is list; send a JSON object"
+
+
 # Bodies of clients that exist.
 
 OPEN_WEBUI = {

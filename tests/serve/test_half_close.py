@@ -8,6 +8,7 @@ import itertools
 import json
 import socket
 import threading
+import time
 
 import pytest
 from serve.scripted import DONE, TIMEOUT_S, ScriptedSession, answer, served
@@ -168,6 +169,26 @@ def test_over_tcp_a_long_wait_is_told_in_http(path):
         released.set()
         for one in (client, local, old):
             assert b" 200 OK" in until_closed(one).partition(b"\r\n")[0]
+
+
+def test_over_tcp_it_is_told_more_and_more_rarely(path, monkeypatch):
+    monkeypatch.setattr("edge.serve.connection.PROBE_S", 0.02)
+    monkeypatch.setattr("edge.serve.connection.LOOK_S", 0.001)
+    listener = tcp.bind("127.0.0.1:0")
+    released = threading.Event()
+    with (
+        served(path, ScriptedSession(after(released)), tcp_listener=listener),
+        connected(listener.getsockname()) as client,
+    ):
+        began_s = time.monotonic()
+        client.sendall(question(stream=False))
+        client.shutdown(socket.SHUT_WR)
+        for _ in range(4):
+            assert client.recv(len(CONTINUE), socket.MSG_WAITALL) == CONTINUE
+        waited_s = time.monotonic() - began_s
+        released.set()
+        assert waited_s >= 8 * 0.02
+        assert b"There it is" in until_closed(client)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

@@ -27,6 +27,7 @@ from serve.scripted import (
 
 from edge.config import Config, Socket
 from edge.serve import tcp
+from edge.serve.connection import PATIENCE_S, Connection
 from edge.serve.door import host_of, n_kept
 from edge.serve.room import FREE_BYTES
 from edge.session.turn import TextDelta
@@ -208,6 +209,7 @@ def test_a_body_that_does_not_arrive_is_408(path, start):
         refused = until_closed(slow)
         assert refused.startswith(b"HTTP/1.1 408")
         assert b"body: arrives too slowly: 11 bytes within 0." in refused
+        assert b'"code":"timeout"' in refused
         name = 'edge_requests_total{route="/v1/chat/completions",status="408"}'
         assert metric(path, name) == 1
 
@@ -297,6 +299,17 @@ def test_what_is_compressed_is_refused_by_name(path, method, encoding):
     assert b'"unsupported_content_encoding"' in refused
 
 
+def test_what_is_compressed_is_not_unpacked(path):
+    """What is no gzip hinders nothing: the connection goes on."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nContent-Length: 8\r\n"
+    ready = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        client.sendall(head + b"Content-Encoding: gzip\r\n\r\nnot gzip" + ready)
+        received = until_closed(client)
+    assert received.startswith(b"HTTP/1.1 415")
+    assert received.endswith(b'{"ready":true}')
+
+
 def test_a_body_for_nobody_is_not_waited_for(path):
     head = b" /nowhere HTTP/1.1\r\nHost: edge\r\nContent-Length: 100\r\n\r\n"
     with served(path, ScriptedSession(answer("x"))):
@@ -367,6 +380,32 @@ def test_who_sends_byte_by_byte_is_closed(start, begun, drip, heard):
         assert heard or not received
 
 
+def test_a_head_has_its_time_and_what_is_asked_in_it_has_more(path, monkeypatch):
+    now_s = [1000.0]
+    monkeypatch.setattr(Connection, "_now_s", staticmethod(lambda: now_s[0]))
+    monkeypatch.setattr("edge.serve.door.LOOK_S", 0.01)
+    begun, go = threading.Event(), threading.Event()
+
+    def play(turn):
+        begun.set()
+        assert go.wait(TIMEOUT_S)
+        answer("at last")(turn)
+
+    body = json.dumps(ASK).encode()
+    with served(path, ScriptedSession(play)), connected(path) as late, asking(path):  # both are in
+        now_s[0] += 1
+        with connected(path) as in_time, connected(path) as waiting:
+            waiting.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert begun.wait(TIMEOUT_S)
+            now_s[0] += PATIENCE_S  # the head of one is owed since then, and no longer
+            assert until_closed(late) == b""
+            in_time.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert in_time.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            go.set()
+            assert b"at last" in until_closed(waiting)
+        assert metric(path, 'edge_clients_dropped_total{reason="sends slowly"}') == 1
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "begun",
@@ -408,6 +447,22 @@ def test_a_client_that_reads_nothing_is_dropped(path, start):
         greedy.settimeout(TIMEOUT_S)
         until_closed_by_the_service(greedy)
         assert metric(path, 'edge_clients_dropped_total{reason="reads nothing"}') == 1
+
+
+def test_a_client_that_reads_late_has_its_time(path, monkeypatch):
+    """It is looked at several times meanwhile, as those show who send slowly beside it."""
+    monkeypatch.setattr("edge.serve.connection.PATIENCE_S", 0.1)
+    monkeypatch.setattr("edge.serve.door.LOOK_S", 0.02)
+    n = 100
+    with served(path, ScriptedSession(answer("x"))), connected(path) as reader:
+        reader.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * (n - 1))
+        reader.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        for _ in range(2):
+            with connected(path) as slow:
+                slow.sendall(b"GET")
+                assert until_closed(slow) == b""
+        assert until_closed(reader).count(b"HTTP/1.1 200") == n
+        assert metric(path, 'edge_clients_dropped_total{reason="reads nothing"}') == 0
 
 
 def until_closed_by_the_service(client: socket.socket) -> None:

@@ -378,6 +378,33 @@ def test_speech_interrupts_the_answer(path, speech):
     assert len(session.questions) == 2
 
 
+def test_speech_that_may_not_interrupt_is_answered_next(path, speech):
+    vad = {"type": "server_vad", "interrupt_response": False}
+    go = threading.Event()
+
+    def play(turn):
+        turn.deliver(TextDelta("Well"))
+        assert go.wait(TIMEOUT_S)
+        turn.deliver(DONE)
+
+    session = ScriptedSession(play)
+    with served(path, session), connected(path) as client:
+        client.send(
+            "session.update",
+            session={"type": "realtime", "audio": {"input": {"turn_detection": vad}}},
+        )
+        client.send("response.create")
+        sound = np.concatenate([words_of(speech), np.zeros(24_000)])
+        client.send("input_audio_buffer.append", audio=pcm(sound))
+        client.until("input_audio_buffer.committed")
+        go.set()
+        assert client.until("response.done")["response"]["status"] == "completed"
+        assert client.until("response.done")["response"]["status"] == "completed"
+    assert "error" not in [event["type"] for event in client.heard]
+    first, second = session.questions
+    assert [len(one.messages[-1].media) for one in (first, second)] == [0, 1]
+
+
 def test_cancel(path):
     started, seen = threading.Event(), threading.Event()
     session = ScriptedSession(speak_until_cancelled(started, seen))
@@ -715,7 +742,7 @@ def test_others_are_served_while_the_input_of_a_response_is_decoded(path, monkey
     assert len(session.questions[0].messages[-1].media) == 1
 
 
-@pytest.mark.parametrize("where", ["session", "response", "tools", "a spoken turn"])
+@pytest.mark.parametrize("where", ["session", "response", "tools", "choice", "a spoken turn"])
 def test_others_are_served_while_a_format_is_checked(path, monkeypatch, speech, where):
     """For half a second of a core: never in the event loop's thread, not even once more."""
     checking, served_meanwhile, in_the_loop = threading.Event(), threading.Event(), []
@@ -733,11 +760,18 @@ def test_others_are_served_while_a_format_is_checked(path, monkeypatch, speech, 
     if where == "tools":
         tool = {"type": "function", "name": "move", "parameters": schema}
         wanted = {"tools": [tool], "tool_choice": "required"}
+    if where == "choice":
+        wanted = {"tool_choice": "required"}
+        tools = [{"type": "function", "name": "move", "parameters": schema}]
     with wave.open(str(speech / "Front_Center.wav")) as file:
         words = np.frombuffer(file.readframes(file.getnframes()), "<i2")[::2] / (1 << 15)
     session = ScriptedSession(answer("x"))
     with served(path, session), connected(path) as client, http(path) as other:
-        if where in ("response", "tools"):
+        if where == "choice":
+            client.send("session.update", session={"type": "realtime", "tools": tools})
+            client.until("session.updated")
+            client.send("response.create", response=wanted)
+        elif where in ("response", "tools"):
             client.send("response.create", response=wanted)
         else:
             client.send("session.update", session={"type": "realtime", **wanted})

@@ -420,6 +420,22 @@ def test_the_subprotocol_of_browsers_is_chosen_and_no_key_is_sent_back(path):
             assert ws.subprotocol == "realtime"
 
 
+def test_nothing_is_compressed(path):
+    """A stock client offers to; a message of a few bytes could become megabytes."""
+    with served(path, ScriptedSession(answer("x"))), speaking(path) as ws:
+        assert "permessage-deflate" in ws.request.headers["Sec-WebSocket-Extensions"]
+        assert "Sec-WebSocket-Extensions" not in ws.response.headers
+
+
+def test_what_an_event_has_besides_is_ignored_and_logged(path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("edge.serve.fields._logged", set())
+    with served(path, ScriptedSession(answer("x"))), connected(path) as client:
+        client.send("input_audio_buffer.clear", later=True)
+        client.until("input_audio_buffer.cleared")
+    assert "request=field_ignored field=later" in caplog.messages
+
+
 def test_clients_are_told_that_the_service_ends(path):
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(contextlib.ExitStack())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,9 +64,20 @@ def test_who_says_nothing_and_who_has_gone_hold_up_nobody(listener, monkeypatch)
         assert b"503" in silent.recv(100)
 
 
-def test_our_client_raises_the_reason(listener, monkeypatch):
-    import threading
+def test_who_has_yet_to_ask_is_let_ask_first(listener):
+    """Else some clients take the answer for a broken connection."""
+    with connected(listener) as late:
+        telling = threading.Thread(target=tell_waiting, args=(listener, ERROR))
+        telling.start()
+        said_before, _, _ = select.select([late], [], [], 0.05)
+        late.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        late.shutdown(socket.SHUT_WR)
+        assert not said_before
+        assert b"503" in late.recv(100)
+        telling.join()
 
+
+def test_our_client_raises_the_reason(listener, monkeypatch):
     heard: list[Exception] = []
 
     def ask() -> None:
