@@ -61,6 +61,11 @@ def waits_no_more(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
+def interpreter() -> str:
+    """This Python."""
+    return sys.executable
+
+
 def python(code: str, *arguments: object) -> list[str]:
     """The command that runs `code`, which has `sys` and finds `arguments` in `sys.argv[1:]`."""
-    return [sys.executable, "-c", _NOT_THE_WORKING_FOLDER + code, *map(str, arguments)]
+    return [interpreter(), "-c", _NOT_THE_WORKING_FOLDER + code, *map(str, arguments)]

@@ -30,6 +30,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from edge import advice
+from edge.child import interpreter
 from edge.engines.signature import SUFFIX, require
 from edge.errors import BundleError, ConfigurationError, EdgeError, ReleaseError
 from edge.files import open_regular
@@ -196,7 +197,9 @@ def _fitting(names: Collection[str], target: Target, older: bool) -> str:
         has = ", ".join(f"{a}.{b}" for a, b in sorted(pythons)) or "none"
         wanted = ".".join(map(str, target.python))
         raise ReleaseError(
-            "the release", f"has packages for Python {has}, here it is {wanted}", "make it for that"
+            "the release",
+            f"has packages for Python {has}, here it is {wanted}",
+            "build one for that",
         )
     version = ours[0][1]
     if target.version and _order(version) < _order(target.version) and not older:
@@ -288,7 +291,7 @@ def install(source: str, *, older: bool = False) -> str:
             keys = trusted_keys(root / SETTINGS)
             version = unpack(stream, folder, this_machine(root), keys, older=older)
             wheels = {"WHEELS": str(folder / "wheels"), "SOURCE": str(folder)}
-            python = {"PYTHON": os.path.realpath(sys.executable)}
+            python = {"PYTHON": os.path.realpath(interpreter())}
             _run(folder / INSTALL, wheels | python, f"omni-edge {version}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)

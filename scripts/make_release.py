@@ -180,7 +180,7 @@ def check_libraries(wheel: Path) -> None:
             if newest > GLIBC:
                 raise SystemExit(
                     f"make wheels: {name} asks for glibc {newest[0]}.{newest[1]}, the boards have "
-                    f"{GLIBC[0]}.{GLIBC[1]}: make it on Debian 12 or Ubuntu 22.04"
+                    f"{GLIBC[0]}.{GLIBC[1]}: build it on Debian 12 or Ubuntu 22.04"
                 )
 
 
