@@ -1367,6 +1367,8 @@ class Reference:
         """Until all that it brings along is encoded it stands nowhere, and hinders nobody."""
         line, question, turn.about = turn.about, turn.question, None
         assert line is not None
+        if question.recall_s is None:
+            line = self.live  # it may have been rebased meanwhile
         asked = self._asked(turn, line.ends_with_media)
         turn.n_context = line.state.n_tokens + len(line.waiting)
         turn.n_question = len(asked)
