@@ -91,20 +91,15 @@ class LoopTime:
 
     async def in_thread(self, user: str, work: Callable[..., T], *arguments: Any) -> T:
         """Run it in another thread, which takes its turns with the event loop's; it is charged."""
-        spent_s = 0.0
 
         def timed() -> T:
-            nonlocal spent_s
             began_s = time.thread_time()
             try:
                 return work(*arguments)
-            finally:
-                spent_s = time.thread_time() - began_s
+            finally:  # here: who asked may have gone, and would have it for nothing
+                self.charge(user, time.thread_time() - began_s)
 
-        try:
-            return await asyncio.to_thread(timed)
-        finally:
-            self.charge(user, spent_s)
+        return await asyncio.to_thread(timed)
 
 
 def fair(loop_time: LoopTime) -> Middleware:

@@ -125,6 +125,17 @@ def test_what_computes_in_another_thread_is_charged_too(loop_time):
     assert 0.1 <= owed(loop_time, "user 1") < 0.15
 
 
+def test_whoever_goes_meanwhile_is_charged_all_the_same(loop_time):
+    async def gone() -> None:
+        asking = asyncio.create_task(loop_time.in_thread("user 1", compute, 0.1))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    asyncio.run(gone())  # its end waits for the thread
+    assert owed(loop_time, "user 1") >= 0.1
+
+
 def test_a_failure_is_charged_and_passed_on(loop_time):
     async def work() -> None:
         compute(0.1)
