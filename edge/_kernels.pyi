@@ -1,7 +1,8 @@
 """The native kernels (kernels/cpu). Matrices are C-contiguous and are never converted.
 
 A bfloat16 is passed as its bits (uint16), an E4M3 as its code (uint8). Outputs are the caller's
-arrays. n_threads 0 takes all cores. The interpreter's lock is released while a kernel runs.
+arrays. n_threads 0 takes all cores. Other threads may run Python while a kernel does that takes
+more than about a millisecond.
 `portable` keeps to instructions that every processor has: for tests, and the bits are the same.
 
 Raises:

@@ -54,7 +54,7 @@ EQUIVALENT = ROOT / "tests" / "mutants" / "equivalent.toml"
 PLANTED = ROOT / "tests" / "mutants" / "planted.toml"
 CHEAP_S = 0.3
 N_EARLY = 3
-"""Test files that are tried first: to collect all that meet a fault takes longer than to find it."""
+"""Test files that go first: to collect all that meet a fault takes longer than to find it."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from edge.model.prompt import LIVE, NEXT
 from edge.model.tokenizer import Tokenizer
 from edge.types import Int32
 
+LONG = 1 << 13
+"""Letters of a text that takes so long that it is encoded once only."""
+
 
 class Outside:
     """The texts from outside of one rendering."""
@@ -30,6 +33,8 @@ class Outside:
         self._nonce = "".join(secrets.choice("bcdfghjklmnpqrstvwxz") for _ in range(16))
         self._names: dict[str, str] = {}
         self._hidden: list[str] = []
+        self._encoded: dict[str, list[int]] = {}
+        """What came of long texts: the same stand around media whatever is said for these."""
 
     def hide(self, value: Any) -> Any:
         """A text, or a JSON value with texts and keys in it, for a template to render."""
@@ -61,18 +66,25 @@ class Outside:
     def encode(self, text: str) -> Int32:
         """Token ids [n] of what a template has made of it: only its own control tokens are ones."""
         tokens = self._tokenizer.control_tokens
-        if not self._hidden:
+        if not self._hidden and len(text) < LONG:
             ids = self._tokenizer.encode(text)
             if np.isin(ids, tokens.ids).sum() == len(tokens.pattern.findall(text)):
                 return ids  # else the tokenizer changes texts before it looks for tokens
         found: list[int] = []
         at = 0
         for token in tokens.pattern.finditer(text):
-            found += self._tokenizer.encode_as_text(self._undone(text[at : token.start()]))
+            found += self._as_text(self._undone(text[at : token.start()]))
             found.append(tokens.id_of(token[0]))
             at = token.end()
-        found += self._tokenizer.encode_as_text(self._undone(text[at:]))
+        found += self._as_text(self._undone(text[at:]))
         return np.asarray(found, np.int32)
+
+    def _as_text(self, text: str) -> list[int]:
+        if len(text) < LONG:
+            return self._tokenizer.encode_as_text(text)
+        if text not in self._encoded:
+            self._encoded[text] = self._tokenizer.encode_as_text(text)
+        return self._encoded[text]
 
     def _undone(self, text: str) -> str:
         return re.sub(f"q{self._nonce}([0-9]+)q", lambda name: self._hidden[int(name[1])], text)

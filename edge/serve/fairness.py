@@ -23,7 +23,7 @@ from edge.serve.connection import connection_of
 
 T = TypeVar("T")
 
-PART = 0.5
+PART = 0.25
 """Of the time, that all users together may take while there are several; each has as much of it."""
 FREE_S = 0.05
 """A debt that nobody waits for."""

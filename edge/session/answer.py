@@ -23,6 +23,7 @@ from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
 from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import place_media
+from edge.session.question_prompt import QuestionPrompt
 from edge.session.slot import Perceived
 from edge.session.speech import Speech
 from edge.session.turn import (
@@ -35,7 +36,7 @@ from edge.session.turn import (
     Timeline,
     Turn,
 )
-from edge.types import Evidence, Float32
+from edge.types import Evidence, Float32, Int32
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Answering:
     ) -> None:
         self.turn, self._prompt, self._clock = turn, prompt, clock
         self._freshness_of = freshness_of
+        self._question_prompt = turn.prompt or QuestionPrompt(prompt, turn.question)
         self._n_choices_done = self._n_tokens_before = 0  # of several answers
         self._n_reasoning = 0
         self._behind_prompt: tuple[Any, Float32] | None = None  # a snapshot and the logits there
@@ -192,15 +194,16 @@ class Answering:
         """Let the question wait to be put behind the context."""
         question, engine = self.turn.question, context.engine
         n_room = engine.spec.decoder.max_tokens
-        asked = self._asked(engine, context.ends_with_media, attached)
-        self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(asked)
-        if self._n_context + len(asked) + question.max_tokens > n_room:
+        ids = self._ids(context.ends_with_media, attached)
+        self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(ids)
+        if self._n_context + len(ids) + question.max_tokens > n_room:
             raise CapacityError(
                 "question",
-                f"of {len(asked)} tokens and an answer of up to {question.max_tokens} do not fit "
+                f"of {len(ids)} tokens and an answer of up to {question.max_tokens} do not fit "
                 f"behind {self._n_context} tokens of live context into the model's {n_room}",
                 "ask for fewer max_tokens or lower context.max_tokens",
             )
+        asked = self._asked(engine, ids, attached)
         said = engine.embed(np.array(self._said, np.int32))
         self._waiting = np.concatenate([asked, said])
         newest = context.evidence()
@@ -210,14 +213,17 @@ class Answering:
         # A recalled one has a state, which is one of few.
         self._context, self._about = context, None
 
-    def _asked(self, engine: AnyEngine, after_media: bool, attached: Attached) -> Float32:
-        """The question's rows [n, H]."""
-        texts, media = attached.texts, attached.rows
-        ids = self._prompt.question(self.turn.question, after_media=after_media, attached=texts)
+    def _ids(self, after_media: bool, attached: Attached) -> Int32:
+        """The question's tokens [n]."""
+        ids = self._question_prompt.ids(after_media=after_media, attached=attached.texts)
         if self.turn.question.sampling.penalizes and not self._prompt_ids:
             self._prompt_ids = [*self._prompt.anchor().tolist(), *ids.tolist()]
             self._sampler.read(self._prompt_ids)
-        return place_media(engine, self._prompt.tokenizer, ids, media)
+        return ids
+
+    def _asked(self, engine: AnyEngine, ids: Int32, attached: Attached) -> Float32:
+        """The question's rows [n, H]."""
+        return place_media(engine, self._prompt.tokenizer, ids, attached.rows)
 
     def _constrain(self, engine: AnyEngine) -> Constraint | None:
         """What the answer's format allows, from its beginning."""
@@ -361,7 +367,7 @@ class Answering:
         self._check = check(
             slots,
             {sense: context.kept(sense) for sense in SENSES},
-            lambda after_media: self._asked(engine, after_media, attached),
+            lambda after_media: self._asked(engine, self._ids(after_media, attached), attached),
             self._said,
             lambda: self._constrain(engine),
         )

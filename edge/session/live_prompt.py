@@ -45,13 +45,22 @@ class LivePrompt:
         Raises:
             ProtocolError: the template cannot write the messages or the tools.
         """
+        outside, text = self.text(question, after_media=after_media)
+        return outside.encode(filled(text, attached))
+
+    def text(self, question: Question, *, after_media: bool) -> tuple[Outside, str]:
+        """Likewise as the template writes it, with markers for media, and what encodes it.
+
+        Raises:
+            ProtocolError: the template cannot write the messages or the tools.
+        """
         outside = Outside(self.tokenizer)
         try:
             chat = self._chat(question, after_media, outside)
             _, after = self.template.around_live(chat, thinking=question.thinking)
         except CheckpointError as error:
             raise ProtocolError("messages or tools", error.problem, error.remedy) from None
-        return outside.encode(_filled(after, attached))
+        return outside, after
 
     def dialogue(
         self,
@@ -67,7 +76,7 @@ class LivePrompt:
         chat.append({"role": "assistant", "content": outside.hide(reply)})
         chat.append({"role": "user", "content": NEXT})
         _, after = self.template.around_live(chat, thinking=False)
-        return outside.encode(_filled(after.partition(NEXT)[0], attached))
+        return outside.encode(filled(after.partition(NEXT)[0], attached))
 
     def _chat(
         self, question: Question, after_media: bool, outside: Outside
@@ -112,7 +121,7 @@ def _thought_apart(said: str) -> tuple[str, str]:
     return (found[1].strip(), found[2].lstrip("\n")) if found else ("", said)
 
 
-def _filled(text: str, attached: tuple[str, ...]) -> str:
+def filled(text: str, attached: tuple[str, ...]) -> str:
     """With what stands for each medium at its marker; no text from outside holds one."""
     pieces = re.split(f"{IMAGE}|{AUDIO}", text)
     between = zip(pieces, [*attached, ""], strict=True)

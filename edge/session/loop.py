@@ -39,6 +39,7 @@ from edge.session.live_prompt import LivePrompt
 from edge.session.moment import moment_of
 from edge.session.notes import Notes
 from edge.session.perception import Perception
+from edge.session.question_prompt import PromptWriter, QuestionPrompt, is_long
 from edge.session.sense import Sense
 from edge.session.triggers import TriggerBook, Triggers
 from edge.session.turn import (
@@ -129,6 +130,8 @@ class LiveLoop:
         self._turns: deque[Turn] = deque()
         self._changed: deque[dict[str, Any]] = deque(maxlen=1)  # settings that no step has taken
         self._turns_lock = threading.Lock()
+        self._writer = PromptWriter(self._prompt_written)
+        self._runs = False
         self._counters: Counter[str] = Counter()
         stale_ns = int(config.perception.stale_s * NS_PER_S)
         fresh = partial(freshness, senses, stale_ns)
@@ -164,6 +167,8 @@ class LiveLoop:
             CapacityError: socket.max_waiting questions wait already.
         """
         turn = Turn(question.seeded(), asked_ns or self._clock.now_ns(), deliver)
+        if self._runs and is_long(question):
+            turn = replace(turn, prompt=QuestionPrompt(self._prompt, turn.question))
         self.take(turn)
         return turn
 
@@ -177,17 +182,30 @@ class LiveLoop:
             if self._draining or self._stopped.is_set():
                 raise _stopping()
             limit, user = self._config.socket.max_waiting, turn.question.user
-            if len(self._turns) + max(0, len(self._answers) - 1) >= limit:
+            queued = [*self._turns, *self._writer.turns()]
+            if len(queued) + max(0, len(self._answers) - 1) >= limit:
                 raise CapacityError(
                     "question", f"{limit} others are waiting already", "ask again later"
                 )
             own_limit = limit - limit // KEPT
-            own = [queued for queued in self._turns if queued.question.user == user]
+            own = [other for other in queued if other.question.user == user]
             if user and len(own) + max(0, self._answers.n_of(user) - 1) >= own_limit:
                 problem = f"{own_limit} of {user} are waiting already"
                 raise CapacityError("question", problem, "ask again later")
+            if turn.prompt is not None:
+                self._writer.write(turn)
+                return
             self._turns.append(turn)
         self._wake.set()
+
+    def _prompt_written(self, turn: Turn) -> None:
+        """A long question can be taken up now."""
+        with self._turns_lock:
+            if not self._stopped.is_set():
+                self._turns.append(turn)
+                self._wake.set()
+                return
+        turn.deliver(Failed(_stopping()))
 
     def take_again(self, turn: Turn) -> None:
         """Queue a recorded turn: it was taken, whatever the limits say."""
@@ -282,13 +300,13 @@ class LiveLoop:
     @property
     def n_turns(self) -> int:
         """Questions that are not answered yet."""
-        return len(self._turns) + len(self._answers)
+        return len(self._turns) + len(self._writer) + len(self._answers)
 
     def stop(self) -> None:
         """End `run` after the step it is in."""
         with self._turns_lock:  # whoever is let in before is told in `run`, nobody after
             self._stopped.set()
-            for turn in self._turns:
+            for turn in (*self._turns, *self._writer.turns()):
                 turn.cancel()
         self._wake.set()
         for sense in self._senses:
@@ -303,6 +321,7 @@ class LiveLoop:
             EngineError: the engine failed; the service must end.
         """
         feeds = [thread for sense in self._senses if (thread := sense.start())]
+        self._runs = True
         try:
             while not self._stopped.is_set():
                 self._wake.clear()

@@ -17,6 +17,7 @@ from edge.senses.turn_events import Control, Mode, SpeechStarted
 from edge.types import Evidence, Medium, Stages
 
 if TYPE_CHECKING:
+    from edge.session.question_prompt import QuestionPrompt
     from edge.session.triggers import TriggerBook
 
 log = logging.getLogger(__name__)
@@ -274,6 +275,8 @@ class Turn:
     known_ns: int | None = None
     """When the session could first answer it, where that is later: it takes a pause to know that a
     spoken question is over."""
+    prompt: QuestionPrompt | None = None
+    """Of a long question, written before it was taken up."""
 
     @property
     def deadline_ns(self) -> int | None:

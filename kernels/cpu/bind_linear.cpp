@@ -58,7 +58,7 @@ static void linear_(const Weight &weight, RowsArray x, MutableRowsArray y, bool 
     MutableRows to = rows_of(y, "y has not contiguous rows");
     require(from.width == weight.stack.k, "x is not [rows, k]");
     require(to.n == from.n && to.width == weight.stack.n, "y is not [rows, n]");
-    nb::gil_scoped_release release;
+    LetOthersRun release(from.n * weight.stack.n * weight.stack.k);
     linear(weight.stack.matrix(0), from, to, exact);
 }
 
@@ -84,7 +84,7 @@ static void experts_(const Weight &up, const Weight &down, RowsArray x, Ids ids,
     for (size_t i = 0; i < ids.size(); i++)
         require(0 <= ids.data()[i] && size_t(ids.data()[i]) < up.stack.n_matrices,
                 "ids name an expert that does not exist");
-    nb::gil_scoped_release release;
+    LetOthersRun release(from.n * n_slots * (up.stack.n * up.stack.k + down.stack.n * down.stack.k));
     experts(up.stack, down.stack, from, ids.data(), shares.data, n_slots, to, exact);
 }
 

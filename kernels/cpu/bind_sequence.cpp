@@ -22,7 +22,7 @@ static void rms_norm_(RowsArray x_, Vector<float> weight, float eps, MutableRows
     MutableRows y = rows(y_);
     require_same(x, y, "y is not as x");
     require(weight.size() == x.width && x.width, "weight has not a value for each column");
-    nb::gil_scoped_release release;
+    LetOthersRun release(4 * x.n * x.width);
     rms_norm(x, weight.data(), eps, y);
 }
 
@@ -35,7 +35,7 @@ static void gated_rms_norm_(RowsArray x_, RowsArray gate_, Vector<float> weight,
     require_same(x, gate, "gate is not as x");
     require(weight.size() == x.width && x.width, "weight has not a value for each column");
     require(n_groups && x.width % n_groups == 0, "the columns are not a multiple of n_groups");
-    nb::gil_scoped_release release;
+    LetOthersRun release(6 * x.n * x.width);
     gated_rms_norm(x, gate, weight.data(), n_groups, eps, y);
 }
 
@@ -48,7 +48,7 @@ static void causal_conv1d_(RowsArray x_, RowsArray past_, RowsArray taps_, Vecto
     require(taps.n == past.n + 1 && taps.n <= MAX_TAPS, "taps are not one more than past, or above 16");
     require(past.width == x.width && taps.width == x.width && bias.size() == x.width,
             "past, taps or bias have not the columns of x");
-    nb::gil_scoped_release release;
+    LetOthersRun release((taps.n + 4) * x.n * x.width);
     causal_conv1d(x, past, taps, bias.data(), y, next);
 }
 
@@ -70,7 +70,7 @@ static void state_space_(RowsArray x_, RowsArray b_, RowsArray c_, RowsArray dt_
     for (int i = 0; i < 3; i++)
         require(next.shape(i) == state.shape(i), "next is not as state");
     StateSpace s{n_heads, head_dim, n_groups, state_size, dt_bias.data(), a_log.data(), d.data()};
-    nb::gil_scoped_release release;
+    LetOthersRun release(4 * x.n * x.width * state_size);
     state_space(s, x, b, c, dt, state.data(), y, next.data());
 }
 
@@ -85,7 +85,7 @@ static void attention_(RowsArray q_, Cube keys, Cube values, MutableRowsArray y_
     require(n_kv_heads && head_dim && q.width && q.width % (n_kv_heads * head_dim) == 0,
             "the columns of q are not a multiple of the keys'");
     if (q.n == 0) return;
-    nb::gil_scoped_release release;
+    LetOthersRun release(2 * q.n * keys.shape(0) * q.width);
     attention(q, keys.data(), values.data(), keys.shape(0) - q.n, n_kv_heads, head_dim, y);
 }
 
@@ -100,7 +100,7 @@ static void route_(RowsArray logits_, Vector<float> bias, size_t n_groups, size_
             "ids has more slots than experts can be chosen");
     require(ids.shape(0) == logits.n && weights.shape(0) == logits.n && weights.shape(1) == n_slots,
             "ids and weights are not [rows, slots]");
-    nb::gil_scoped_release release;
+    LetOthersRun release(8 * logits.n * logits.width);
     route({n_groups, n_chosen_groups, n_slots, normalise, factor}, logits, bias.data(), ids.data(),
           weights.data());
 }

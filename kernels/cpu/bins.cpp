@@ -1,6 +1,6 @@
 // Which bin each logit falls into, and what the tokens of a bin weigh: what sampling needs to find a
 // token without sorting a vocabulary.
-#include "kernels.h"
+#include "arrays.h"
 
 #include <cmath>
 
@@ -40,7 +40,7 @@ static void bin_logits(Vector<float> logits, double most, double scale, double w
     require(bins.shape(0) == n, "bins are not one for each logit");
     require(last < 65536 && counts.shape(0) == last + 1, "mass and counts are not of 1 to 65536 bins");
     require(scale >= 0.0 && width >= 0.0 && width <= 0.01, "width is not of 0 to 0.01 temperatures");
-    nb::gil_scoped_release release;
+    LetOthersRun release(8 * n);
     std::fill_n(mass.data(), last + 1, 0.0);
     std::fill_n(counts.data(), last + 1, 0);
     add_to_bins(logits.data(), n, most, scale, width, int(last), bins.data(), mass.data(),

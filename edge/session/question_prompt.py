@@ -1,0 +1,135 @@
+"""Long questions: their prompts are written in a thread of their own, before they are taken up.
+
+What a client has sent may be megabytes, or a hundred thousand small values. The template and the
+tokenizer take seconds for that, in which the loop's thread would answer nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from edge.model.grammars import CHARGE
+from edge.model.outside import Outside
+from edge.session.live_prompt import LivePrompt, filled
+from edge.session.turn import Question, Turn
+from edge.types import Int32
+
+LONG = 1 << 12
+"""Letters and values of a question that takes more than about a millisecond."""
+
+
+class QuestionPrompt:
+    """One question's prompt; what takes long is done once. One thread at a time."""
+
+    def __init__(self, prompt: LivePrompt, question: Question) -> None:
+        """Nothing is written yet."""
+        self._prompt, self._question = prompt, question
+        self._texts: dict[bool, tuple[Outside, str]] = {}
+        self._ids: dict[tuple[bool, tuple[str, ...]], Int32] = {}
+        self._problem: Exception | None = None
+
+    def prepare(self) -> None:
+        """Do what takes long, whatever the question will stand behind; `ids` raises what it did."""
+        n_media = sum(len(message.media) for message in self._question.messages)
+        try:
+            for after_media in (False, True):
+                self.ids(after_media=after_media, attached=("",) * n_media)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this question's
+            self._problem = error
+
+    def ids(self, *, after_media: bool, attached: tuple[str, ...] = ()) -> Int32:
+        """As `LivePrompt.question`."""
+        if self._problem is not None:
+            raise self._problem
+        found = self._ids.get((after_media, attached))
+        if found is None:
+            if after_media not in self._texts:
+                self._texts[after_media] = self._prompt.text(
+                    self._question, after_media=after_media
+                )
+            outside, text = self._texts[after_media]
+            found = self._ids[after_media, attached] = outside.encode(filled(text, attached))
+        return found
+
+
+def is_long(question: Question) -> bool:
+    """Whether its prompt takes so long that others would notice."""
+    left: list[Any] = [question.callable_tools]
+    for message in question.messages:
+        left += [message.content, message.reasoning, [call.arguments for call in message.calls]]
+    n = 0
+    while left and n < LONG:
+        value = left.pop()
+        if isinstance(value, str):
+            n += len(value)
+        elif isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+            n += len(value)
+        elif isinstance(value, list | tuple):
+            left += value
+            n += len(value)
+    return n >= LONG
+
+
+class PromptWriter:
+    """Writes the prompts of turns, one after the other; whose user was served longest ago first."""
+
+    def __init__(self, written: Callable[[Turn], None]) -> None:
+        """None waits.
+
+        Args:
+            written: is given each turn afterwards, from the writer's thread.
+        """
+        self._written = written
+        self._waiting: list[tuple[Turn, Callable[[float], None] | None]] = []
+        self._at_work: Turn | None = None
+        self._taken: Counter[str] = Counter()
+        self._n_taken = 0
+        self._some = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        """Turns that wait or are written."""
+        return len(self.turns())
+
+    def turns(self) -> list[Turn]:
+        """These turns."""
+        with self._some:
+            turns = [turn for turn, _ in self._waiting]
+            return turns if self._at_work is None else [self._at_work, *turns]
+
+    def write(self, turn: Turn) -> None:
+        """Write this turn's prompt; whoever is served in this context is charged for it."""
+        with self._some:
+            self._waiting.append((turn, CHARGE.get(None)))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="prompts", daemon=True)
+                self._thread.start()
+            self._some.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._some:
+                self._at_work = None
+                self._some.wait_for(lambda: self._waiting)
+                place = min(range(len(self._waiting)), key=self._since)
+                turn, charge = self._waiting.pop(place)
+                self._n_taken += 1
+                self._taken[turn.question.user] = self._n_taken
+                self._at_work = turn
+            self._write(turn, charge)
+
+    def _since(self, place: int) -> int:
+        return self._taken[self._waiting[place][0].question.user]
+
+    def _write(self, turn: Turn, charge: Callable[[float], None] | None) -> None:
+        began_s = time.thread_time()
+        if turn.prompt is not None and not turn.cancelled.is_set():
+            turn.prompt.prepare()
+        if charge is not None:
+            charge(time.thread_time() - began_s)
+        self._written(turn)
