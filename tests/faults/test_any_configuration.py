@@ -139,7 +139,7 @@ RESIZED = st.lists(
 
 
 @given(changes=st.one_of(CHANGES, RESIZED))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_a_changed_configuration_is_built_or_named(base, changes):
     folder = base.parent / "changed"
     shutil.rmtree(folder, ignore_errors=True)

@@ -65,5 +65,7 @@ def test_no_other_way_to_a_child_is_left():
         for path in (ROOT / folder).rglob("*.py"):
             if path.name in ("child.py", "advice.py", "demo.py"):  # the last two only print it
                 continue
-            names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if hasattr(n, "attr")}
-            assert "executable" not in names, path
+            text = path.read_text()
+            if "executable" in text:  # it takes a minute to parse all of it
+                names = {n.attr for n in ast.walk(ast.parse(text)) if hasattr(n, "attr")}
+                assert "executable" not in names, path
