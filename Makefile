@@ -12,6 +12,9 @@ LOCKED := $(PIP) --require-hashes --no-build-isolation
 # Tiny matrices: a second BLAS thread only spins and gets in the way of the other processes.
 test test-oracle test-sanitize test-latest fuzz fuzz-api attack coverage: export OPENBLAS_NUM_THREADS = 1
 
+# Each of the hundreds of processes that the tests start would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo extra test test-oracle test-sanitize test-aarch64 test-release test-deb test-systemd fuzz lint \
         lock check-lock bundle goldens clean wheels install uninstall deb test-latest test-debian \
         test-gpu test-bytes test-clients coverage mutants planted fuzz-media fuzz-files fuzz-api \
@@ -110,13 +113,15 @@ check-lock: $(VENV)/.dev
 demo: $(VENV)/.demo
 	$(BIN)/edge demo
 
-# A process a core, as memory allows, and each file in one of them: it makes its fixtures once.
+# One process more than cores: much of a test waits. Each file is in one of them, and makes its
+# fixtures once.
+N_TESTED = $(shell n=$$(nproc); test $$n -lt 7 || n=7; echo $$((n + 1)))
 TESTED := $(BIN)/python -m pytest --ignore tests/oracle
 test: export EDGE_NODE_MODULES = $(abspath $(VENV)/js/node_modules)
 test: $(VENV)/.dev
 	sh scripts/install_test_media.sh
 	sh scripts/install_js_clients.sh $(VENV)/js
-	$(TESTED) -n auto --maxprocesses 8 --dist loadfile -m 'not alone'
+	$(TESTED) -n $(N_TESTED) --dist loadfile -m 'not alone'
 	$(TESTED) -m alone
 
 test-bytes: $(VENV)/.dev
