@@ -141,6 +141,7 @@ class _Process:
                     start_new_session=True,  # Ctrl-C ends the service, which ends it
                 )
             except OSError:  # no room for one more
+                self._link.close()
                 os.close(self._file)
                 raise
 

@@ -55,6 +55,19 @@ def test_any_warning_refuses_a_check_without_a_gpu(message: Message) -> None:
         check_messages(STAND_IN, [message])
 
 
+def test_of_several_the_first_is_told_and_how_many_more_there_are() -> None:
+    first, last = Message("input is\n unused"), Message("it broke", is_error=True)
+    for found, said in (
+        ([first], "is warned of: input is unused"),
+        ([first, HARMLESS[0], last], "is warned of (and 1 more): input is unused"),
+        ([last, first, first], "is warned of (and 2 more): it broke"),
+    ):
+        with pytest.raises(BundleError) as caught:
+            check_messages(ON_BOARD, found)
+        remedy = "report it with the versions of both"
+        assert str(caught.value) == f"decoder.onnx: {said}; {remedy}"
+
+
 def test_alike_warnings_are_kept_once() -> None:
     texts = [f"Skipping tactic {n} of size {n}\n due to memory at 0x{n:08x}" for n in range(300)]
     assert gathered(["DLA", *texts, "DLA"]) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import edge
 from build_engine import building as building_module
 from build_engine import bundle as bundle_module
-from build_engine.building import building, work_folder
+from build_engine.building import building, kept, work_folder
 from build_engine.bundle import build_bundle
 from build_engine.checkpoint import Checkpoint
 from build_engine.decoder_weights import packed_tensors
@@ -125,3 +126,25 @@ def test_a_folder_is_had_by_one_at_a_time_and_given_back(tmp_path):
     with pytest.raises(ConfigurationError, match=problem), building(out):
         pass
     assert len(os.listdir("/proc/self/fd")) == n_open
+
+
+def test_who_reads_a_bundle_waits_for_who_changes_it(tmp_path):
+    """Many may read it at once; whoever says nothing changes it."""
+
+    def refused(**how):
+        try:
+            with kept(tmp_path, **how):
+                return ""
+        except ConfigurationError as error:
+            return str(error)
+
+    busy = r".* is being compiled or verified by .*; wait for it, or stop it"
+    with kept(tmp_path):
+        assert re.fullmatch(busy, refused(changes=False))
+        assert re.fullmatch(busy, refused())
+    with kept(tmp_path, changes=False):
+        assert not refused(changes=False)
+        assert re.fullmatch(busy, refused())
+    assert not refused()
+    with kept(tmp_path / "none"):  # whoever reads it says what is wrong with it
+        assert not (tmp_path / "none").exists()

@@ -118,3 +118,9 @@ def test_those_that_must_follow_first_are_taken_off():
     assert given[4] == 4380 - 2 * step_ms
     assert given[5] == given[4]
     assert given[6] == pytest.approx(4380 - 2 * (step_ms - 10 / 8))
+
+
+def test_a_first_item_waits_for_nobody_that_is_known():
+    """Also where its source has just begun to count."""
+    times = CaptureTimes(VirtualClock(50 * NS_PER_S), n_held=2)
+    assert times.of(NS_PER_S // 2) == 50 * NS_PER_S

@@ -129,6 +129,37 @@ def test_another_size_and_a_forgotten_context_start_again():
     assert pruner.keep(picture, 4 * NS_PER_S).all()
 
 
+def test_a_cut_right_after_a_new_beginning_is_a_cut():
+    """What moved before it says nothing of what comes."""
+    rng = np.random.default_rng(0)
+    before, pruner = tubelet(rng), CausalPruner(8, 1)
+    pruner.keep(before, 0)
+    before, _ = changed(rng, before, 1)
+    assert pruner.keep(before, NS_PER_S).all()
+    pruner.start_again()
+    assert pruner.keep(before, 2 * NS_PER_S).all()
+    before, _ = changed(rng, before, 1)
+    assert pruner.keep(before, 3 * NS_PER_S).all()
+
+
+@pytest.mark.parametrize(("wait_ns", "n"), [(NS_PER_S - 1, 7), (NS_PER_S, PLACES)])
+def test_of_two_cuts_within_a_second_one_is_whole(wait_ns, n):
+    rng = np.random.default_rng(0)
+    before, pruner = tubelet(rng), CausalPruner(PLACES + 8, 1)
+    pruner.keep(before, 0)
+    before, _ = changed(rng, before, 1)
+    assert pruner.keep(before, wait_ns).sum() == n
+
+
+@pytest.mark.parametrize(("share", "n"), [(1.0, 7), (0.5, 3), (0.25, 1), (0.0, 1)])
+def test_a_share_of_the_budget_is_spent_and_a_token_at_least(share, n):
+    rng = np.random.default_rng(0)
+    first, pruner = tubelet(rng), CausalPruner(8, 1)
+    pruner.keep(first, 0)
+    second, _ = changed(rng, first, 0.4)
+    assert pruner.keep(second, NS_PER_S, share).sum() == n
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.integers(1, 8).flatmap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -143,3 +144,4 @@ def test_more_curves_than_colours_begin_again():
     strokes = [line.get("stroke") for line in elements(picture, "polyline")]
     assert strokes[8] == strokes[0]
     assert len(set(strokes)) == 8
+    assert all(re.fullmatch("#[0-9a-f]{6}", stroke) for stroke in strokes)

@@ -7,6 +7,7 @@ import wave
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from make_media import (
@@ -185,3 +186,22 @@ def test_sound_that_begins_late_does_so_after_silence(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_audio(data, 30), expected)
     data = copy_streams(tmp_path / "v.mkv", tmp_path / "a.mka", ["audio"]).read_bytes()
     np.testing.assert_array_equal(decode_audio(data, 30), expected[4000:])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([], "video: has no frame that is whole; send it again"),
+        ([(48, 32), (32, 48)], "video: changes its size; encode it again in one size"),
+        ([(48, 32), (48, 30)], "video: changes its size; encode it again in one size"),
+    ],
+)
+def test_a_film_has_frames_of_one_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[tuple[int, int]], said: str
+) -> None:
+    data = write_video(tmp_path / "v.mkv", shades(2), [0, 500]).read_bytes()
+    frames = [(Fraction(0), av.VideoFrame(*size, "rgb24")) for size in sizes]
+    monkeypatch.setattr("edge.senses.media.video_frames", lambda *_: iter(frames))
+    with pytest.raises(MediaError) as caught:
+        decode_video(data)
+    assert str(caught.value) == said

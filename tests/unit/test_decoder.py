@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+import resource
 import signal
 import threading
 import time
@@ -209,6 +212,58 @@ def test_closing_ends_what_is_being_decoded() -> None:
     process.close()
     thread.join()
     assert ended.is_set()
+
+
+def test_where_no_process_can_begin_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(decoder.subprocess, "Popen", fails)
+    process = Decoder()
+    n_open = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BlockingIOError):
+        process(Job("picture"), PNG)
+    assert len(os.listdir("/proc/self/fd")) == n_open
+    process.close()
+    with pytest.raises(CapacityError) as caught:
+        process(Job("picture"), PNG)
+    assert str(caught.value) == "service: is stopping; ask again later"
+
+
+@pytest.mark.parametrize("kind", ["picture", "sound", "film"])
+def test_a_reply_says_what_lies_in_the_file_and_where(
+    kind: Kind, originals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda *bound: bounds.append(bound))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5, 999))
+    monkeypatch.setattr(time, "process_time", lambda: 30.25)
+    data = PNG if kind == "picture" else (originals / "film.mp4").read_bytes()
+    job = Job(kind, fps=2.0, max_frames=3, with_sound=True)
+    file = os.memfd_create("decoded")
+    reply = decoder._done(job, data, file, 20)
+    assert bounds == [(resource.RLIMIT_CPU, (51, 999))]
+    medium = decode(job, data)
+    rgb = os.pread(file, reply.n_rgb, 0)
+    samples = os.pread(file, reply.n_samples, reply.n_rgb)
+    assert os.fstat(file).st_size == len(rgb) + len(samples)
+    os.close(file)
+    shown = reply.width, reply.height, reply.times_s
+    if isinstance(medium, Sound):
+        assert (rgb, samples, shown) == (b"", medium.samples, (0, 0, ()))
+        return
+    assert rgb == medium.rgb
+    times_s = medium.times_s if isinstance(medium, Film) else ()
+    assert shown == (medium.width, medium.height, times_s)
+    if isinstance(medium, Film):
+        assert medium.sound == Sound(samples)
+        assert len(times_s) == 3
+
+
+def test_what_the_kernel_counts_as_data_is_known_in_bytes() -> None:
+    before = decoder._data_bytes()
+    with mmap.mmap(-1, 1 << 26, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
+        assert decoder._data_bytes() - before == pytest.approx(1 << 26, abs=1 << 23)
 
 
 @pytest.mark.parametrize("kind", ["picture", "sound", "film"])

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge.clock import NS_PER_MS, NS_PER_S
-from edge.senses.echo import N_PARTS, N_WARM_BLOCKS, Echo
+from edge.senses.echo import KEEP, N_PARTS, N_WARM_BLOCKS, Echo, _Filter
 from edge.senses.sound import BLOCK_NS, BLOCK_SAMPLES, NS_PER_SAMPLE
 from edge.types import AudioChunk, Float32
 
@@ -165,3 +165,23 @@ def test_times_that_jitter_move_nothing_and_a_gap_does(alone, sense, late_ms, lo
     if sense == "loudspeaker" and loses:
         is_same = True  # only the microphone's place was lost
     assert (left.samples == alone[0][63]).all() == is_same
+
+
+def test_the_first_block_lies_where_its_time_says():
+    """A voice that ended before it is not in it, even within the jitter of the clock's zero."""
+    echo = Echo()
+    late_ns = round(160 * NS_PER_SAMPLE)
+    echo.play(AudioChunk(VOICE[0, :160], 0, ""))
+    heard = AudioChunk(HUM[0], late_ns, "")
+    assert echo.clean(heard) == (heard, False)
+
+
+def test_what_is_known_of_the_path_is_forgotten_at_the_pace_of_the_room():
+    """Silence teaches nothing: what was uncertain fades by the share that the path changes."""
+    path = _Filter()
+    path.expect(2.0)
+    for _ in range(100):
+        path.step(HUM[0] * 0, HUM[0] * 0)
+    *_, uncertain = path.step(HUM[0], VOICE[0])
+    power = np.abs(np.fft.rfft(np.concatenate([HUM[0] * 0, VOICE[0]]))) ** 2
+    np.testing.assert_allclose(uncertain, power * KEEP**200, rtol=1e-4)

@@ -191,17 +191,17 @@ def test_when_it_was_heard(audio, now_s, heard_s, before_ms):
 
 
 def test_what_a_microphone_can_give_is_listed(audio):
-    rates_hz = (8000, 16000, 44100, 48000)
-    audio.supported = {(1, hz, n) for hz in rates_hz for n in (1, 2, 6, 8)} - {(1, 44100, 6)}
+    rates_hz = (8000, 16000, 22050, 32000, 44100, 48000)
+    audio.supported = {(1, hz, n) for hz in rates_hz for n in (1, 2, 4, 6, 8)} - {(1, 44100, 6)}
     left, right = devices.microphones()
     assert (left.kind, left.source) == ("microphone", "device:USB Audio, left")
     assert left.description == "44100 Hz, up to 6 channels"
-    every = [(hz, (1, 2) if hz == 44100 else (1, 2, 6)) for hz in rates_hz]
+    every = [(hz, (1, 2, 4) if hz == 44100 else (1, 2, 4, 6)) for hz in rates_hz]
     assert left.formats == tuple(devices.SoundFormat(*one) for one in every)
     assert devices.shown(left) == [
-        "8000, 16000 Hz with 1 or 2 or 6 channels",
-        "44100 Hz with 1 or 2 channels",
-        "48000 Hz with 1 or 2 or 6 channels",
+        "8000, 16000, 22050, 32000 Hz with 1 or 2 or 4 or 6 channels",
+        "44100 Hz with 1 or 2 or 4 channels",
+        "48000 Hz with 1 or 2 or 4 or 6 channels",
     ]
     assert (right.source, right.formats) == ("device:USB Audio, right", ())
     assert devices.shown(right) == []

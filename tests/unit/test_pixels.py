@@ -62,14 +62,18 @@ def test_image_grid(size: tuple[int, int], budget: int, grid: tuple[int, int]) -
     assert px.image_grid(*size, budget, 1024, 16) == grid
 
 
-@pytest.mark.parametrize("size", [(14, 1695), (1695, 14)])
-def test_a_strip_has_a_grid_however_small_the_budget(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("budget", "along"), [(64, 32), (65, 32), (100, 50)])
+def test_a_strip_has_a_grid_however_small_the_budget(budget: int, along: int) -> None:
     """Its short side had none, and whoever sent it heard of a defect."""
-    for budget in (64, 100):
-        rows, columns = px.image_grid(*size, budget, 64, 16)
-        assert min(rows, columns) == 2
-        assert max(rows, columns) > 30
-        assert rows * columns <= budget
+    assert px.image_grid(14, 1695, budget, 64, 16) == (along, 2)
+    assert px.image_grid(1695, 14, budget, 64, 16) == (2, along)
+
+
+@pytest.mark.parametrize(("budget", "side"), [(1023, 30), (1024, 32), (1025, 32)])
+def test_an_odd_side_grows_where_the_budget_just_allows_it(budget: int, side: int) -> None:
+    """490 pixels are 31 patches; 32 of 32 are 1024."""
+    assert px.image_grid(512, 490, budget, budget, 16) == (side, 32)
+    assert px.image_grid(490, 512, budget, budget, 16) == (32, side)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,18 @@ def test_images_that_fit_exactly_stay_as_they_are() -> None:
     sizes = [(1024, 1024)] * 2
     assert px.image_grids(sizes, SPEC, 2052, 0) == [(64, 64)] * 2
     assert px.image_grids(sizes, SPEC, 2051, 0) == [(64, 62)] * 2
+
+
+def test_images_of_which_only_some_can_shrink_do_so() -> None:
+    assert px.image_grids([(1920, 1080), (512, 512)], SPEC, 2004, 0) == [(62, 112), (32, 32)]
+
+
+def test_shrinking_may_take_ten_rounds() -> None:
+    """One by one they reach the smallest; after nine, the largest has still 12 patches too many."""
+    sizes = [(785, 862), (1601, 2640), (570, 545), (178, 1255), (720, 1190), (1335, 217),
+             (449, 1202)]  # fmt: skip
+    grids = px.image_grids(sizes, SPEC, 929, 0)
+    assert grids == [(34, 30), (46, 28), (32, 32), (80, 12), (40, 24), (12, 78), (52, 18)]
 
 
 def test_images_without_room_get_the_smallest_grids() -> None:
@@ -129,6 +145,13 @@ def test_grids_are_even_and_within_the_budget(width: int, height: int, budget: i
 )
 def test_video_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:
     assert px.video_grid(*size, 1024) == grid
+
+
+@pytest.mark.parametrize(("size", "grid"), [((8, 1600), (28, 2)), ((1600, 8), (2, 28))])
+def test_a_film_that_is_a_strip_has_two_patches_across(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    assert px.video_grid(*size, 4) == grid
 
 
 def test_sample_frames() -> None:
@@ -243,6 +266,30 @@ def test_image_patches_are_in_reading_order() -> None:
         np.testing.assert_allclose(
             patches[row, column], expected.transpose(2, 0, 1), rtol=0, atol=1e-5
         )
+
+
+def test_a_view_of_whole_rows_is_read_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = picture(80, 120)
+    views = {
+        "rows": large[8:40, 20:68],
+        "turned over": large[::-1],
+        "columns": large[:, ::2],
+        "colours": large[:, :, ::-1],
+    }
+    given = []
+
+    def patches(pixels: NDArray[np.uint8], *_: object) -> None:
+        given.append(pixels)
+
+    monkeypatch.setattr("edge._kernels.patches", patches)
+    for view in views.values():
+        px.image_patches(view, (2, 3), SPEC)
+    in_place = [np.shares_memory(pixels, large) for pixels in given]
+    assert dict(zip(views, in_place, strict=True)) == {
+        "rows": True, "turned over": True, "columns": False, "colours": False,
+    }  # fmt: skip
+    for pixels, view in zip(given, views.values(), strict=True):
+        np.testing.assert_array_equal(pixels, view)
 
 
 def test_tubelets_join_frames_and_repeat_the_last() -> None:

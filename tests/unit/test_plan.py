@@ -35,7 +35,7 @@ from build_engine.graphs.decoder import DEVICE, DEVICE_FP8, decoder_model
 from build_engine.plan import Plan, make_plan, read_spec
 from build_engine.plans import TARGETS, Options, orders
 from build_engine.recipe import known_recipes, load_recipe
-from build_engine.traffic import MODULES, PEERS, Moved, Peer, decode_traffic, whole
+from build_engine.traffic import MODULES, PARTS, PEERS, Moved, Peer, decode_traffic, whole
 from edge.errors import BundleError, CheckpointError, ConfigurationError
 from edge.model.spec import model_spec
 
@@ -767,3 +767,27 @@ def test_what_moves_adds_up_over_the_blocks():
 def test_of_unknown_targets_and_recipes_nothing_was_counted():
     assert decode_traffic(DECODER, "this-gpu", "orin") is None
     assert decode_traffic(DECODER, "orin", "bf16") is None
+
+
+def test_boards_are_those_of_the_data_sheets():
+    """Memory in GiB, GB/s, and whether it multiplies FP8 and FP4."""
+    found = {
+        name: (board.memory_bytes / GIB, board.bandwidth_bytes_s / 1e9, board.low_precision)
+        for name, board in BOARDS.items()
+    }
+    assert found == {
+        "orin-nano-8": (8, 102, False),
+        "orin-nx-16": (16, 102.4, False),
+        "agx-orin-32": (32, 204.8, False),
+        "agx-orin-64": (64, 204.8, False),
+        "thor-64": (64, 273, True),
+        "thor-128": (128, 273, True),
+    }
+    assert {board.target for board in BOARDS.values() if board.low_precision} == {"thor"}
+    assert {board.target for board in BOARDS.values() if not board.low_precision} == {"orin"}
+    taken = BOARDS["agx-orin-32"].reserved_bytes().values()
+    assert [n_bytes / GIB for n_bytes in taken] == [2, 1.5, 1.5]
+
+
+def test_what_parts_are_called_for_a_person():
+    assert PARTS == {"M": "Mamba2", "*": "attention", "E": "MoE", "head": "head"}

@@ -220,6 +220,36 @@ def test_a_password_costs_what_libsodium_says():
     assert _scrypt_cost(524_288, 16_777_216) == (1 << 14, 1)
 
 
+@pytest.mark.parametrize(
+    ("operations", "memory_bytes", "n", "p"),
+    [
+        (0, 1 << 20, 1 << 10, 1),  # 32768 at least
+        (32_768, 1 << 20, 1 << 10, 1),
+        (32_768, 1 << 30, 1 << 10, 1),  # bounded by the operations
+        (32_768, (1 << 20) + 32, 1 << 10, 1),
+        (65_535, 1 << 30, 1 << 10, 1),
+        (65_536, 1 << 30, 1 << 11, 1),
+        (1 << 22, 1 << 24, 1 << 14, 8),  # bounded by the memory
+        ((1 << 22) - 1, 1 << 24, 1 << 14, 7),
+        (1 << 22, (1 << 24) - 1, 1 << 13, 16),
+        (1 << 50, 1 << 20, 1 << 10, 0x3FFFFFFF // 8),
+    ],
+)
+def test_a_password_s_cost_is_reckoned_as_libsodium_does(operations, memory_bytes, n, p):
+    """Source: `pickparams` of its crypto_pwhash_scryptsalsa208sha256.c."""
+    assert _scrypt_cost(operations, memory_bytes) == (n, p)
+
+
+def test_a_key_s_file_has_at_most_four_kilobytes(key_file):
+    first, second = SECRET.splitlines()
+    longer = first + "x" * (4096 - len(SECRET))
+    key_file.write_text(f"{longer}\n{second}\n")
+    assert read_secret_key(key_file, no_password).key_id == base64.b64decode(PUBLIC)[2:10]
+    key_file.write_text(f"{longer}x\n{second}\n")
+    with pytest.raises(ConfigurationError, match=r"cannot be read .*has more than the 4096 bytes"):
+        read_secret_key(key_file, no_password)
+
+
 def test_minisign_verifies_what_we_sign_and_we_what_it_signs(copied, key_file, tmp_path):
     minisign = shutil.which("minisign")
     must_be(minisign is not None, "minisign is not installed: apt install minisign")

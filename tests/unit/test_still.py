@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from edge.errors import MediaError
-from edge.senses.still import decode_picture
+from edge.errors import MediaError, ProtocolError
+from edge.senses import still
+from edge.senses.still import decode_picture, from_data_url, sound_of
 
 WIDTH, HEIGHT = 48, 32
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (20, 180, 60), (40, 60, 200), (255, 255, 255)
@@ -239,3 +240,77 @@ def test_samples_of_32_bits_are_refused() -> None:
     depth = Image.fromarray(np.linspace(0, 9, 64 * 64, dtype=np.float32).reshape(64, 64))
     with pytest.raises(MediaError, match="samples of 32 bits"):
         decode_picture(saved(depth, "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("size", "max_bytes", "said"),
+    [
+        ((7168, 7168), None, None),
+        ((7169, 7168), None, "is 7169x7168 pixels; scale it down to at most 51380224 pixels"),
+        ((8, 7), None, "is 8x7 pixels; give one of at least 8 pixels on each side"),
+        ((10, 9), 270, None),
+        ((10, 9), 269, "is 10x9 pixels, and there is room for 89 beside others; send fewer, or"),
+        ((10, 9), 0, "is 10x9 pixels, and there is room for 0 beside others; send fewer, or"),
+    ],
+)
+def test_a_picture_may_be_as_large_as_there_is_room(
+    size: tuple[int, int], max_bytes: int | None, said: str | None
+) -> None:
+    if said is None:
+        still._check_sent(*size, max_bytes)
+        return
+    with pytest.raises(MediaError) as caught:
+        still._check_sent(*size, max_bytes)
+    assert str(caught.value).startswith(f"image: {said}")
+
+
+def test_what_a_library_says_of_damage_is_one_short_line() -> None:
+    error = ValueError("first;\n  second " + 99 * "x")
+    assert str(still._damaged("picture", error)) == (
+        f"picture: cannot be decoded (first, second {86 * 'x'}); encode it again"
+    )
+
+
+@pytest.mark.parametrize("head", ["data:;base64", "data:image/png;base64", "DATA:;BASE64"])
+def test_a_picture_may_come_in_its_address(head: str) -> None:
+    assert from_data_url("url", f"{head},AA\nA=") == b"\0\0"
+    with pytest.raises(ProtocolError, match=r"url: is not base64 .*; encode the bytes again"):
+        from_data_url("url", f"{head},A")
+
+
+@pytest.mark.parametrize(
+    "url", ["data:image/png;base64", "data:image/png,AAA=", "http://a/b.png", "base64,AAA=", ""]
+)
+def test_no_other_address_is_followed(url: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        from_data_url("url", url, "sound")
+    said = f"is {url!r}, not data:...;base64,...: the service fetches nothing"
+    assert str(caught.value) == f"url: {said}; send the sound itself"
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "said"),
+    [
+        (1600, None),
+        (480_000, None),
+        (0, "lasts 0 ms; send at least 100 ms"),
+        (1599, "lasts 99 ms; send at least 100 ms"),
+        (480_001, "lasts more than 30 s; send a shorter clip"),
+    ],
+)
+def test_sound_lasts_from_a_tenth_of_a_second_to_thirty(n_samples: int, said: str | None) -> None:
+    samples = np.full(n_samples, 0.5, np.float32)
+    if said is None:
+        assert sound_of(samples).samples == samples.tobytes()
+        return
+    with pytest.raises(MediaError) as caught:
+        sound_of(samples)
+    assert str(caught.value) == f"sound: {said}"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_sound_of_what_is_no_number_is_refused(value: float) -> None:
+    samples = np.zeros(1600, np.float32)
+    samples[-1] = value
+    with pytest.raises(MediaError, match="sound: has a sample that is not finite; encode it again"):
+        sound_of(samples)

@@ -16,12 +16,14 @@ from edge.clock import VirtualClock
 from edge.errors import MediaError
 from edge.senses.recording import Recording
 from edge.senses.sound import BLOCK_SAMPLES, end_ns
+from edge.senses.turn_events import Ended, SpeechStarted
 from edge.senses.turns import (
     MAX_BLOCKS,
     MIN_SILENCE_BLOCKS,
     MIN_SPEECH_BLOCKS,
     POST_ROLL_BLOCKS,
     PRE_ROLL_BLOCKS,
+    TurnDetector,
     UtteranceDetector,
 )
 from edge.types import AudioChunk, Float32
@@ -141,6 +143,19 @@ def test_two_utterances_share_no_sample():
 )
 def test_too_short_speech_is_dropped(n_voiced, n_utterances):
     assert len(spoken((10, 0.0), (n_voiced, 0.9), (40, 0.0))) == n_utterances
+
+
+@pytest.mark.parametrize(("mode", "n_needed"), [("open", MIN_SPEECH_BLOCKS), ("push_to_talk", 1)])
+def test_a_button_that_is_held_is_proof_enough_of_speech(mode, n_needed):
+    for n_voiced in (n_needed - 1, n_needed):
+        detector = TurnDetector(mode, scripted)
+        if mode == "push_to_talk":
+            detector.begin()
+        samples = stream((2, 0.0), (n_voiced, 0.9), (1, 0.0))
+        events = [event for chunk in cut(samples) for event in detector.push(chunk)]
+        events += detector.commit()
+        told = [SpeechStarted, Ended] if n_voiced == n_needed else []
+        assert [type(event) for event in events] == told
 
 
 def test_a_dropped_click_is_pre_roll_again():
