@@ -68,9 +68,9 @@ KEPT = 4
 """One place in so many of those that wait is kept from each user, for others."""
 IDLE_S = 1.0
 """Without anything to do the loop says so often that it is alive."""
-JOIN_S = 2.0
-"""All sources together, and the writer of prompts: one may sleep until its next frame; its thread
-does not outlive the process."""
+FEED_JOIN_S = 2.0
+"""All sources together: one may sleep until its next frame; its thread does not outlive the
+process."""
 
 
 class LiveLoop:
@@ -317,8 +317,8 @@ class LiveLoop:
         Raises:
             EngineError: the engine failed; the service must end.
         """
-        beside = [self._writer.begin()]
-        beside += [thread for sense in self._senses if (thread := sense.start())]
+        self._writer.begin()
+        feeds = [thread for sense in self._senses if (thread := sense.start())]
         self._runs = True
         try:
             while not self._stopped.is_set():
@@ -336,9 +336,9 @@ class LiveLoop:
         finally:
             self.stop()
             self._end_all()
-            join_by_s = time.monotonic() + JOIN_S
-            for thread in beside:
-                thread.join(max(0.0, join_by_s - time.monotonic()))
+            join_by_s = time.monotonic() + FEED_JOIN_S
+            for feed in feeds:
+                feed.join(max(0.0, join_by_s - time.monotonic()))
         self._answers.give_way()
 
     def _end_all(self) -> None:

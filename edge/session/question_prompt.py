@@ -84,12 +84,13 @@ class PromptWriter:
             lock: of the queue that turns come from and go to: none is in both, or in neither.
             written: is given each turn afterwards, from the writer's thread, which holds the lock.
         """
-        self._written = written
+        self._written: Callable[[Turn], None] | None = written
+        """None when it has ended: a thread that still writes keeps nothing of the session."""
         self._waiting: list[tuple[Turn, Callable[[float], None] | None]] = []
         self._at_work: Turn | None = None
         self._taken: dict[str, int] = {}
         """User -> which of the turns that were written was its last, while others wait."""
-        self._some, self._has_ended = threading.Condition(lock), False
+        self._some = threading.Condition(lock)
 
     def __len__(self) -> int:
         """Turns that wait or are written."""
@@ -101,11 +102,9 @@ class PromptWriter:
             turns = [turn for turn, _ in self._waiting]
             return turns if self._at_work is None else [self._at_work, *turns]
 
-    def begin(self) -> threading.Thread:
+    def begin(self) -> None:
         """Start the thread: before there are questions, as there may be no room for it later."""
-        thread = threading.Thread(target=self._run, name="prompts", daemon=True)
-        thread.start()
-        return thread
+        threading.Thread(target=self._run, name="prompts", daemon=True).start()
 
     def write(self, turn: Turn) -> None:
         """Write this turn's prompt; whoever is served in this context is charged for it."""
@@ -118,7 +117,7 @@ class PromptWriter:
         with self._some:
             left = self.turns()
             self._waiting.clear()
-            self._at_work, self._has_ended = None, True
+            self._at_work = self._written = None
             self._some.notify()
             return left
 
@@ -131,8 +130,8 @@ class PromptWriter:
         with self._some:
             if not self._waiting:
                 self._taken.clear()
-            self._some.wait_for(lambda: self._waiting or self._has_ended)
-            if self._has_ended:
+            self._some.wait_for(lambda: self._waiting or self._written is None)
+            if self._written is None:
                 return False
             place = min(range(len(self._waiting)), key=self._since)
             turn, charge = self._waiting.pop(place)
@@ -144,7 +143,7 @@ class PromptWriter:
         if charge is not None:
             charge(time.thread_time() - began_s)
         with self._some:
-            if not self._has_ended:
+            if self._written is not None:
                 self._at_work = None
                 self._written(turn)
         return True

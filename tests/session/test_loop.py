@@ -538,7 +538,7 @@ def test_a_question_after_the_end_is_refused_at_once(make):
 
 @pytest.mark.alone
 def test_sources_that_take_their_time_to_close_do_not_add_up(make, monkeypatch):
-    monkeypatch.setattr("edge.session.loop.JOIN_S", 0.4)
+    monkeypatch.setattr("edge.session.loop.FEED_JOIN_S", 0.4)
     loop, released = make(), threading.Event()
     slow = [Scripted([]) for _ in range(4)]
     for one in slow:
@@ -556,7 +556,7 @@ def test_sources_that_take_their_time_to_close_do_not_add_up(make, monkeypatch):
 
 def test_a_source_that_is_silent_at_the_end_keeps_nothing_of_the_session(make, monkeypatch):
     """Its thread cannot be ended, and whatever it held would never be freed."""
-    monkeypatch.setattr("edge.session.loop.JOIN_S", 0.0)
+    monkeypatch.setattr("edge.session.loop.FEED_JOIN_S", 0.0)
     released, silent = threading.Event(), Scripted([])
     silent.frames = lambda: iter(lambda: released.wait(TIMEOUT_S) and None, None)
     loop = make(silent)

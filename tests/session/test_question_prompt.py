@@ -318,7 +318,6 @@ def test_those_that_are_written_have_places_like_those_that_wait(make, monkeypat
         assert may.wait(TIMEOUT_S)
 
     monkeypatch.setattr(question_prompt.QuestionPrompt, "prepare", prepare)
-    monkeypatch.setattr("edge.session.loop.JOIN_S", 0.0)
     loop = make(socket={"max_waiting": 2})
     thread, _ = running(loop)
     while not loop._runs:
