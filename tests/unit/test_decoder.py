@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -167,6 +168,33 @@ def test_a_process_that_died_at_rest_takes_no_file_along() -> None:
     process(Job("picture"), PNG)
     os.kill(pid_of(process), signal.SIGKILL)
     os.waitid(os.P_PID, pid_of(process), os.WEXITED | os.WNOWAIT)
+    assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+    process.close()
+
+
+NOT_NOW = {
+    "no memory for a process": ("subprocess.Popen", errno.ENOMEM),
+    "no more processes": ("subprocess.Popen", errno.EAGAIN),
+    "no more files": ("os.memfd_create", errno.EMFILE),
+    "no more sockets": ("socket.socketpair", errno.ENFILE),
+}
+
+
+def test_where_there_can_be_no_process_no_file_is_to_blame_and_the_next_one_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process, n_open = Decoder(), len(os.listdir("/proc/self/fd"))
+    for what, number in NOT_NOW.values():
+        words = os.strerror(number)
+
+        def refuse(*_: object, error: OSError = OSError(number, words), **__: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(f"edge.senses.decoder.{what}", refuse)
+            with pytest.raises(CapacityError, match=f"can have no decoder .*{words}"):
+                process(Job("picture"), PNG)
+        assert len(os.listdir("/proc/self/fd")) == n_open
     assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
     process.close()
 
