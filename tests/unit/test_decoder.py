@@ -185,14 +185,13 @@ def test_where_there_can_be_no_process_no_file_is_to_blame_and_the_next_one_is_d
 ) -> None:
     process, n_open = Decoder(), len(os.listdir("/proc/self/fd"))
     for what, number in NOT_NOW.values():
-        words = os.strerror(number)
 
-        def refuse(*_: object, error: OSError = OSError(number, words), **__: object) -> None:
-            raise error
+        def refuse(*_: object, number: int = number, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
 
         with monkeypatch.context() as patched:
             patched.setattr(f"edge.senses.decoder.{what}", refuse)
-            with pytest.raises(CapacityError, match=f"can have no decoder .*{words}"):
+            with pytest.raises(CapacityError, match=f"no decoder .*{os.strerror(number)}"):
                 process(Job("picture"), PNG)
         assert len(os.listdir("/proc/self/fd")) == n_open
     assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
