@@ -71,7 +71,7 @@ class Decoder:
 
         Raises:
             MediaError: it cannot be decoded, or not within the bounds.
-            CapacityError: the service ends.
+            CapacityError: the service ends, or there can be no process now.
         """
         with self._lock:
             process = self._begun()
@@ -92,13 +92,17 @@ class Decoder:
         """The process, or another where it has ended since: no file is to blame for that.
 
         Raises:
-            CapacityError: the service ends.
+            CapacityError: the service ends, or there can be no process now.
         """
         if self._was_closed():
             raise _stopping()
         if self._process is not None and self._process.has_ended():
             self._end()
-        process = self._process = self._process or _Process()
+        try:
+            process = self._process = self._process or _Process()
+        except OSError as error:  # such as ENOMEM, EAGAIN and EMFILE: another time there is room
+            problem = f"can have no decoder ({error})"
+            raise CapacityError("pictures and sounds", problem, "send it again later") from None
         if self._was_closed():  # since then, by somebody who may not have seen it
             process.kill()
         return process
@@ -128,22 +132,20 @@ class _Process:
 
     def __init__(self) -> None:
         self._link, theirs = socket.socketpair()
-        self._link.settimeout(MAX_S)
-        self._file = os.memfd_create("decoded")
-        with theirs:
+        with theirs, contextlib.ExitStack() as opened:
+            opened.enter_context(self._link)
+            self._link.settimeout(MAX_S)
+            self._file = os.memfd_create("decoded")
+            opened.callback(os.close, self._file)
             fds = theirs.fileno(), self._file
-            try:
-                self._process = subprocess.Popen(
-                    python(_CODE, *fds, MAX_BYTES),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=fds,
-                    start_new_session=True,  # Ctrl-C ends the service, which ends it
-                )
-            except OSError:  # no room for one more
-                self._link.close()
-                os.close(self._file)
-                raise
+            self._process = subprocess.Popen(
+                python(_CODE, *fds, MAX_BYTES),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C ends the service, which ends it
+            )
+            opened.pop_all()
 
     def ask(self, job: Job, data: bytes) -> _Reply:
         """What comes of a job.

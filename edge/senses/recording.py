@@ -7,20 +7,27 @@ itself and shares nothing with the other but the clock.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from edge.clock import NS_PER_MS, NS_PER_S, Clock
+from edge.errors import MediaError
 from edge.model.spec import SAMPLE_RATE_HZ
 from edge.senses import media
 from edge.senses.damage import Damage
+from edge.senses.live import FIRST_PAUSE_S, MAX_PAUSE_S
 from edge.types import AudioChunk, Float32, Frame
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 CHUNK_SAMPLES = 1600
 """100 ms: what one chunk of sound holds."""
 
@@ -153,13 +160,15 @@ class RecordedSound:
 class Repeated:
     """A recording that begins again whenever it ends: a `FrameSource` or an `AudioSource`.
 
-    The clock goes on, and so do the frames' ids.
+    The clock goes on, and so do the frames' ids. Where it cannot be played it is tried again, like
+    a camera.
     """
 
     def __init__(self, recording: Recording, clock: Clock, start_ns: int, fps: float = 1.0) -> None:
         """Arguments as for `Recording.video`; the recording has what is asked for."""
         self._recording, self._clock, self._start_ns, self._fps = recording, clock, start_ns, fps
         self._source: RecordedVideo | RecordedSound | None = None
+        self._n_frames = 0
         self._closed = threading.Event()
         self.damage = Damage(recording.path.name)
 
@@ -170,29 +179,55 @@ class Repeated:
 
     def frames(self) -> Iterator[Frame]:
         """As `RecordedVideo.frames`, without end."""
-        n_before, frame_id = 0, -1
-        for start_ns in self._starts():
-            self._source = video = self._recording.video(self._clock, start_ns, self._fps)
-            assert video is not None
-            video.damage = self.damage
-            for frame in video.frames():
-                frame_id = n_before + frame.frame_id
-                yield replace(frame, frame_id=frame_id)
-            n_before = frame_id + 1
+        return self._again_and_again(self._frames)
 
     def chunks(self) -> Iterator[AudioChunk]:
         """As `RecordedSound.chunks`, without end."""
-        for start_ns in self._starts():
-            self._source = sound = self._recording.sound(self._clock, start_ns)
-            assert sound is not None
-            sound.damage = self.damage
-            yield from sound.chunks()
+        return self._again_and_again(self._chunks)
 
-    def _starts(self) -> Iterator[int]:
-        start_ns = self._start_ns
+    def _frames(self, start_ns: int) -> Iterator[Frame]:
+        self._source = video = self._recording.video(self._clock, start_ns, self._fps)
+        assert video is not None
+        video.damage = self.damage
+        if self._closed.is_set():  # by somebody who may not have seen it
+            return
+        n_before = self._n_frames
+        for frame in video.frames():
+            frame_id = n_before + frame.frame_id
+            self._n_frames = frame_id + 1
+            yield replace(frame, frame_id=frame_id)
+
+    def _chunks(self, start_ns: int) -> Iterator[AudioChunk]:
+        self._source = sound = self._recording.sound(self._clock, start_ns)
+        assert sound is not None
+        sound.damage = self.damage
+        if self._closed.is_set():
+            return
+        yield from sound.chunks()
+
+    def _again_and_again(self, played: Callable[[int], Iterator[T]]) -> Iterator[T]:
+        """What `played` gives from each start on; what fails, or gives nothing, has a pause."""
+        name, start_ns = self._recording.path.name, self._start_ns
+        pause_s, is_lost = FIRST_PAUSE_S, False
         while not self._closed.is_set():
-            yield start_ns
-            start_ns += self._recording.duration_ns
+            problem = "it gives nothing"
+            try:
+                for item in played(start_ns):
+                    if is_lost:
+                        log.info("source=%s event=back", name)
+                    pause_s, is_lost, problem = FIRST_PAUSE_S, False, ""
+                    yield item
+            except (MediaError, MemoryError, OSError) as error:  # such as too many open files
+                problem = str(error) or type(error).__name__
+            if not problem:
+                start_ns += self._recording.duration_ns
+                continue
+            if not is_lost and not self._closed.is_set():
+                log.warning("source=%s event=lost error=%s", name, problem)
+                is_lost = True
+            self._closed.wait(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+            start_ns = max(start_ns, self._clock.now_ns())
 
     def close(self) -> None:
         """Let the iterator end at the next frame or chunk."""

@@ -125,7 +125,7 @@ class _Steps(Awaitable[T]):
         self._work, self._spent = work, spent
 
     def __await__(self) -> Generator[Any, Any, T]:
-        step = partial(self._work.send, None)
+        goes_on = step = partial(self._work.send, None)
         while True:
             began_s = time.thread_time()
             try:
@@ -134,10 +134,9 @@ class _Steps(Awaitable[T]):
                 value: T = ended.value
                 return value
             finally:
+                step = goes_on  # a failure would be kept by this frame, which the failure keeps
                 self._spent(time.thread_time() - began_s)
             try:
                 yield waited_for
             except BaseException as error:  # noqa: BLE001 - what the work waited for has failed
                 step = partial(self._work.throw, error)
-            else:
-                step = partial(self._work.send, None)

@@ -129,8 +129,8 @@ class LiveLoop:
                 sense.taken = recorder.took
         self._turns: deque[Turn] = deque()
         self._changed: deque[dict[str, Any]] = deque(maxlen=1)  # settings that no step has taken
-        self._turns_lock = threading.Lock()
-        self._writer = PromptWriter(self._prompt_written)
+        self._turns_lock = threading.RLock()
+        self._writer = PromptWriter(self._turns_lock, self._prompt_written)
         self._runs = False
         self._counters: Counter[str] = Counter()
         stale_ns = int(config.perception.stale_s * NS_PER_S)
@@ -200,12 +200,8 @@ class LiveLoop:
 
     def _prompt_written(self, turn: Turn) -> None:
         """A long question can be taken up now."""
-        with self._turns_lock:
-            if not self._stopped.is_set():
-                self._turns.append(turn)
-                self._wake.set()
-                return
-        turn.deliver(Failed(_stopping()))
+        self._turns.append(turn)
+        self._wake.set()
 
     def take_again(self, turn: Turn) -> None:
         """Queue a recorded turn: it was taken, whatever the limits say."""
@@ -300,7 +296,8 @@ class LiveLoop:
     @property
     def n_turns(self) -> int:
         """Questions that are not answered yet."""
-        return len(self._turns) + len(self._writer) + len(self._answers)
+        with self._turns_lock:  # one that is just handed on is counted, too
+            return len(self._turns) + len(self._writer) + len(self._answers)
 
     def stop(self) -> None:
         """End `run` after the step it is in."""
@@ -320,6 +317,7 @@ class LiveLoop:
         Raises:
             EngineError: the engine failed; the service must end.
         """
+        self._writer.begin()
         feeds = [thread for sense in self._senses if (thread := sense.start())]
         self._runs = True
         try:
@@ -346,7 +344,7 @@ class LiveLoop:
     def _end_all(self) -> None:
         """Nobody answers those who still wait, and what was told to have begun is over."""
         with self._turns_lock:
-            waiting, self._turns = list(self._turns), deque()
+            waiting, self._turns = [*self._turns, *self._writer.end()], deque()
         for turn in waiting:
             self._deliver(turn.deliver, Failed(_stopping()))
         self._conversation.close(_stopping())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -78,19 +77,20 @@ def is_long(question: Question) -> bool:
 class PromptWriter:
     """Writes the prompts of turns, one after the other; whose user was served longest ago first."""
 
-    def __init__(self, written: Callable[[Turn], None]) -> None:
-        """None waits.
+    def __init__(self, lock: threading.RLock, written: Callable[[Turn], None]) -> None:
+        """None waits, and `begin` has to be called before any is written.
 
         Args:
-            written: is given each turn afterwards, from the writer's thread.
+            lock: of the queue that turns come from and go to: none is in both, or in neither.
+            written: is given each turn afterwards, from the writer's thread, which holds the lock.
         """
-        self._written = written
+        self._written: Callable[[Turn], None] | None = written
+        """None when it has ended: a thread that still writes keeps nothing of the session."""
         self._waiting: list[tuple[Turn, Callable[[float], None] | None]] = []
         self._at_work: Turn | None = None
-        self._taken: Counter[str] = Counter()
-        self._n_taken = 0
-        self._some = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._taken: dict[str, int] = {}
+        """User -> which of the turns that were written was its last, while others wait."""
+        self._some = threading.Condition(lock)
 
     def __len__(self) -> int:
         """Turns that wait or are written."""
@@ -102,34 +102,51 @@ class PromptWriter:
             turns = [turn for turn, _ in self._waiting]
             return turns if self._at_work is None else [self._at_work, *turns]
 
+    def begin(self) -> None:
+        """Start the thread: before there are questions, as there may be no room for it later."""
+        threading.Thread(target=self._run, name="prompts", daemon=True).start()
+
     def write(self, turn: Turn) -> None:
         """Write this turn's prompt; whoever is served in this context is charged for it."""
         with self._some:
             self._waiting.append((turn, CHARGE.get(None)))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="prompts", daemon=True)
-                self._thread.start()
             self._some.notify()
 
+    def end(self) -> list[Turn]:
+        """Write no more; those that now nobody is given."""
+        with self._some:
+            left = self.turns()
+            self._waiting.clear()
+            self._at_work = self._written = None
+            self._some.notify()
+            return left
+
     def _run(self) -> None:
-        while True:
-            with self._some:
-                self._at_work = None
-                self._some.wait_for(lambda: self._waiting)
-                place = min(range(len(self._waiting)), key=self._since)
-                turn, charge = self._waiting.pop(place)
-                self._n_taken += 1
-                self._taken[turn.question.user] = self._n_taken
-                self._at_work = turn
-            self._write(turn, charge)
+        while self._write_next():
+            pass
 
-    def _since(self, place: int) -> int:
-        return self._taken[self._waiting[place][0].question.user]
-
-    def _write(self, turn: Turn, charge: Callable[[float], None] | None) -> None:
+    def _write_next(self) -> bool:
+        """False when there are no more. What was written is not held while the next is awaited."""
+        with self._some:
+            if not self._waiting:
+                self._taken.clear()
+            self._some.wait_for(lambda: self._waiting or self._written is None)
+            if self._written is None:
+                return False
+            place = min(range(len(self._waiting)), key=self._since)
+            turn, charge = self._waiting.pop(place)
+            self._taken[turn.question.user] = 1 + max(self._taken.values(), default=0)
+            self._at_work = turn
         began_s = time.thread_time()
         if turn.prompt is not None and not turn.cancelled.is_set():
             turn.prompt.prepare()
         if charge is not None:
             charge(time.thread_time() - began_s)
-        self._written(turn)
+        with self._some:
+            if self._written is not None:
+                self._at_work = None
+                self._written(turn)
+        return True
+
+    def _since(self, place: int) -> int:
+        return self._taken.get(self._waiting[place][0].question.user, 0)

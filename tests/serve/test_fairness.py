@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 
@@ -181,6 +183,33 @@ def test_work_can_be_cancelled_and_cleans_up(loop_time):
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled())
     assert left == ["clean"]
+
+
+def test_what_a_request_held_is_free_once_its_client_has_gone(loop_time):
+    class Body:
+        """What a client has sent."""
+
+    held = []
+
+    async def work() -> None:
+        body = Body()
+        held.append(weakref.ref(body))
+        await asyncio.Event().wait()
+
+    async def gone() -> bool:
+        asking = asyncio.create_task(loop_time.charged("user 1", work()))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        del asking
+        await asyncio.sleep(0)
+        return held[0]() is None
+
+    gc.disable()  # it may come much later
+    try:
+        assert asyncio.run(gone())
+    finally:
+        gc.enable()
 
 
 def test_a_turn_comes_when_the_debt_is_paid_off():

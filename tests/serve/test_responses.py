@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import openai
 import pydantic
 import pytest
@@ -553,6 +554,37 @@ def test_what_is_not_to_be_stored_or_failed_is_not_kept(path, stream):
         reply = client.post("/v1/responses", json={"stream": True})
         failed = events_of(reply.text)[-1]["response"]["id"]
         assert client.get(f"/v1/responses/{failed}").status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_kept_response_takes_what_was_sent_and_what_was_answered(path, stream, monkeypatch):
+    """All of its conversation: what it follows, its own body and its own output."""
+    kept, keep = [], KeptOf.keep
+    monkeypatch.setattr(KeptOf, "keep", lambda self, one: kept.append(one) or keep(self, one))
+
+    def said(client, **fields):
+        body = json.dumps({"stream": stream, **fields}).encode()
+        reply = client.post("/v1/responses", content=body)
+        whole = events_of(reply.text)[-1]["response"] if stream else reply.json()
+        return whole["id"], len(body) + len(msgspec.json.encode(whole["output"]))
+
+    with served(path, ScriptedSession(answer("A cup. " * 100))), http(path) as client:
+        first_id, first_bytes = said(client, input="What? " * 50)
+        _, own_bytes = said(client, input="Whose?", previous_response_id=first_id)
+    assert first_bytes > 300 + 700
+    assert [one.n_bytes for one in kept] == [first_bytes, first_bytes + own_bytes]
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_what_was_answered_counts_where_a_response_is_too_large_to_keep(path, beyond, monkeypatch):
+    with served(path, ScriptedSession(answer("A cup. " * 100))), http(path) as client:
+        body = b'{"input": "What?"}'
+        reply = client.post("/v1/responses", content=body)
+        n_bytes = len(body) + len(msgspec.json.encode(reply.json()["output"]))
+        monkeypatch.setattr("edge.serve.response_items.MAX_KEPT_BYTES", n_bytes - beyond)
+        reply = client.post("/v1/responses", content=body)
+        found = client.get(f"/v1/responses/{reply.json()['id']}")
+    assert found.status_code == (404 if beyond else 200)
 
 
 def test_what_is_kept_is_bounded_and_belongs_to_one_client():

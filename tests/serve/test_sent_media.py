@@ -266,6 +266,27 @@ def test_a_picture_needs_no_new_thread(tmp_path, monkeypatch):
         assert client.post("/v1/chat/completions", json=asking(PNG)).status_code == 200
 
 
+def test_where_no_decoder_can_be_begun_the_client_may_send_it_again(tmp_path, monkeypatch):
+    path = tmp_path / "edge.sock"
+    transport = httpx2.HTTPTransport(uds=str(path))
+    popen, full = decoder.subprocess.Popen, BlockingIOError(11, "Resource temporarily unavailable")
+
+    def refuse(*_, **__):
+        raise full
+
+    with (
+        served(path, ScriptedSession(answer("x"))),
+        httpx2.Client(transport=transport, base_url="http://edge", timeout=TIMEOUT_S) as client,
+    ):
+        monkeypatch.setattr(decoder.subprocess, "Popen", refuse)
+        refused = client.post("/v1/chat/completions", json=asking(PNG))
+        monkeypatch.setattr(decoder.subprocess, "Popen", popen)
+        again = client.post("/v1/chat/completions", json=asking(PNG))
+    assert refused.status_code == 503
+    assert "pictures and sounds: can have no decoder" in refused.json()["error"]["message"]
+    assert again.status_code == 200
+
+
 def test_more_pictures_than_a_request_may_have_are_refused(tmp_path):
     """Of more parts than a message may have nothing is looked at."""
     path = tmp_path / "edge.sock"

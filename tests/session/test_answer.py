@@ -15,6 +15,7 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.session.answer import Answering, answer
+from edge.session.answers import Answers
 from edge.session.context import LiveContext
 from edge.session.live_prompt import LivePrompt
 from edge.session.speech import Speech, StopTexts
@@ -270,3 +271,30 @@ def test_the_stages_of_an_answer_have_their_times(parts):
     assert times.first_token_ns == 2200
     assert times.finished_ns == steps_ns[-1]
     assert times.worked_ns == 0
+
+
+def test_an_answer_that_is_cut_between_two_steps_has_worked_no_longer_than_they(parts):
+    context, prompt = parts
+    clock = VirtualClock(1000)
+    question = Question((Message("user", "Hello"),), Sampling(), 12)
+    answering = Answering(prompt, Turn(question, 40, lambda _: None), clock)
+    answering.begin(context)
+    answering.step()
+    clock.sleep_until(2000)
+    done = answering.end("cancelled")
+    assert (done.timeline.worked_ns, done.timeline.finished_ns) == (0, 2000)
+    assert context.n_tokens == len(prompt.anchor())
+
+
+def test_a_tentative_turn_is_the_only_one(parts):
+    context, prompt = parts
+    turn = Turn(Question((Message("user", "Hello"),), Sampling(), 1), 0, lambda _: None)
+    answers = Answers(prompt, VirtualClock(), lambda _: context, lambda *_: ())
+    answers.open_tentatively(turn)
+    with pytest.raises(RuntimeError, match="behind a tentative clip"):
+        answers.open(turn)
+    answers.settle()
+    with pytest.raises(RuntimeError, match="beside others"):
+        answers.open_tentatively(turn)
+    assert len(answers) == 1
+    assert not answers.is_tentative

@@ -184,13 +184,41 @@ def test_films_share_what_the_pictures_leave(parts, film, media):
     assert len(encoded(engine, (picture, sent), -1000)[0]) == n_least > 0
 
 
-def encoded(engine, media, n_free=10**6):
+def attached(engine, media, n_free=10**6):
     steps = encode_attached(engine, media, n_free)
     while True:
         try:
             next(steps)
         except StopIteration as done:
-            return [done.value.rows]
+            return done.value
+
+
+def encoded(engine, media, n_free=10**6):
+    return [attached(engine, media, n_free).rows]
+
+
+def test_each_medium_has_a_text_of_its_own_length(parts):
+    engine = parts[0].engine
+    sizes, seconds = [(96, 48), (160, 96), (64, 64)], [1, 2]
+    pictures = [Picture(bytes(3 * w * h), w, h) for w, h in sizes]
+    sounds = [Sound(bytes(4 * 16_000 * n)) for n in seconds]
+    lengths = [len(encoded(engine, (one,))[0]) for one in (*pictures, *sounds)]
+    assert len({*lengths[:3]}) > 1
+    assert lengths[3] != lengths[4]
+    found = attached(engine, (*pictures, *sounds))
+    assert found.texts == tuple(
+        (image_text if k < len(sizes) else audio_text)(n) for k, n in enumerate(lengths)
+    )
+    assert len(found.rows) == sum(lengths)
+
+
+def test_a_picture_has_all_the_room_that_is_free(parts):
+    """As the model is served: none of it is the text's, which is not there yet."""
+    engine, picture = parts[0].engine, Picture(bytes(3 * 640 * 480), 640, 480)
+    for n_free in range(40, 90):
+        grids = image_grids([(640, 480)], engine.spec.vision, n_free, 0)
+        n_rows = grids[0][0] * grids[0][1] // engine.spec.vision.merge**2
+        assert len(encoded(engine, (picture,), n_free)[0]) == n_rows
 
 
 def test_media_are_encoded_a_call_at_a_time_and_others_go_on(parts, film, media):

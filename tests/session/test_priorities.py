@@ -316,6 +316,18 @@ def test_a_format_that_is_only_being_thought_about_is_not_waited_for(make, late)
     drive(loop)
 
 
+def test_a_format_that_is_not_waited_for_is_not_overdue(make, late, monkeypatch):
+    loop = make()
+    journal = Journal(loop)
+    journal.ask("held", 4, grammar=grammar_of_choice(["red"]))
+    for _ in range(20):
+        assert loop.step()
+    monkeypatch.setattr(Constraint, "is_overdue", True)
+    assert loop._answers.overdue() == [0]
+    late.clear()
+    assert loop._answers.overdue() == []
+
+
 def test_a_format_that_never_goes_on_fails_its_turn(make, late, monkeypatch):
     loop = make()
     journal = Journal(loop)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -103,6 +106,9 @@ def test_tools_count_where_they_may_be_called():
     assert is_long(replace(one, channel="operator"))
 
 
+STOPPING = "service: is stopping; ask again later"
+
+
 class Slow(QuestionPrompt):
     """Is written when it may be."""
 
@@ -112,6 +118,32 @@ class Slow(QuestionPrompt):
     def prepare(self):
         self.begun.set()
         assert self.may.wait(TIMEOUT_S)
+
+
+class Quick(QuestionPrompt):
+    """Is written at once."""
+
+    def __init__(self):
+        pass
+
+    def prepare(self):
+        pass
+
+
+def writing(put):
+    """A writer that has begun."""
+    writer = PromptWriter(threading.RLock(), put)
+    writer.begin()
+    return writer
+
+
+def ended(writer):
+    """It writes no more, and its thread is gone."""
+    writer.end()
+    for one in threading.enumerate():
+        if one.name == "prompts":
+            one.join(TIMEOUT_S)
+            assert not one.is_alive()
 
 
 def turn(user, prompt):
@@ -127,7 +159,7 @@ def test_whose_user_was_served_longest_ago_is_written_first():
         written.append(names[id(one.prompt)])
         some.release()
 
-    writer = PromptWriter(put)
+    writer = writing(put)
     for name, one in prompts.items():
         names[id(one)] = name
         writer.write(turn(name[0], one))
@@ -139,12 +171,84 @@ def test_whose_user_was_served_longest_ago_is_written_first():
     for _ in prompts:
         assert some.acquire(timeout=TIMEOUT_S)
     assert written == ["a1", "b1", "c1", "a2", "a3"]
+    ended(writer)
+
+
+def test_who_was_served_is_forgotten_once_nobody_waits():
+    written, some = [], threading.Semaphore(0)
+
+    def put(one):
+        written.append(one.question.user)
+        some.release()
+
+    writer = writing(put)
+    writer.write(turn("a", None))
+    assert some.acquire(timeout=TIMEOUT_S)
+    by_s = time.monotonic() + TIMEOUT_S
+    while writer._taken:
+        assert time.monotonic() < by_s
+    first = Slow()
+    for user, one in (("c", first), ("a", None), ("b", None)):
+        writer.write(turn(user, one))
+    first.may.set()
+    for _ in range(3):
+        assert some.acquire(timeout=TIMEOUT_S)
+    assert written == ["a", "c", "a", "b"]
+    ended(writer)
+
+
+def test_what_was_written_is_held_no_longer():
+    some, held = threading.Event(), []
+
+    def put(one):
+        held.append(weakref.ref(one.prompt))
+        some.set()
+
+    writer = writing(put)
+    writer.write(turn("a", Quick()))
+    assert some.wait(TIMEOUT_S)
+    by_s = time.monotonic() + TIMEOUT_S
+    while held[0]() is not None:
+        assert time.monotonic() < by_s
+    ended(writer)
+
+
+def test_what_is_handed_on_is_counted_once_and_always():
+    """Whoever holds the lock finds a turn with the writer or where it is put, not in both."""
+    lock, found, some = threading.RLock(), [], threading.Event()
+
+    def put(one):
+        with ThreadPoolExecutor(1) as of_another:
+            may_look = of_another.submit(lock.acquire, blocking=False).result()
+        found.append((len(writer), may_look))
+        some.set()
+
+    writer = PromptWriter(lock, put)
+    writer.begin()
+    writer.write(turn("a", None))
+    assert some.wait(TIMEOUT_S)
+    assert found == [(0, False)]
+    ended(writer)
+
+
+def test_whoever_ends_the_writer_has_what_waits_and_what_is_written():
+    put = []
+    writer, first = writing(put.append), Slow()
+    turns = [turn("a", first), turn("a", None), turn("b", None)]
+    for one in turns:
+        writer.write(one)
+    assert first.begun.wait(TIMEOUT_S)
+    assert writer.end() == turns
+    assert len(writer) == 0
+    first.may.set()
+    ended(writer)
+    assert put == []
 
 
 def test_whoever_asks_is_charged(prompt):
     charged, some = [], threading.Event()
     one = asked([Message("user", "a " * 50_000)])
-    writer = PromptWriter(lambda _: some.set())
+    writer = writing(lambda _: some.set())
     token = CHARGE.set(charged.append)
     try:
         writer.write(Turn(one, 0, lambda _: None, prompt=QuestionPrompt(prompt, one)))
@@ -153,6 +257,7 @@ def test_whoever_asks_is_charged(prompt):
     assert some.wait(TIMEOUT_S)
     assert len(charged) == 1
     assert 0.001 < charged[0] < 30
+    ended(writer)
 
 
 def test_others_are_answered_while_a_long_question_is_written(make, monkeypatch):
@@ -206,8 +311,13 @@ def refuse(*_, **__):
 
 
 def test_those_that_are_written_have_places_like_those_that_wait(make, monkeypatch):
-    may = threading.Event()
-    monkeypatch.setattr(question_prompt.QuestionPrompt, "prepare", lambda _: may.wait(TIMEOUT_S))
+    may, begun = threading.Event(), threading.Event()
+
+    def prepare(_):
+        begun.set()
+        assert may.wait(TIMEOUT_S)
+
+    monkeypatch.setattr(question_prompt.QuestionPrompt, "prepare", prepare)
     loop = make(socket={"max_waiting": 2})
     thread, _ = running(loop)
     while not loop._runs:
@@ -217,9 +327,14 @@ def test_those_that_are_written_have_places_like_those_that_wait(make, monkeypat
         one.ask("a" * LONG)
     with pytest.raises(CapacityError, match="2 others are waiting already"):
         Asker(loop).ask("a" * LONG)
+    assert begun.wait(TIMEOUT_S)
     loop.stop()
-    may.set()
-    for one in askers:
-        assert one.ended.wait(TIMEOUT_S)
-        assert isinstance(one.events[-1], Failed)
     thread.join(TIMEOUT_S)
+    for one in askers:  # told at once, though a prompt is still written
+        assert [str(event.error) for event in one.events] == [STOPPING]
+    (writing,) = [one for one in threading.enumerate() if one.name == "prompts"]
+    may.set()
+    writing.join(TIMEOUT_S)
+    assert not writing.is_alive()
+    assert [len(one.events) for one in askers] == [1, 1]
+    assert loop.n_turns == 0

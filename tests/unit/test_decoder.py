@@ -174,6 +174,32 @@ def test_a_process_that_died_at_rest_takes_no_file_along() -> None:
     process.close()
 
 
+NOT_NOW = {
+    "no memory for a process": ("subprocess.Popen", errno.ENOMEM),
+    "no more processes": ("subprocess.Popen", errno.EAGAIN),
+    "no more files": ("os.memfd_create", errno.EMFILE),
+    "no more sockets": ("socket.socketpair", errno.ENFILE),
+}
+
+
+def test_where_there_can_be_no_process_no_file_is_to_blame_and_the_next_one_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process, n_open = Decoder(), len(os.listdir("/proc/self/fd"))
+    for what, number in NOT_NOW.values():
+
+        def refuse(*_: object, number: int = number, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(f"edge.senses.decoder.{what}", refuse)
+            with pytest.raises(CapacityError, match=f"no decoder .*{os.strerror(number)}"):
+                process(Job("picture"), PNG)
+        assert len(os.listdir("/proc/self/fd")) == n_open
+    assert process(Job("picture"), PNG) == decode(Job("picture"), PNG)
+    process.close()
+
+
 def test_closing_ends_what_is_just_being_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     process = Decoder()
     closing = threading.Thread(target=process.close)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import math
+import re
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from av.container import InputContainer
 from make_media import (
     QUARTER_TURNS,
     copy_streams,
@@ -21,7 +26,9 @@ from make_media import (
 )
 from numpy.typing import NDArray
 
-from edge.clock import VirtualClock
+from edge.clock import NS_PER_MS, NS_PER_S, VirtualClock
+from edge.errors import MediaError
+from edge.senses import media
 from edge.senses.recording import RecordedSound, RecordedVideo, Recording, Repeated
 from edge.types import AudioChunk, Float32, Frame
 
@@ -337,3 +344,114 @@ def test_what_is_lost_is_counted_over_all_repetitions(tmp_path: Path) -> None:
             again.close()
     assert ids == list(range(8))
     assert again.n_lost == 2
+
+
+LACKS = {
+    "cannot be opened": OSError(errno.EMFILE, "Too many open files"),
+    "is said to be no file": MediaError("a.avi", "is not a media file (Try again)", "give one"),
+    "has no memory": MemoryError(),
+}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, rounds: Collection[int], error: Exception) -> None:
+    """In these rounds a file cannot be opened."""
+    opened, n_rounds = media._opened, iter(range(100))
+
+    def may_fail(file: media.Source) -> InputContainer:
+        if next(n_rounds) in rounds:
+            raise error
+        return opened(file)
+
+    monkeypatch.setattr(media, "_opened", may_fail)
+
+
+@pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.parametrize("heard", [False, True])
+def test_what_cannot_be_opened_for_a_moment_is_tried_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lack: str,
+    heard: bool,
+) -> None:
+    path = write_video(tmp_path / "a.avi", shades(5), range(0, 500, 100), "yuvj420p", "mjpeg")
+    if heard:
+        path = write_wav(tmp_path / "a.wav", tone(8000, 16_000))
+    caplog.set_level(logging.INFO)
+    clock, paused_s = VirtualClock(), []
+    again = Repeated(Recording.open(path), clock, START_NS, 1000)
+
+    def wait(seconds: float) -> None:
+        paused_s.append(seconds)
+        clock.sleep_until(clock.now_ns() + round(seconds * NS_PER_S))
+
+    monkeypatch.setattr(again._closed, "wait", wait)
+    failing(monkeypatch, {1, 2, 4}, LACKS[lack])
+    found: list[Frame | AudioChunk] = []
+    for one in again.chunks() if heard else again.frames():
+        found.append(one)
+        if len(found) == 15:
+            again.close()
+    assert len(found) == 15
+    assert paused_s == [0.25, 0.5, 0.25]
+    in_ms = [(one.capture_ns - START_NS) / NS_PER_MS for one in found]
+    begins_ms = (0, 1250, 2000) if heard else (0, 1150, 1800)  # a frame is given as it begins
+    assert in_ms == [at + k for at in begins_ms for k in range(0, 500, 100)]
+    if not heard:
+        assert [one.frame_id for one in found if isinstance(one, Frame)] == list(range(15))
+    events = re.findall("event=([a-z]+)", caplog.text)
+    assert events == ["lost", "back", "lost", "back"]
+
+
+def test_the_pauses_grow_up_to_a_bound_and_closing_ends_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = Repeated(
+        Recording.open(write_wav(tmp_path / "a.wav", tone(800, 16_000))), VirtualClock(), START_NS
+    )
+    paused_s: list[float] = []
+
+    def wait(seconds: float) -> None:
+        paused_s.append(seconds)
+        if len(paused_s) == 7:
+            again.close()
+
+    monkeypatch.setattr(again._closed, "wait", wait)
+    failing(monkeypatch, range(100), LACKS["cannot be opened"])
+    assert list(again.chunks()) == []
+    assert paused_s == [0.25, 0.5, 1, 2, 4, 4, 4]
+
+
+def test_a_file_that_gives_nothing_any_more_is_not_asked_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_wav(tmp_path / "a.wav", tone(800, 16_000))
+    again, paused_s = Repeated(Recording.open(path), VirtualClock(), START_NS), []
+    monkeypatch.setattr(media, "mono_blocks", lambda *_: iter([]))
+
+    def wait(seconds: float) -> None:
+        paused_s.append(seconds)
+        again.close()
+
+    monkeypatch.setattr(again._closed, "wait", wait)
+    assert list(again.chunks()) == []
+    assert paused_s == [0.25]
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_closing_ends_a_round_that_just_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: bool
+) -> None:
+    path = write_video(tmp_path / "a.avi", shades(5), range(0, 500, 100), "yuvj420p", "mjpeg")
+    if heard:
+        path = write_wav(tmp_path / "a.wav", tone(8000, 16_000))
+    again = Repeated(Recording.open(path), VirtualClock(), START_NS)
+    name = "sound" if heard else "video"
+    begin = getattr(Recording, name)
+
+    def close_and_begin(*arguments: object) -> RecordedVideo | RecordedSound | None:
+        again.close()
+        return begin(*arguments)
+
+    monkeypatch.setattr(Recording, name, close_and_begin)
+    assert list(again.chunks() if heard else again.frames()) == []
