@@ -247,7 +247,7 @@ def test_where_no_process_can_begin_nothing_stays_open(monkeypatch: pytest.Monke
     monkeypatch.setattr(decoder.subprocess, "Popen", fails)
     process = Decoder()
     n_open = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(BlockingIOError):
+    with pytest.raises(CapacityError, match="can have no decoder"):
         process(Job("picture"), PNG)
     assert len(os.listdir("/proc/self/fd")) == n_open
     process.close()
