@@ -21,7 +21,8 @@ def _memory(total_kb: int, available_kb: int) -> Files:
     return {"proc/meminfo": text}
 
 
-def _zone(n: int, kind: str, now_mc: int, passive_mc: int) -> Files:
+def zone(n: int, kind: str, now_mc: int, passive_mc: int) -> Files:
+    """A zone's files; its passive trip point is its second."""
     folder = f"sys/class/thermal/thermal_zone{n}"
     return {
         f"{folder}/type": f"{kind}\n",
@@ -84,9 +85,9 @@ AGX_ORIN: Files = {
         "R39 (release), REVISION: 2.0",
     ),
     **_memory(64_337_000, 58_100_000),
-    **_zone(0, "cpu-thermal", 51_000, 99_000),
-    **_zone(1, "gpu-thermal", 48_500, 99_000),
-    **_zone(8, "tj-thermal", 51_000, 99_000),
+    **zone(0, "cpu-thermal", 51_000, 99_000),
+    **zone(1, "gpu-thermal", 48_500, 99_000),
+    **zone(8, "tj-thermal", 51_000, 99_000),
     **_rails(
         1, ("VDD_GPU_SOC", 19_112, 240), ("VDD_CPU_CV", 19_120, 80), ("VIN_SYS_5V0", 5_024, 900)
     ),
@@ -101,8 +102,8 @@ ORIN_NX: Files = {
         "R36 (release), REVISION: 4.3",
     ),
     **_memory(15_655_000, 13_200_000),
-    **_zone(0, "cpu-thermal", 62_000, 99_000),
-    **_zone(1, "gpu-thermal", 61_000, 99_000),
+    **zone(0, "cpu-thermal", 62_000, 99_000),
+    **zone(1, "gpu-thermal", 61_000, 99_000),
     **_rails(
         1, ("VDD_IN", 5_000, 3_400), ("VDD_CPU_GPU_CV", 5_000, 1_500), ("VDD_SOC", 5_000, 700)
     ),
@@ -116,9 +117,9 @@ THOR: Files = {
         "R38 (release), REVISION: 2.0",
     ),
     **_memory(128_800_000, 121_000_000),
-    **_zone(0, "cpu-thermal", 45_000, 99_000),
-    **_zone(1, "gpu-thermal", 44_000, 99_000),
-    **_zone(4, "tj-thermal", 46_000, 99_000),
+    **zone(0, "cpu-thermal", 45_000, 99_000),
+    **zone(1, "gpu-thermal", 44_000, 99_000),
+    **zone(4, "tj-thermal", 46_000, 99_000),
     **_rails(
         1, ("VDD_GPU", 19_000, 800), ("VDD_CPU_SOC_MSS", 19_000, 600), ("VIN_SYS_5V0", 5_000, 1_000)
     ),

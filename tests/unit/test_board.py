@@ -10,10 +10,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from boards import AGX_ORIN, ORIN_NX, PC, THOR, laid_out
+from boards import AGX_ORIN, ORIN_NX, PC, THOR, laid_out, zone
 
 from edge.cli import main
 from edge.session.budget import Budget, Load
+from edge.session.health import linux_health
 from jetson import doctor
 from jetson.board import HealthReader, rails_w, read_board
 
@@ -45,6 +46,17 @@ def test_boards(tmp_path, files, family, capability, jetpack, mode, power_w, max
 def test_the_hottest_zone_counts(tmp_path):
     health = HealthReader(laid_out(tmp_path, ORIN_NX))()
     assert (health.temperature_c, health.max_temperature_c) == (62.0, 99.0)
+
+
+@pytest.mark.parametrize(
+    ("cool", "near"), [((62_000, 99_000), (60_000, 70_000)), ((95_000, 120_000), (60_000, 80_000))]
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_of_zones_the_one_nearest_to_its_own_limit_counts(tmp_path, cool, near, is_first):
+    zones = (near, cool) if is_first else (cool, near)
+    files = zone(0, "cpu-thermal", *zones[0]) | zone(1, "skin-thermal", *zones[1])
+    health = linux_health(laid_out(tmp_path, PC | files))
+    assert (health.temperature_c, health.max_temperature_c) == (near[0] / 1000, near[1] / 1000)
 
 
 def test_a_lowered_clock_is_throttling_and_a_fan_is_not(tmp_path):
