@@ -18,8 +18,9 @@ from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
 from edge.model.tokenizer import Tokenizer
 from edge.senses.sound import BLOCK_NS, BLOCK_SAMPLES
-from edge.senses.turn_events import Button, Choose, Played, SpeechStarted
+from edge.senses.turn_events import Button, Choose, Ended, Played, SpeechStarted
 from edge.senses.turns import (
+    MAX_GAP_NS,
     MIN_SILENCE_BLOCKS,
     MIN_SPEECH_BLOCKS,
     SOFT_END_BLOCKS,
@@ -31,7 +32,7 @@ from edge.session.loop import LiveLoop
 from edge.session.perceive import Listener, Watcher
 from edge.session.record import RecordedClock, Recorder, read
 from edge.session.replay import replay
-from edge.session.sense import MAX_WISHES, audio_sense, video_sense
+from edge.session.sense import MAX_WISHES, Sense, audio_sense, video_sense
 from edge.session.triggers import Trigger
 from edge.session.turn import (
     Done,
@@ -43,7 +44,7 @@ from edge.session.turn import (
     TextDelta,
     Turn,
 )
-from edge.types import AudioChunk
+from edge.types import AudioChunk, Evidence
 
 pytest_plugins = ["media"]
 SPEECH, SILENCE = 0.9, 0.0
@@ -585,6 +586,35 @@ def test_a_loop_that_is_held_up_does_not_take_that_for_silence(robot):
     robot.hears(MIN_SILENCE_BLOCKS, SILENCE, work=False)
     drive(robot.loop)
     assert robot.kinds() == [SpeechStarted, SpeechStopped, Spoken, Done]
+
+
+def test_a_microphone_whose_clips_wait_is_given_another_gap(robot, monkeypatch):
+    robot = robot()
+    robot.hears(10, SPEECH)
+    conversation = robot.loop._conversation
+    with monkeypatch.context() as full:
+        full.setattr(Sense, "is_full", True)
+        robot.clock.sleep_until(robot.clock.now_ns() + MAX_GAP_NS + 1)
+        assert not conversation.end_if_silent()
+        assert conversation.wait_s() == pytest.approx(MAX_GAP_NS / NS_PER_S)
+    robot.clock.sleep_until(robot.clock.now_ns() + MAX_GAP_NS)
+    assert not conversation.end_if_silent()
+    robot.clock.sleep_until(robot.clock.now_ns() + 1)
+    assert conversation.end_if_silent()
+    assert robot.kinds()[:2] == [SpeechStarted, SpeechStopped]
+
+
+@pytest.mark.parametrize(("is_held", "channel"), [(True, "operator"), (False, "ambient")])
+def test_a_question_of_which_nothing_entered_is_asked_nowhere_and_by_somebody(
+    robot, is_held, channel
+):
+    robot = robot()
+    robot.loop._conversation.hear(robot.senses[0], [Ended(None, is_held)])
+    (spoken,) = (event for event in robot.events if isinstance(event, Spoken))
+    now_ns = robot.clock.now_ns()
+    assert spoken == Spoken(now_ns, Evidence("", now_ns, now_ns))
+    (turn,) = robot.loop._answers._open
+    assert turn.turn.question.channel == channel
 
 
 def test_a_held_button_keeps_the_turn_over_a_short_silence(robot):
