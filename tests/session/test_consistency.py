@@ -12,7 +12,7 @@ from test_pruning import folder, trained
 from test_triggers import scene_frames
 
 from edge.clock import NS_PER_S, VirtualClock
-from edge.errors import CapacityError
+from edge.errors import CapacityError, ProtocolError, TurnError
 from edge.model.constrain import grammar_of_choice
 from edge.model.prompt import ChatTemplate
 from edge.model.sampling import Sampling
@@ -167,6 +167,18 @@ def test_the_numbers_are_those_of_fresh_states(make):
         assert found == pytest.approx(math.exp(total / len(tokens)), abs=1e-3)
 
 
+def test_an_answer_that_its_format_decides_is_certain_to_every_state(make):
+    loop = make()
+    perceived(loop)
+    journal = Journal(loop)
+    journal.ask("asked", 6, consistency=True, grammar=grammar_of_choice(["7"]))
+    drive(loop)
+    found = journal.of("asked")[-1].consistency
+    assert journal.text("asked") == "7"
+    assert (found.seen, found.heard, found.nothing) == (1.0, 1.0, 1.0)
+    assert found.verdict == "neither"
+
+
 def test_the_answer_comes_first_and_the_live_state_stays_as_it_was(make):
     loop = make()
     perceived(loop)
@@ -231,16 +243,26 @@ def test_a_check_that_ends_early_leaves_a_complete_answer(make):
     assert [s.modality for s in loop._context.ledger].count("text") == 2
 
 
-def test_without_room_for_another_state_it_is_not_known(make, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        CapacityError("states", "all 4 are in use", "ask again later"),
+        ProtocolError("answer", "has no such format", "ask for another"),
+        TurnError("question", "cannot be answered", "report it"),
+        OSError("the device is gone"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_where_no_state_can_be_asked_it_is_not_known(make, monkeypatch, error):
     loop = make()
     perceived(loop)
     journal = Journal(loop)
     journal.ask("asked", 6, consistency=True)
 
-    def full(_):
-        raise CapacityError("states", "all 4 are in use", "ask again later")
+    def fail(*_):
+        raise error
 
-    monkeypatch.setattr(Slots, "of", lambda *_: full(None))
+    monkeypatch.setattr(Slots, "of", fail)
     drive(loop)
     done = journal.of("asked")[-1]
     assert isinstance(done, Done)
