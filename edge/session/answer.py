@@ -23,7 +23,7 @@ from edge.session.context import LiveContext
 from edge.session.freshness import FreshnessOf
 from edge.session.live_prompt import LivePrompt
 from edge.session.perceive import place_media
-from edge.session.question_prompt import QuestionPrompt
+from edge.session.question_prompt import QuestionPrompt, check_room
 from edge.session.slot import Perceived
 from edge.session.speech import Speech
 from edge.session.turn import (
@@ -193,16 +193,9 @@ class Answering:
     def _ask(self, context: LiveContext, attached: Attached) -> None:
         """Let the question wait to be put behind the context."""
         question, engine = self.turn.question, context.engine
-        n_room = engine.spec.decoder.max_tokens
         ids = self._ids(context.ends_with_media, attached)
         self._n_context, self._n_question = context.n_tokens + context.n_waiting, len(ids)
-        if self._n_context + len(ids) + question.max_tokens > n_room:
-            raise CapacityError(
-                "question",
-                f"of {len(ids)} tokens and an answer of up to {question.max_tokens} do not fit "
-                f"behind {self._n_context} tokens of live context into the model's {n_room}",
-                "ask for fewer max_tokens or lower context.max_tokens",
-            )
+        check_room(len(ids), self._n_context, engine.spec.decoder.max_tokens, question)
         asked = self._asked(engine, ids, attached)
         said = engine.embed(np.array(self._said, np.int32))
         self._waiting = np.concatenate([asked, said])

@@ -130,7 +130,7 @@ class LiveLoop:
         self._turns: deque[Turn] = deque()
         self._changed: deque[dict[str, Any]] = deque(maxlen=1)  # settings that no step has taken
         self._turns_lock = threading.RLock()
-        self._writer = PromptWriter(self._turns_lock, self._prompt_written)
+        self._writer = PromptWriter(self._turns_lock, decoder.max_tokens, self._prompt_written)
         self._runs = False
         self._counters: Counter[str] = Counter()
         stale_ns = int(config.perception.stale_s * NS_PER_S)

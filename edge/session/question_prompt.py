@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from edge.errors import CapacityError
 from edge.model.grammars import CHARGE
 from edge.model.outside import Outside
 from edge.session.live_prompt import LivePrompt, filled
@@ -31,19 +32,33 @@ class QuestionPrompt:
         self._ids: dict[tuple[bool, tuple[str, ...]], Int32] = {}
         self._problem: Exception | None = None
 
-    def prepare(self) -> None:
-        """Do what takes long, whatever the question will stand behind; `ids` raises what it did."""
-        n_media = sum(len(message.media) for message in self._question.messages)
+    def prepare(self, n_room: int) -> None:
+        """Do what takes long, whatever the question will stand behind; `ids` raises what it did.
+
+        Several may wait for their answers: what is not needed again is not kept, and nothing of one
+        that has more than `n_room` tokens.
+        """
+        nothing = ("",) * sum(len(message.media) for message in self._question.messages)
         try:
             for after_media in (False, True):
-                self.ids(after_media=after_media, attached=("",) * n_media)
+                check_room(
+                    len(self.ids(after_media=after_media, attached=nothing)),
+                    0,
+                    n_room,
+                    self._question,
+                )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this question's
             self._problem = error
+        if self._problem is not None or not nothing:
+            self._texts.clear()
+        if self._problem is not None or nothing:
+            self._ids.clear()
 
     def ids(self, *, after_media: bool, attached: tuple[str, ...] = ()) -> Int32:
         """As `LivePrompt.question`."""
-        if self._problem is not None:
-            raise self._problem
+        problem, self._problem = self._problem, None
+        if problem is not None:  # it ends the turn, and would keep all that it met
+            raise problem
         found = self._ids.get((after_media, attached))
         if found is None:
             if after_media not in self._texts:
@@ -53,6 +68,21 @@ class QuestionPrompt:
             outside, text = self._texts[after_media]
             found = self._ids[after_media, attached] = outside.encode(filled(text, attached))
         return found
+
+
+def check_room(n_tokens: int, n_context: int, n_room: int, question: Question) -> None:
+    """Refuse a question of so many tokens that does not fit with its answer behind the context.
+
+    Raises:
+        CapacityError: that is more than the model's `n_room`.
+    """
+    if n_context + n_tokens + question.max_tokens > n_room:
+        raise CapacityError(
+            "question",
+            f"of {n_tokens} tokens and an answer of up to {question.max_tokens} do not fit "
+            f"behind {n_context} tokens of live context into the model's {n_room}",
+            "ask for fewer max_tokens or lower context.max_tokens",
+        )
 
 
 def is_long(question: Question) -> bool:
@@ -77,15 +107,17 @@ def is_long(question: Question) -> bool:
 class PromptWriter:
     """Writes the prompts of turns, one after the other; whose user was served longest ago first."""
 
-    def __init__(self, lock: threading.RLock, written: Callable[[Turn], None]) -> None:
+    def __init__(self, lock: threading.RLock, n_room: int, written: Callable[[Turn], None]) -> None:
         """None waits, and `begin` has to be called before any is written.
 
         Args:
             lock: of the queue that turns come from and go to: none is in both, or in neither.
+            n_room: tokens that the model has room for.
             written: is given each turn afterwards, from the writer's thread, which holds the lock.
         """
         self._written: Callable[[Turn], None] | None = written
         """None when it has ended: a thread that still writes keeps nothing of the session."""
+        self._n_room = n_room
         self._waiting: list[tuple[Turn, Callable[[float], None] | None]] = []
         self._at_work: Turn | None = None
         self._taken: dict[str, int] = {}
@@ -139,7 +171,7 @@ class PromptWriter:
             self._at_work = turn
         began_s = time.thread_time()
         if turn.prompt is not None and not turn.cancelled.is_set():
-            turn.prompt.prepare()
+            turn.prompt.prepare(self._n_room)
         if charge is not None:
             charge(time.thread_time() - began_s)
         with self._some:

@@ -41,6 +41,9 @@ SAID = {
 }
 
 
+ROOM = 1 << 20
+
+
 def asked(messages, **more):
     return Question(tuple(messages), Sampling(), 2, **more)
 
@@ -52,7 +55,7 @@ def test_what_is_written_beside_the_loop_has_the_same_tokens(prompt, what, part,
     one = asked(SAID[what](part))
     assert is_long(one)
     prepared = QuestionPrompt(prompt, one)
-    prepared.prepare()
+    prepared.prepare(ROOM)
     ids = prepared.ids(after_media=after_media)
     assert ids.tolist() == prompt.question(one, after_media=after_media).tolist()
 
@@ -61,7 +64,7 @@ def test_what_is_written_beside_the_loop_has_the_same_tokens(prompt, what, part,
 def test_media_stand_where_they_stood(prompt, text):
     one = question([text] * N_TEXTS)
     prepared = QuestionPrompt(prompt, one)
-    prepared.prepare()
+    prepared.prepare(ROOM)
     ids = prepared.ids(after_media=True, attached=MEDIA)
     assert ids.tolist() == prompt.question(one, after_media=True, attached=MEDIA).tolist()
 
@@ -76,7 +79,7 @@ def test_a_long_text_has_the_tokens_of_a_short_one(prompt, monkeypatch):
 def test_what_was_written_is_not_written_again(prompt, monkeypatch):
     one = asked([Message("user", "a" * LONG, (Picture(bytes(48), 4, 4),))])
     prepared = QuestionPrompt(prompt, one)
-    prepared.prepare()
+    prepared.prepare(ROOM)
     monkeypatch.setattr(type(prompt), "text", None)
     encoded = []
     monkeypatch.setattr(
@@ -85,6 +88,30 @@ def test_what_was_written_is_not_written_again(prompt, monkeypatch):
     ids = prepared.ids(after_media=False, attached=MEDIA)
     assert prepared.ids(after_media=False, attached=MEDIA) is ids
     assert all(len(text) < LONG for text in encoded)
+
+
+def test_of_a_question_that_waits_only_its_tokens_are_kept(prompt):
+    one = QuestionPrompt(prompt, asked([Message("user", "a " * LONG)]))
+    one.prepare(ROOM)
+    assert one._texts == {}
+    assert all(attached == () for _, attached in one._ids)
+    one = QuestionPrompt(prompt, asked([Message("user", "a " * LONG, (Picture(bytes(48), 4, 4),))]))
+    one.prepare(ROOM)
+    assert one._ids == {}
+    assert set(one._texts) == {False, True}
+
+
+def test_what_has_no_room_in_the_model_is_refused_when_it_is_written_and_not_kept(prompt):
+    one = asked([Message("user", "a " * LONG)])
+    n_tokens = len(prompt.question(one, after_media=True))
+    fits = QuestionPrompt(prompt, one)
+    fits.prepare(n_tokens + one.max_tokens)
+    assert len(fits.ids(after_media=True)) == n_tokens
+    large = QuestionPrompt(prompt, one)
+    large.prepare(n_tokens + one.max_tokens - 1)
+    assert large._ids == large._texts == {}
+    with pytest.raises(CapacityError, match=f"of {n_tokens} tokens and an answer of up to 2"):
+        large.ids(after_media=True)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +142,7 @@ class Slow(QuestionPrompt):
     def __init__(self):
         self.may, self.begun = threading.Event(), threading.Event()
 
-    def prepare(self):
+    def prepare(self, n_room):
         self.begun.set()
         assert self.may.wait(TIMEOUT_S)
 
@@ -126,13 +153,13 @@ class Quick(QuestionPrompt):
     def __init__(self):
         pass
 
-    def prepare(self):
+    def prepare(self, n_room):
         pass
 
 
 def writing(put):
     """A writer that has begun."""
-    writer = PromptWriter(threading.RLock(), put)
+    writer = PromptWriter(threading.RLock(), ROOM, put)
     writer.begin()
     return writer
 
@@ -223,7 +250,7 @@ def test_what_is_handed_on_is_counted_once_and_always():
         found.append((len(writer), may_look))
         some.set()
 
-    writer = PromptWriter(lock, put)
+    writer = PromptWriter(lock, ROOM, put)
     writer.begin()
     writer.write(turn("a", None))
     assert some.wait(TIMEOUT_S)
@@ -263,7 +290,7 @@ def test_whoever_asks_is_charged(prompt):
 def test_others_are_answered_while_a_long_question_is_written(make, monkeypatch):
     may, begun = threading.Event(), threading.Event()
 
-    def prepare(self):
+    def prepare(self, n_room):
         begun.set()
         assert may.wait(TIMEOUT_S)
 
@@ -313,7 +340,7 @@ def refuse(*_, **__):
 def test_those_that_are_written_have_places_like_those_that_wait(make, monkeypatch):
     may, begun = threading.Event(), threading.Event()
 
-    def prepare(_):
+    def prepare(_, n_room):
         begun.set()
         assert may.wait(TIMEOUT_S)
 
