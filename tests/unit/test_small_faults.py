@@ -138,6 +138,26 @@ def test_lines_are_found_again_where_a_file_has_changed_since(tmp_path: Path, mo
     assert (then[1], then[3], then[4], then[5]) == (1, 2, 3, 4)
 
 
+@pytest.mark.parametrize("found_by", ["tests/a.py::1", "tests/e.py::1", None])
+def test_files_with_few_tests_go_last_and_none_is_left_out(monkeypatch, found_by: str | None):
+    n_tests = {"tests/a.py": 1, "tests/b.py": 3, "tests/c.py": 2, "tests/d.py": 2, "tests/e.py": 1}
+    tests = {f"{file}::{i}": 1.0 for file, n in n_tests.items() for i in range(1, n + 1)}
+    runs: list[list[str]] = []
+
+    def attempt(_worker, _fault, tried, _results):
+        runs.append(list(tried))
+        outcome = "killed" if found_by in tried else "survived"
+        return {"outcome": outcome, "by": found_by, "seconds": 2.0, "n_tests": len(tried)}
+
+    monkeypatch.setattr(mutants, "attempt", attempt)
+    result = mutants.in_stages(None, None, tests, None)
+    early = [name for name in tests if "/e.py" not in name]
+    assert runs == ([early] if found_by == "tests/a.py::1" else [early, ["tests/e.py::1"]])
+    assert result["outcome"] == ("killed" if found_by else "survived")
+    assert result["seconds"] == 2.0 * len(runs)
+    assert result["n_tests"] == sum(map(len, runs))
+
+
 def test_the_interval_is_wilsons():
     assert mutants.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert mutants.wilson(81, 100) == pytest.approx((0.7222, 0.8749), abs=1e-4)
